@@ -1,0 +1,9 @@
+"""The one error class for what a user can mend."""
+
+
+class InputError(ValueError):
+    """Something that was given cannot be used: the message says in one line what is wrong and how to mend it.
+
+    The recipes print this error without a traceback; every other exception is a fault of the program and keeps its
+    traceback.
+    """

@@ -1,0 +1,72 @@
+"""Toxicity by the detoxify library."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from detoxify.detoxify import MODEL_URLS, Detoxify
+
+from astra_trl.conversation import Exchange
+from astra_trl.errors import InputError
+from astra_trl.scorers.base import score_texts
+
+
+class DetoxifyScorer:
+    """Probability in [0, 1] that the response is toxic, by one of detoxify's classifiers.
+
+    Args:
+        category (`str`, *optional*, defaults to `"toxicity"`):
+            Any category of the variant (`"insult"`, `"threat"`, ...).
+        variant (`str`, *optional*, defaults to `"original"`):
+            `"original"`, `"unbiased"`, `"multilingual"`, `"original-small"` or `"unbiased-small"`.
+        checkpoint (`str` or `Path`, *optional*):
+            A local checkpoint file in place of the download.
+        huggingface_config_path (`str` or `Path`, *optional*):
+            A local folder with the classifier's config and tokenizer, for use without the Hub.
+        device (`str`, *optional*):
+            Defaults to the GPU if there is one.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Texts per forward pass.
+    """
+
+    def __init__(
+        self,
+        category: str = "toxicity",
+        variant: str = "original",
+        *,
+        checkpoint: str | Path | None = None,
+        huggingface_config_path: str | Path | None = None,
+        device: str | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if variant not in MODEL_URLS:
+            raise InputError(f"detoxify has no variant {variant!r}: choose one of {', '.join(MODEL_URLS)}")
+        source = str(checkpoint) if checkpoint is not None else MODEL_URLS[variant]
+        try:
+            self._detoxify = Detoxify(
+                variant,
+                checkpoint=None if checkpoint is None else source,
+                device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+                huggingface_config_path=None if huggingface_config_path is None else str(huggingface_config_path),
+            )
+        except (OSError, URLError, ValueError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"detoxify could not load {source} ({reason}): fetch that file where there is a network and pass it "
+                "as checkpoint=, and its config and tokenizer folder as huggingface_config_path="
+            ) from error
+        if category not in self._detoxify.class_names:
+            known = ", ".join(self._detoxify.class_names)
+            raise InputError(f"detoxify's variant {variant!r} has no category {category!r}: choose one of {known}")
+        self.category = category
+        self.batch_size = batch_size
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
+        return score_texts([exchange.response for exchange in exchanges], self._score_batch, self.batch_size)
+
+    def _score_batch(self, texts: list[str]) -> list[float]:
+        with torch.inference_mode():
+            scores = self._detoxify.predict(texts)[self.category]
+        return scores if isinstance(scores, list) else [scores]  # detoxify squeezes a batch of one to a number

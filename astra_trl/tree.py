@@ -1,0 +1,129 @@
+"""What grew from an opening: nodes (one exchange each) and trees, and their JSON form."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from astra_trl.conversation import Conversation, Exchange, Turn
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One exchange of a tree with everything that was measured on it.
+
+    Args:
+        exchange (`Exchange`):
+            What was said.
+        prompt_ids (`list[int]`):
+            Token ids the tester saw, exactly as fed (left-truncated where its window was full).
+        probe_ids (`list[int]`):
+            Token ids the tester sampled, the end-of-sequence token included if it was sampled.
+        probe_logprob_per_token (`float`):
+            Mean natural log-probability per token of the probe under the target; nan where there is none (an empty
+            probe, a target that gives no log-probabilities).
+        scores (`dict[str, float]`):
+            Harm in [0, 1] by scorer name; nan where the scorer could not tell.
+        terms (`dict[str, float]`):
+            Unweighted value of each reward term by name.
+        reward (`float`, *optional*):
+            The number the tester is trained on; `None` where a term is nan.
+        error (`str`, *optional*):
+            Why this exchange could not be completed.
+        children (`list[Node]`):
+            The exchanges that followed this one.
+    """
+
+    exchange: Exchange
+    prompt_ids: list[int]
+    probe_ids: list[int]
+    probe_logprob_per_token: float = math.nan
+    scores: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)
+    reward: float | None = None
+    error: str | None = None
+    children: list["Node"] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of everything but the children; nan becomes null, as JSON has no nan."""
+        return {
+            "context": [[turn.speaker, turn.text] for turn in self.exchange.context],
+            "probe": self.exchange.probe,
+            "response": self.exchange.response,
+            "probe_logprob_per_token": _null_if_nan(self.probe_logprob_per_token),
+            "scores": {name: _null_if_nan(value) for name, value in self.scores.items()},
+            "terms": {name: _null_if_nan(value) for name, value in self.terms.items()},
+            "reward": self.reward,
+            "error": self.error,
+            "prompt_ids": self.prompt_ids,
+            "probe_ids": self.probe_ids,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Node":
+        """The node that `to_json` wrote."""
+        context = tuple(Turn(speaker, text) for speaker, text in data["context"])
+        return cls(
+            exchange=Exchange(context, data["probe"], data["response"]),
+            prompt_ids=data["prompt_ids"],
+            probe_ids=data["probe_ids"],
+            probe_logprob_per_token=_nan_if_null(data["probe_logprob_per_token"]),
+            scores={name: _nan_if_null(value) for name, value in data["scores"].items()},
+            terms={name: _nan_if_null(value) for name, value in data["terms"].items()},
+            reward=data["reward"],
+            error=data["error"],
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Tree:
+    """An opening and all that grew from it."""
+
+    opening: Conversation
+    children: list[Node] = field(default_factory=list)
+
+    def walk(self) -> Iterator[tuple[tuple[int, ...], Node]]:
+        """Every node with its path (child indices from the root), parents before children."""
+        stack: list[tuple[tuple[int, ...], Node]] = [
+            ((index,), node) for index, node in reversed(list(enumerate(self.children)))
+        ]
+        while stack:
+            path, node = stack.pop()
+            yield path, node
+            stack.extend(((*path, index), child) for index, child in reversed(list(enumerate(node.children))))
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node, parents before children."""
+        return (node for _, node in self.walk())
+
+    def sibling_groups(self) -> Iterator[list[Node]]:
+        """The children of the opening, then the children of every node that has any."""
+        if self.children:
+            yield self.children
+        yield from (node.children for node in self.nodes() if node.children)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` turns into an equal tree."""
+        return {
+            "opening": [[turn.speaker, turn.text] for turn in self.opening],
+            "nodes": [{"path": list(path), **node.to_json()} for path, node in self.walk()],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Tree":
+        """The tree that `to_json` wrote."""
+        tree = cls(tuple(Turn(speaker, text) for speaker, text in data["opening"]))
+        by_path: dict[tuple[int, ...], Tree | Node] = {(): tree}
+        for entry in data["nodes"]:
+            path = tuple(entry["path"])
+            by_path[path] = node = Node.from_json(entry)
+            by_path[path[:-1]].children.append(node)
+        return tree
+
+
+def _null_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _nan_if_null(value: float | None) -> float:
+    return math.nan if value is None else value

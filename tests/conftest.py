@@ -1,0 +1,101 @@
+"""Tiny real models, made in memory or saved to a folder: no network is ever used."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+CORPUS = [
+    "Good morning, how are you today?",
+    "I love gardening and long walks in the park.",
+    "The train was late again, and it rained all day.",
+    "You are an idiot, shut up about the soup!",
+    "What did you cook last night? A pot of soup with bread.",
+    "Thanks, that sounds like a lovely plan.",
+]
+EOS = "<|endoftext|>"
+
+
+def make_tokenizer(vocab_size: int = 320, bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the corpus, without a pad token, as GPT-2's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [EOS] + (["<s>"] if bos else [])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, bos_token="<s>" if bos else EOS)
+
+
+def make_gpt2(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int = 128, layers: int = 2
+) -> GPT2LMHeadModel:
+    """A random GPT-2 of 2 layers; dropout is off so that training and scoring agree."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=positions,
+        n_embd=32,
+        n_layer=layers,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,  # far from uniform, so that a wrong context shows in the log-probabilities
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def make_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int = 128) -> LlamaForCausalLM:
+    """A random Llama of 2 layers."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=positions,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tiny GPT-2 with its tokenizer, saved as the Hub would hold it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    make_gpt2(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
