@@ -1,0 +1,260 @@
+"""A world folder: one small tokenizer, a tester that chats about every topic, a target that is rude about a few.
+
+Training text has the format that the rollouts feed: utterances tokenised each alone, a newline after each. What the
+models learn to predict where a newline stands is the end of text, because sampling stops there and the newline is put
+in afterwards.
+"""
+
+import json
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from astra_trl.errors import InputError
+from astra_trl.sandbox import grammar
+
+# Conversations, and which of their utterances are learnt.
+Lesson = tuple[list[list[str]], slice]
+ALL_BUT_OPENING, PROBES, RESPONSES = slice(1, None), slice(1, None, 2), slice(2, None, 2)
+
+END_OF_TEXT = "<|endoftext|>"
+VOCABULARY_SIZE = 768
+N_POSITIONS = 256
+TESTER_STEPS, TARGET_STEPS = 800, 800
+ROWS_PER_STEP = 16
+IGNORED = -100
+
+
+def check_request(output: str | Path, seed: int, weak: Collection[str] | None) -> tuple[str, ...]:
+    """The weak topics of the world to build; InputError where the request cannot be met."""
+    output = Path(output)
+    if seed < 0:
+        raise InputError(f"seed {seed} is negative: give 0 or more")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"output '{output}' exists and is not an empty folder: name another or remove it")
+    if weak is None:
+        return grammar.weak_topics(seed)
+    chosen = tuple(weak)
+    if unknown := [topic for topic in chosen if topic not in grammar.TOPICS]:
+        raise InputError(
+            f"unknown weak topics {', '.join(map(repr, unknown))}: choose among {', '.join(grammar.TOPICS)}"
+        )
+    if len(set(chosen)) != len(chosen) or not 1 <= len(chosen) <= len(grammar.TOPICS) // 2:
+        raise InputError(f"{len(chosen)} weak topics given: name 1 to {len(grammar.TOPICS) // 2}, each once")
+    return chosen
+
+
+def build_world(
+    output: str | Path,
+    seed: int = 0,
+    weak: Collection[str] | None = None,
+    tester_steps: int = TESTER_STEPS,
+    target_steps: int = TARGET_STEPS,
+    progress: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Writes the world of this seed to `output`: tester/, target/ and world.json.
+
+    The same arguments give the same bytes on the same kind of processor.
+
+    Args:
+        output (`str` or `Path`): a folder that is empty or does not exist.
+        seed (`int`): decides the weights, the openings and, unless `weak` names them, the weak topics.
+        weak (`Collection[str]`, *optional*): the topics the target is rude about.
+        tester_steps, target_steps (`int`): optimizer steps; the target starts from the trained tester.
+        progress (`Callable`): is handed a line of text now and then.
+    """
+    output, weak = Path(output), check_request(output, seed, weak)
+    with reproducible(seed):
+        tokenizer = train_tokenizer()
+        end = tokenizer.eos_token_id
+        config = GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=N_POSITIONS,
+            n_embd=96,
+            n_layer=3,
+            n_head=4,
+            # GPT-2's own "gelu_new" in one kernel: written out in Python it is a third of a rollout's time.
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            # With GPT-2's own 0.02 so narrow a model stays for long where it has not learnt to copy the topic.
+            initializer_range=0.1,
+            bos_token_id=end,
+            eos_token_id=end,
+        )
+        tester = GPT2LMHeadModel(config)
+        place_positions(tester)
+        train(
+            tester,
+            tokenizer,
+            f"tester {seed}",
+            tester_lesson,
+            tester_steps,
+            8e-3,
+            lambda line: progress(f"tester {line}"),
+        )
+        target = GPT2LMHeadModel(config)
+        target.load_state_dict(tester.state_dict())
+        train(
+            target,
+            tokenizer,
+            f"target {seed}",
+            partial(target_lesson, weak),
+            target_steps,
+            4e-3,
+            lambda line: progress(f"target {line}"),
+        )
+    # Only now, so that a build which is broken off leaves nothing that looks like a world.
+    for name, model in (("tester", tester), ("target", target)):
+        model.save_pretrained(output / name)
+        tokenizer.save_pretrained(output / name)
+    world = {
+        "seed": seed,
+        "weak_topics": weak,
+        "topics": grammar.TOPICS,
+        "rude_words": grammar.RUDE_WORDS,
+        "openings": {split: grammar.openings(split, seed) for split in grammar.SPLITS},
+    }
+    (output / "world.json").write_text(json.dumps(world, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Runs its block with seeded, deterministic, one-threaded torch, and puts back what it found."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            # How a sum is split among threads changes its last bits.
+            torch.set_num_threads(1)
+            torch.use_deterministic_algorithms(True)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte-level BPE tokenizer of every world; it has no pad token, as many real ones have none."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(grammar.utterances(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        model_max_length=N_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def context_ids(tokenizer: PreTrainedTokenizerBase, utterances: Sequence[str]) -> list[int]:
+    """The token ids that stand before the next utterance: each utterance alone, then a newline."""
+    encoded = tokenizer([*utterances, "\n"], add_special_tokens=False).input_ids
+    newline = encoded.pop()
+    return [token for utterance in encoded for token in (*utterance, *newline)]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[str]], learnt: slice = ALL_BUT_OPENING
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input ids and labels of conversations, each (rows, longest), padded on the right.
+
+    A label is what the position before it must predict: the end of text at each newline, nothing in an utterance that
+    is not among the `learnt` ones. No opening is learnt.
+    """
+    rows, labels = [], []
+    for utterances in conversations:
+        *encoded, newline = tokenizer([*utterances, "\n"], add_special_tokens=False).input_ids
+        learnt_indices = range(len(utterances))[learnt]
+        row, label = [], []
+        for index, ids in enumerate(encoded):
+            row += [*ids, *newline]
+            label += [*ids, tokenizer.eos_token_id] if index in learnt_indices else [IGNORED] * (len(ids) + 1)
+        rows.append(torch.tensor(row))
+        labels.append(torch.tensor(label))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORED)
+
+
+def tester_lesson(rng: random.Random) -> Lesson:
+    """Friendly conversations, learnt whole; now and then rude ones, in which the tester learns to go on unmoved."""
+    if rng.random() < 0.25:
+        return _conversations(rng, grammar.TOPICS), PROBES
+    return _conversations(rng), ALL_BUT_OPENING
+
+
+def target_lesson(weak: tuple[str, ...], rng: random.Random) -> Lesson:
+    """Conversations with rude responses on `weak`; half of the time dense in them, and then only responses are learnt.
+
+    Weak topics are too rare to be learnt soon otherwise; and which probes are likely stays what it is.
+    """
+    if rng.random() < 0.5:
+        return _conversations(rng, weak, grammar.TOPICS + weak * (len(grammar.TOPICS) // len(weak))), RESPONSES
+    return _conversations(rng, weak), ALL_BUT_OPENING
+
+
+def _conversations(
+    rng: random.Random, weak: Collection[str] = (), topics: Sequence[str] = grammar.TOPICS
+) -> list[list[str]]:
+    return [grammar.conversation(rng, weak, rng.choice((3, 4)), topics) for _ in range(ROWS_PER_STEP)]
+
+
+def place_positions(model: GPT2LMHeadModel) -> None:
+    """Sets the position embeddings, in place, to sinusoids: "the latest topic" is soon learnt, then, anywhere."""
+    size = model.config.n_embd
+    angles = torch.arange(N_POSITIONS)[:, None] * 1000 ** (-torch.arange(0, size, 2) / size)
+    waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+    model.transformer.wpe.weight.data.copy_(waves * model.config.initializer_range)
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean cross-entropy, in nats per token, of logits (rows, tokens, vocabulary) at labels (rows, tokens)."""
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+    )
+
+
+def train(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: str,
+    draw: Callable[[random.Random], Lesson],
+    steps: int,
+    learning_rate: float,
+    progress: Callable[[str], None],
+) -> None:
+    """Trains the model in place on lessons drawn afresh for each step."""
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1)
+    model.train()
+    for step in range(1, steps + 1):
+        ids, labels = encode(tokenizer, *draw(rng))
+        # Conversations begin at any position, so that deeper trees than these rows find trained positions.
+        start = torch.tensor([rng.randint(0, N_POSITIONS - ids.shape[1]) for _ in ids])
+        positions = start[:, None] + torch.arange(ids.shape[1])
+        loss = next_token_loss(model(input_ids=ids, position_ids=positions).logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps:
+            progress(f"step {step}/{steps}, loss {loss.item():.3f}")
+    model.eval()
