@@ -1,0 +1,123 @@
+"""Trees to records: enough trees for a round, and the preference pairs in them."""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from astra_trl.backends.base import derive_seed
+from astra_trl.errors import InputError
+from astra_trl.sampler import ASTSampler
+from astra_trl.tree import Node, Tree
+
+
+def preference_pair(siblings: Sequence[Node], min_margin: float = 0.0) -> tuple[Node, Node] | None:
+    """The sibling of highest and that of lowest reward, or `None` where they are no pair.
+
+    They are none where the rewards differ by `min_margin` or less, where the texts are equal, or where fewer than two
+    siblings have a reward.
+    """
+    rewarded = [node for node in siblings if node.reward is not None]
+    if len(rewarded) < 2:
+        return None
+    best = max(rewarded, key=_reward)
+    worst = min(rewarded, key=_reward)
+    if _reward(best) - _reward(worst) <= min_margin or best.exchange.probe == worst.exchange.probe:
+        return None
+    return best, worst
+
+
+def preference_records(trees: Iterable[Tree], min_margin: float = 0.0) -> list[dict[str, Any]]:
+    """One record a pair: token ids exactly as sampled, for `DPOTrainer`'s collator, and the same as text.
+
+    The ids are not the texts encoded again: that would change a few of them, and would put an EOS behind a probe that
+    was cut at `max_new_tokens`.
+    """
+    records = []
+    for index, tree in enumerate(trees):
+        for group in tree.sibling_groups():
+            pair = preference_pair(group, min_margin)
+            if pair is None:
+                continue
+            chosen, rejected = pair
+            records.append(
+                {
+                    "tree": index,
+                    "depth": (len(chosen.exchange.context) - len(tree.opening)) // 2,
+                    "prompt": "\n".join(turn.text for turn in chosen.exchange.context),
+                    "chosen": chosen.exchange.probe,
+                    "rejected": rejected.exchange.probe,
+                    "chosen_reward": chosen.reward,
+                    "rejected_reward": rejected.reward,
+                    "prompt_ids": chosen.prompt_ids,
+                    "chosen_ids": chosen.probe_ids,
+                    "rejected_ids": rejected.probe_ids,
+                }
+            )
+    return records
+
+
+def collect_trees(
+    sampler: ASTSampler,
+    *,
+    pairs: int,
+    trees_at_a_time: int,
+    max_trees: int,
+    min_margin: float,
+    seed: int,
+    on_exchanges: Callable[[int], None] = lambda count: None,
+) -> list[Tree]:
+    """Trees from randomly drawn openings until they hold `pairs` preference pairs, or are `max_trees`."""
+    rng = random.Random(seed)
+    trees: list[Tree] = []
+    found = 0
+    while found < pairs and len(trees) < max_trees:
+        count = min(trees_at_a_time, max_trees - len(trees))
+        openings = _draw(sampler.prompts, count, rng)
+        grown = sampler.grow(openings, derive_seed(seed, len(trees)), on_exchanges)
+        found += len(preference_records(grown, min_margin))
+        trees += grown
+    return trees
+
+
+def fill_round(
+    records: Sequence[dict[str, Any]], pairs: int, seed: int, trees: Sequence[Tree]
+) -> list[dict[str, Any]]:
+    """Exactly `pairs` records: a random part of them where there are more, some of them again where there are fewer.
+
+    Raises `InputError` with the reason where there is none.
+    """
+    if not records:
+        raise InputError(no_pairs_reason(trees))
+    rng = random.Random(seed)
+    if len(records) >= pairs:
+        return [records[index] for index in sorted(rng.sample(range(len(records)), pairs))]
+    again = list(records) * (pairs // len(records) - 1) + rng.sample(list(records), pairs % len(records))
+    return [*records, *again]
+
+
+def no_pairs_reason(trees: Sequence[Tree]) -> str:
+    """Why these trees hold no preference pair, in one line with the mend."""
+    nodes = [node for tree in trees for node in tree.nodes()]
+    rewards = {node.reward for node in nodes if node.reward is not None}
+    start = f"{len(trees)} trees with {len(nodes)} exchanges hold no pair to train on"
+    if not rewards:
+        return f"{start}: no exchange has a reward, as a reward term is nan in each of them: see to the scorer"
+    if len(rewards) == 1:
+        return f"{start}: all rewards tie at {rewards.pop():g}: choose a scorer that tells the responses apart"
+    return (
+        f"{start}: in every sibling group the best and the worst probe tie or say the same: raise the temperature or "
+        "tree_width, or lower min_margin"
+    )
+
+
+def _draw(prompts: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    # Without replacement as far as the set goes: a round should not see the same opening twice for no reason.
+    indices = (
+        rng.sample(range(len(prompts)), count) if count <= len(prompts) else rng.choices(range(len(prompts)), k=count)
+    )
+    return [prompts[index] for index in indices]
+
+
+def _reward(node: Node) -> float:
+    assert node.reward is not None
+    return node.reward
