@@ -1,0 +1,70 @@
+"""astra_trl: trains an LLM tester to find, in conversation, what makes a target LLM misbehave. Built on TRL."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from astra_trl.conversation import Conversation, Exchange, Turn
+from astra_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from astra_trl.backends.base import SamplingParams
+    from astra_trl.backends.hf import HFBackend
+    from astra_trl.evaluation import evaluate
+    from astra_trl.prompts.base import load_prompts
+    from astra_trl.rewards.base import Reward
+    from astra_trl.sampler import ASTSampler
+    from astra_trl.scorers.detoxify import DetoxifyScorer
+    from astra_trl.scorers.keyword import KeywordScorer
+    from astra_trl.systems.astprompter import ASTPrompterSystem, HFASTSystem
+    from astra_trl.systems.base import System
+    from astra_trl.trainers.dpo import ASTDPOConfig, ASTDPOTrainer
+    from astra_trl.tree import Node, Tree
+
+__version__ = "0.1.0"
+
+# Loaded when first asked for: torch, transformers and trl take seconds to import.
+_PLACES = {
+    "ASTDPOConfig": "trainers.dpo",
+    "ASTDPOTrainer": "trainers.dpo",
+    "ASTPrompterSystem": "systems.astprompter",
+    "ASTSampler": "sampler",
+    "DetoxifyScorer": "scorers.detoxify",
+    "HFASTSystem": "systems.astprompter",
+    "HFBackend": "backends.hf",
+    "KeywordScorer": "scorers.keyword",
+    "Node": "tree",
+    "Reward": "rewards.base",
+    "SamplingParams": "backends.base",
+    "System": "systems.base",
+    "Tree": "tree",
+    "evaluate": "evaluation",
+    "load_prompts": "prompts.base",
+}
+
+__all__ = [
+    "ASTDPOConfig",
+    "ASTDPOTrainer",
+    "ASTPrompterSystem",
+    "ASTSampler",
+    "Conversation",
+    "DetoxifyScorer",
+    "Exchange",
+    "HFASTSystem",
+    "HFBackend",
+    "InputError",
+    "KeywordScorer",
+    "Node",
+    "Reward",
+    "SamplingParams",
+    "System",
+    "Tree",
+    "Turn",
+    "evaluate",
+    "load_prompts",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

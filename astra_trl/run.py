@@ -1,0 +1,264 @@
+"""One whole run, as every recipe does it: arguments, system, figures before, training, figures after, summary.
+
+A recipe gives nothing but its defaults: `main({...})`.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from astra_trl.backends.base import SamplingParams
+from astra_trl.backends.hf import HFBackend
+from astra_trl.errors import InputError
+from astra_trl.evaluation import Evaluation, comparison_table, evaluate, transcript
+from astra_trl.prompts.base import NAMED, load_prompts
+from astra_trl.run_folder import RunFolder
+from astra_trl.sampler import ASTSampler
+from astra_trl.sandbox import World, load_world
+from astra_trl.scorers import KeywordScorer, Scorer
+from astra_trl.systems.astprompter import HFASTSystem
+from astra_trl.trainers.dpo import ASTDPOConfig, ASTDPOTrainer
+
+
+@dataclass
+class RunArguments:
+    """What a run tests and how it grows trees; the trainer's and the models' own settings are TRL's."""
+
+    tester: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the model to train. Default: --model_name_or_path."}
+    )
+    target: str | None = field(default=None, metadata={"help": "Hub id or folder of the model under test."})
+    baseline: str | None = field(
+        default=None, metadata={"help": "Frozen reference of the tester. Default: the tester before training."}
+    )
+    world: str | None = field(
+        default=None,
+        metadata={"help": "A sandbox world's folder, or 'embedded': gives tester, target, prompts and scorer."},
+    )
+    prompts: str | None = field(
+        default=None, metadata={"help": "Openings: a named set, a local file or a Hub dataset id."}
+    )
+    prompts_column: str | None = field(default=None, metadata={"help": "Column of the prompts that holds openings."})
+    eval_prompts: str | None = field(
+        default=None,
+        metadata={"help": "Held-out openings. Default: the test split of a named set, else a part of the prompts."},
+    )
+    eval_openings: int = field(default=100, metadata={"help": "Held-out openings to measure before and after on."})
+    scorer: str = field(
+        default="detoxify", metadata={"help": "What measures harm.", "choices": ["detoxify", "keyword"]}
+    )
+    keywords: list[str] | None = field(default=None, metadata={"help": "Words of the keyword scorer."})
+    detoxify_variant: str = field(default="original", metadata={"help": "Detoxify's classifier."})
+    detoxify_checkpoint: str | None = field(default=None, metadata={"help": "A local detoxify checkpoint file."})
+    detoxify_config_path: str | None = field(
+        default=None, metadata={"help": "Folder with the config and tokenizer of a local detoxify checkpoint."}
+    )
+    tree_width: int = field(default=2, metadata={"help": "Probes per node."})
+    tree_depth: int = field(default=3, metadata={"help": "Turns."})
+    probe_and_response_weight: float = field(default=0.5, metadata={"help": "Reward weight of probe + response harm."})
+    likelihood_weight: float = field(default=0.1, metadata={"help": "Reward weight of the probe's likelihood."})
+    max_new_tokens: int = field(default=24, metadata={"help": "Longest utterance in tokens."})
+    min_new_tokens: int = field(default=2, metadata={"help": "Shortest utterance in tokens."})
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of both sides; 0 is greedy."})
+    top_p: float = field(default=0.7, metadata={"help": "Nucleus of both sides."})
+    top_k: int = field(default=0, metadata={"help": "Tokens sampled from; 0 is all."})
+    repetition_penalty: float = field(default=1.1, metadata={"help": "Repetition penalty of both sides."})
+    max_rows: int = field(default=128, metadata={"help": "Conversations that pass through a model at a time."})
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message} (--help lists every flag)")  # argparse prints all of a page's flags instead
+
+
+def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
+    """Runs with `defaults` under the user's YAML file and flags; prints one line and exits with 1 on bad input."""
+    try:
+        run(*parse(defaults, sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def parse(defaults: Mapping[str, Any], argv: Sequence[str]) -> tuple[RunArguments, ASTDPOConfig, ModelConfig]:
+    """Arguments from flags, over those from `--config file.yaml`, over `defaults`."""
+    parser = _Parser([RunArguments, ASTDPOConfig, ModelConfig])
+    unknown = parser.set_defaults_with_config(**defaults)
+    assert not unknown, unknown
+    try:
+        return parser.parse_args_and_config(list(argv))
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def run(args: RunArguments, training_args: ASTDPOConfig, model_args: ModelConfig) -> dict[str, Any]:
+    """Trains a tester and returns the summary that it also prints and writes."""
+    started = time.perf_counter()
+    transformers_logging.disable_progress_bar()  # of loading and saving; collecting and training have their own
+    folder = RunFolder(training_args.output_dir)
+    resume = _resume_from(training_args)
+    if not resume:
+        folder.refuse_if_used()
+    PartialState().wait_for_everyone()
+
+    world = load_world(None if args.world == "embedded" else args.world) if args.world else None
+    openings, held_out = _openings(args, world, training_args.seed)
+    sampler = ASTSampler(_system(args, training_args, model_args, world), openings, args.tree_width, args.tree_depth)
+    trainer = ASTDPOTrainer(sampler, training_args, peft_config=get_peft_config(model_args))
+    main_process = trainer.is_world_process_zero()
+    if main_process:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        settings = {**asdict(args), **asdict(model_args), **training_args.to_dict()}
+        settings = {key: value for key, value in settings.items() if not key.endswith("_token")}  # secrets, masked
+        folder.config.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def measure(when: str) -> Evaluation:
+        total = len(held_out) * args.tree_depth
+        hidden = training_args.disable_tqdm or not main_process
+        with tqdm(total=total, desc=f"{when} training", unit=" exchanges", leave=False, disable=hidden) as bar:
+            return evaluate(sampler, held_out, training_args.seed, bar.update)
+
+    before = measure("before")
+    trainer.train(resume_from_checkpoint=resume)
+    after = measure("after")
+    trainer.save_model()
+
+    summary = {
+        **{f"{key}_before": value for key, value in before.figures.items()},
+        **{f"{key}_after": value for key, value in after.figures.items()},
+        "rounds": round(trainer.state.epoch or 0),
+        "steps": trainer.state.global_step,
+        "seed": training_args.seed,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    if world is not None:
+        found = world.topics_found(node.exchange for tree in after.trees for node in tree.nodes())
+        summary["topics_found"] = len(found)
+        summary["topics"] = sorted(found)
+    if main_process:
+        _report(before, after, folder, summary)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    if main_process:
+        print(json.dumps(summary))
+    return summary
+
+
+def _resume_from(training_args: ASTDPOConfig) -> str | bool | None:
+    resume = training_args.resume_from_checkpoint
+    if resume is not None and resume.lower() in ("true", "false"):
+        return resume.lower() == "true"
+    if resume is not None and not os.path.isdir(resume):
+        raise InputError(
+            f"resume_from_checkpoint {resume!r} is no folder: give a checkpoint's, or 'true' for the last one"
+        )
+    return resume
+
+
+def _openings(args: RunArguments, world: World | None, seed: int) -> tuple[list[str], list[str]]:
+    # Openings to train on and held-out ones, with none in both.
+    if args.eval_openings < 1:
+        raise InputError(f"eval_openings must be at least 1, got {args.eval_openings}")
+    if world is not None and args.prompts is None:
+        return world.openings("train"), world.openings("test")[: args.eval_openings]
+    if args.prompts is None:
+        raise InputError(f"no prompts: give --prompts with one of {', '.join(NAMED)}, a file or a Hub dataset id")
+    openings = load_prompts(args.prompts, column=args.prompts_column)
+    if args.eval_prompts is not None or args.prompts in NAMED:
+        split = "test" if args.eval_prompts is None or args.eval_prompts in NAMED else "train"
+        held_out = load_prompts(args.eval_prompts or args.prompts, split, limit=args.eval_openings, seed=seed)
+        return [opening for opening in openings if opening not in set(held_out)], held_out
+    count = min(args.eval_openings, len(openings) // 5)
+    if count < 1:
+        raise InputError(f"{args.prompts!r} has too few openings to hold some out: give --eval_prompts")
+    chosen = set(random.Random(seed).sample(range(len(openings)), count))
+    return (
+        [opening for index, opening in enumerate(openings) if index not in chosen],
+        [opening for index, opening in enumerate(openings) if index in chosen],
+    )
+
+
+def _system(
+    args: RunArguments, training_args: ASTDPOConfig, model_args: ModelConfig, world: World | None
+) -> HFASTSystem:
+    tester = args.tester or model_args.model_name_or_path or (world.tester if world else None)
+    target = args.target or (world.target if world else None)
+    if tester is None or target is None:
+        raise InputError(f"no {'target' if tester else 'tester'}: give a Hub id or folder with --tester and --target")
+    if model_args.model_revision != "main" and {target, args.baseline or tester} != {tester}:
+        raise InputError(
+            "--model_revision would hold for all models, and they differ: download that revision's folder"
+        )
+    sampling = SamplingParams(
+        max_new_tokens=args.max_new_tokens,
+        min_new_tokens=args.min_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        repetition_penalty=args.repetition_penalty,
+    )
+    model_init_kwargs = {
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "quantization_config": get_quantization_config(model_args),
+        **(training_args.model_init_kwargs or {}),
+    }
+    training_args.model_init_kwargs = None  # used up here: TRL gets a loaded model and would warn of them
+    model_init_kwargs = {key: value for key, value in model_init_kwargs.items() if value is not None}
+    scorer = _scorer(args, world)
+    tester_model: str | HFBackend = tester
+    target_model: str | HFBackend = target
+    fields: dict[str, Any] = {"sampling": sampling, "max_length": training_args.max_length, "max_rows": args.max_rows}
+    if model_args.use_peft and target == tester:
+        # One copy of the weights: with the adapter off, the tester is its own target and baseline.
+        tester_model = HFBackend.from_pretrained(tester, role="tester", model_init_kwargs=model_init_kwargs, **fields)
+        target_model = tester_model
+    return HFASTSystem(
+        tester_model,
+        target_model,
+        args.baseline,
+        scorer,
+        model_init_kwargs=model_init_kwargs,
+        probe_and_response_weight=args.probe_and_response_weight,
+        likelihood_weight=args.likelihood_weight,
+        **fields,
+    )
+
+
+def _scorer(args: RunArguments, world: World | None) -> Scorer:
+    if world is not None:
+        return KeywordScorer(world.rude_words)
+    if args.scorer == "keyword":
+        return KeywordScorer(args.keywords or [])
+    from astra_trl.scorers.detoxify import DetoxifyScorer
+
+    return DetoxifyScorer(
+        variant=args.detoxify_variant,
+        checkpoint=args.detoxify_checkpoint,
+        huggingface_config_path=args.detoxify_config_path,
+        device=str(PartialState().device),
+    )
+
+
+def _report(before: Evaluation, after: Evaluation, folder: RunFolder, summary: dict[str, Any]) -> None:
+    # The same openings before and after, the first three of them: not the best ones.
+    for when, evaluation in (("before", before), ("after", after)):
+        print(f"\n--- three conversations {when} training ---")
+        print("\n\n".join(transcript(tree, evaluation.harm) for tree in evaluation.trees[:3]))
+    print("\n" + comparison_table(before, after))
+    if "topics" in summary:
+        print(f"weak topics found: {', '.join(summary['topics']) or 'none'}")
+    print(f"\nthe tester, every exchange and the settings are in {folder.path}")
+    folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,105 @@
+"""DPO, IPO and every other pairwise loss of TRL's DPOTrainer, on fresh trees each round."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from astra_trl.errors import InputError
+from astra_trl.sampler import ASTSampler
+from astra_trl.trainers.rounds import RoundsConfig, RoundsMixin, reference_model, trainable_tester
+
+
+@dataclass
+class ASTDPOConfig(RoundsConfig, DPOConfig):
+    """TRL's `DPOConfig` with what a round is.
+
+    > These parameters have default values different from [`~trl.DPOConfig`]: `learning_rate` 1e-5,
+    > `per_device_train_batch_size` 4, `num_train_epochs` 1000, `lr_scheduler_type` `"constant"`, `max_length` `None`
+    > (the system keeps conversations within the tester's window).
+
+    `loss_type="ipo"` divides log-ratios by the completion's length, where ASTPrompter sums them: its beta of 0.01 over
+    about 24 tokens is about 0.24 here.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs per device and forward pass."})
+    lr_scheduler_type: str = field(
+        default="constant", metadata={"help": "The learning rate schedule over all rounds."}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest context plus probe in tokens; the system must have been given the same max_length."
+        },
+    )
+
+
+class ASTDPOTrainer(RoundsMixin, DPOTrainer):
+    """Trains the tester of a system on the best against the worst sibling of fresh trees, round by round.
+
+    Args:
+        sampler (`ASTSampler`):
+            System and prompts, tree width and depth.
+        args (`ASTDPOConfig`, *optional*):
+            Defaults to `ASTDPOConfig("tester")`.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            Defaults to the tokenizer of the system's tester.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            As in TRL.
+        optimizers (`tuple`, *optional*):
+            Optimizer and schedule, as in TRL.
+        peft_config (`PeftConfig`, *optional*):
+            Trains an adapter; baseline (and target, where it is the same loaded model) is the tester with it off.
+    """
+
+    _tag_names = ["trl", "astra-trl", "dpo"]
+
+    def __init__(
+        self,
+        sampler: ASTSampler,
+        args: ASTDPOConfig | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        args = args or ASTDPOConfig("tester")
+        tester = trainable_tester(sampler.system)
+        _check(sampler, args, tester.window)
+        super().__init__(
+            model=tester.model,
+            ref_model=reference_model(sampler.system, peft=peft_config is not None),
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": [sampler.prompts[0]]}),
+            processing_class=processing_class or tester.tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        self.start_rounds(sampler)
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        # TRL would tokenise text here; our records come as the token ids that were sampled.
+        return dataset
+
+
+def _check(sampler: ASTSampler, args: ASTDPOConfig, window: int | None) -> None:
+    if sampler.tree_width < 2:
+        raise InputError("DPO compares siblings, and tree_width=1 gives none: set tree_width to 2 or more")
+    if args.precompute_ref_log_probs:
+        raise InputError(
+            "precompute_ref_log_probs needs all pairs beforehand, and rounds collect theirs: switch it off"
+        )
+    if args.dataloader_persistent_workers:
+        raise InputError("dataloader_persistent_workers would keep serving the first round's pairs: switch it off")
+    if args.max_length is not None and (window is None or window > args.max_length):
+        raise InputError(
+            f"max_length={args.max_length} would cut probes off contexts of up to {window or 'any number of'} tokens: "
+            f"build the system with max_length={args.max_length} too, which drops a context's oldest tokens instead"
+        )

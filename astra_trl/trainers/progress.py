@@ -1,0 +1,47 @@
+"""What the terminal shows while a trainer runs: a line a round, a bar while collecting, a bar while training."""
+
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import ProgressCallback
+
+HEADER = f"{'round':>9}{'harmful':>10}{'reward':>10}{'logp/token':>12}{'pairs':>12}{'collecting':>13}{'training':>11}"
+
+
+class RoundProgressCallback(ProgressCallback):
+    """transformers' progress bar with the loss beside it, and a table with a line a round.
+
+    Stands in for `ProgressCallback`, which prints every log entry as a dictionary; those go to `report_to` as ever.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.write(HEADER)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        if "round" in logs:
+            self.training_bar.write(round_line(logs, state.num_train_epochs))
+
+
+def round_line(logs: dict[str, Any], rounds: int) -> str:
+    """One round's figures under `HEADER`: pairs kept of groups grown, and seconds, among them."""
+
+    def cell(key: str, spec: str) -> str:
+        value = logs.get(f"round/{key}")
+        return "-" if value is None else format(value, spec)
+
+    return (
+        f"{logs['round']:>4}/{rounds:<4}{cell('harmful_share', '.1%'):>10}{cell('reward', '.3f'):>10}"
+        f"{cell('probe_logprob_per_token', '.2f'):>12}{cell('pairs', 'd') + '/' + cell('groups', 'd'):>12}"
+        f"{cell('collect_seconds', '.1f') + ' s':>13}{cell('train_seconds', '.1f') + ' s':>11}"
+    )
+
+
+def collecting_bar(number: int, hidden: bool) -> Any:
+    """A bar that counts the exchanges of a round while it is collected."""
+    return tqdm(desc=f"round {number}: collecting", unit=" exchanges", leave=False, disable=hidden, dynamic_ncols=True)

@@ -1,0 +1,30 @@
+"""GPT-2 against GPT-2 with ASTPrompter's own figures (huggingface.co/papers/2407.09447): online IPO, Reddit openings.
+
+`accelerate launch recipes/dpo_gpt2.py`
+"""
+
+from astra_trl.run import main
+
+DEFAULTS = {
+    "tester": "openai-community/gpt2",
+    "target": "openai-community/gpt2",
+    "prompts": "convokit-reddit",
+    "scorer": "detoxify",
+    "output_dir": "runs/dpo_gpt2",
+    "tree_width": 2,
+    "tree_depth": 3,
+    "num_train_epochs": 50,  # rounds
+    "trees_per_round": 74,  # 512 pairs and a few
+    "pairs_per_round": 512,
+    "loss_type": ["ipo"],
+    "beta": 0.24,  # the paper's 0.01 on summed log-ratios; TRL divides them by the about 24 tokens of a probe
+    "learning_rate": 5e-7,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 150,
+    "max_grad_norm": 10.0,
+    "per_device_train_batch_size": 8,
+    "gradient_checkpointing": False,
+}
+
+if __name__ == "__main__":
+    main(DEFAULTS)

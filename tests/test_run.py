@@ -1,0 +1,160 @@
+"""The recipes from the outside: one line for bad input, and what a whole run prints and writes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from astra_trl.run import main, parse
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+FLAGS = ["--num_train_epochs", "2", "--pairs_per_round", "8", "--tree_width", "2", "--tree_depth", "2"]
+FLAGS += ["--eval_openings", "4", "--learning_rate", "1e-3", "--gradient_checkpointing", "false"]
+FLAGS += ["--dataloader_pin_memory", "false", "--save_strategy", "no", "--max_new_tokens", "8"]
+
+
+def recipe_defaults(name: str) -> dict:
+    namespace: dict = {"__name__": name}
+    exec((RECIPES / f"{name}.py").read_text(encoding="utf-8"), namespace)
+    return namespace["DEFAULTS"]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(f"Good morning {i}, what did you cook last night?" for i in range(30)))
+    return str(file)
+
+
+@pytest.fixture
+def arguments(gpt2_folder, prompts, tmp_path):
+    roles = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
+    words = ["--scorer", "keyword", "--keywords", "the", "a", "e"]
+    return [*roles, *words, "--output_dir", str(tmp_path / "run"), *FLAGS]
+
+
+@pytest.mark.parametrize("name", ["dpo_sandbox", "dpo_gpt2", "dpo_llama3"])
+def test_every_recipe_holds_only_flags_that_exist(name):
+    args, training_args, _ = parse(recipe_defaults(name), [])
+    assert training_args.output_dir == f"runs/{name}"
+    assert args.tree_width >= 2
+
+
+def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("beta: 0.5\ntree_depth: 5\n")
+    args, training_args, _ = parse(
+        {"beta": 0.3, "tree_depth": 4, "tree_width": 6}, ["--config", str(config), "--tree_depth", "2"]
+    )
+    assert (training_args.beta, args.tree_depth, args.tree_width) == (0.5, 2, 6)
+
+
+def test_a_whole_run(arguments, tmp_path, capsys):
+    main({}, arguments)
+    out = capsys.readouterr().out
+    summary = json.loads(out.splitlines()[-1])
+    folder = tmp_path / "run"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    for key in ("harmful_share", "reward", "probe_logprob_per_token"):
+        assert {f"{key}_before", f"{key}_after"} <= set(summary)
+    assert len(summary["harmful_share_by_turn_after"]) == 2
+    assert (summary["rounds"], summary["steps"]) == (2, 4)
+    assert summary["seconds"] > 0
+    assert (folder / "model.safetensors").exists()
+    assert (folder / "exchanges.jsonl").exists()
+    shown = out.splitlines()[:-1]
+    assert max(map(len, shown)) <= 80 + len(str(folder))
+    assert sum(line.startswith(" opening: ") for line in shown) == 6  # three before and three after
+    assert any("turn 2" in line for line in shown)
+
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["tree_width"] == 2
+    again = parse({}, ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "again")])
+    assert (again[1].learning_rate, again[0].keywords) == (1e-3, ["the", "a", "e"])
+
+
+def test_peft_run_saves_an_adapter_that_loads(arguments, tmp_path, capsys):
+    lora = ["--use_peft", "true", "--lora_target_modules", "c_attn", "c_proj", "--lora_r", "4"]
+    main({}, [*arguments, *lora])
+    from transformers import AutoModelForCausalLM
+
+    assert (tmp_path / "run" / "adapter_config.json").exists()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+
+
+def changed(arguments: list[str], **flags: str) -> list[str]:
+    return [*arguments, *(part for name, value in flags.items() for part in (f"--{name}", value))]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tester": "no/such-tester"}, "tester 'no/such-tester' could not be loaded"),
+        ({"prompts": "missing.txt"}, "missing.txt"),
+        ({"prompts": "EMPTY"}, "EMPTY"),
+        ({"tree_width": "1"}, "tree_width=1 gives none"),
+        ({"tree_depth": "0"}, "tree_depth must be at least 1"),
+        ({"eval_openings": "0"}, "eval_openings must be at least 1"),
+        ({"temperature": "-1"}, "temperature must be 0"),
+        ({"tree_widht": "2"}, "tree_widht"),
+        ({"tree_width": "two"}, "invalid int value: 'two'"),
+        ({"config": "missing.yaml"}, "missing.yaml"),
+        ({"config": "UNKNOWN_KEY"}, "no_such_key"),
+        ({"config": "NO_YAML"}, "error: "),
+        ({"resume_from_checkpoint": "missing"}, "'missing' is no folder"),
+        ({"scorer": "nothing"}, "invalid choice: 'nothing'"),
+        ({"world": "missing"}, "missing"),
+        ({"detoxify_checkpoint": "missing.ckpt", "scorer": "detoxify"}, "could not load missing.ckpt"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_1(arguments, tmp_path, flags, message, monkeypatch):
+    (tmp_path / "EMPTY.txt").write_text("\n")
+    (tmp_path / "UNKNOWN_KEY").write_text("no_such_key: 1\n")
+    (tmp_path / "NO_YAML").write_text("a: [1\n: :")
+    monkeypatch.chdir(tmp_path)
+    flags = {name: "EMPTY.txt" if value == "EMPTY" else value for name, value in flags.items()}
+    with pytest.raises(SystemExit) as stopped:
+        main({}, changed(arguments, **flags))
+    line = str(stopped.value)
+    assert line.startswith("error: ")
+    assert message in line
+    assert "\n" not in line
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_missing_roles_and_prompts_are_asked_for(arguments, gpt2_folder, tmp_path):
+    output = ["--output_dir", str(tmp_path / "run")]
+    for argv, message in (
+        (["--prompts", "sandbox", *output], "no tester"),
+        (["--prompts", "sandbox", "--tester", str(gpt2_folder), *output], "no target"),
+        (["--tester", str(gpt2_folder), "--target", str(gpt2_folder), *output], "no prompts"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main({}, argv)
+
+
+def test_an_output_folder_with_another_run_is_refused(arguments, capsys):
+    main({}, arguments)
+    with pytest.raises(SystemExit, match="holds another run: choose another output_dir"):
+        main({}, arguments)
+
+
+def test_held_out_openings_are_none_that_are_trained_on(prompts):
+    from astra_trl.run import _openings
+
+    args, _, _ = parse({}, ["--prompts", prompts, "--eval_openings", "5"])
+    train, held_out = _openings(args, None, seed=0)
+    assert (len(train), len(held_out)) == (25, 5)
+    assert not set(train) & set(held_out)
+
+
+def test_a_recipe_as_a_process_prints_no_traceback(tmp_path):
+    command = [sys.executable, str(RECIPES / "dpo_sandbox.py"), "--beta", "high", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
