@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -105,6 +106,8 @@ def run(args: RunArguments, training_args: ASTDPOConfig, model_args: ModelConfig
     """Trains a tester and returns the summary that it also prints and writes."""
     started = time.perf_counter()
     transformers_logging.disable_progress_bar()  # of loading and saving; collecting and training have their own
+    # TRL calls checkpointing by its old names, at every save: nothing the user of a recipe could mend.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning)
     folder = RunFolder(training_args.output_dir)
     resume = _resume_from(training_args)
     if not resume:

@@ -8,16 +8,19 @@ from astra_trl.run import main
 DEFAULTS = {
     "world": "embedded",
     "output_dir": "runs/dpo_sandbox",
+    "seed": 0,
     "tree_width": 4,
     "tree_depth": 3,
     "temperature": 1.0,
     "top_p": 1.0,
     "repetition_penalty": 1.0,
-    "num_train_epochs": 8,  # rounds
+    "num_train_epochs": 10,  # rounds
     "trees_per_round": 7,
     "pairs_per_round": 128,
-    "min_margin": 0.5,  # likelihood alone makes no pair: at first 4 groups in 5 hold no rude answer, and DPO weighs all alike
+    # Likelihood alone makes no pair: at first 4 groups in 5 hold no rude answer, and DPO weighs all pairs alike.
+    "min_margin": 0.5,
     "learning_rate": 5e-4,
+    "lr_scheduler_type": "linear",
     "beta": 0.1,
     "per_device_train_batch_size": 16,
     "gradient_checkpointing": False,
