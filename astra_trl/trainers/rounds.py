@@ -112,12 +112,10 @@ class RoundsMixin(Trainer):
 
     def begin_round(self, number: int, resumed_inside: bool) -> None:
         """Puts the records of this round in front of the trainer: fresh ones, or those it was interrupted in."""
-        start = time.perf_counter()
         if resumed_inside:
             records, self.round_figures = self.folder.read_round(number)
         else:
             records, self.round_figures = self._collect(number)
-            self.round_figures["collect_seconds"] = time.perf_counter() - start
         self.train_dataset.records = records
         self._round_start = time.perf_counter()
 
