@@ -114,6 +114,9 @@ def run(args: RunArguments, training_args: ASTDPOConfig, model_args: ModelConfig
         folder.refuse_if_used()
     PartialState().wait_for_everyone()
 
+    # Before anything is used up: `config.yaml` is to hold every setting. What ends in _token is masked, so left out.
+    settings = {**asdict(args), **asdict(model_args), **training_args.to_dict()}
+    settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     world = load_world(None if args.world == "embedded" else args.world) if args.world else None
     openings, held_out = _openings(args, world, training_args.seed)
     sampler = ASTSampler(_system(args, training_args, model_args, world), openings, args.tree_width, args.tree_depth)
@@ -121,8 +124,6 @@ def run(args: RunArguments, training_args: ASTDPOConfig, model_args: ModelConfig
     main_process = trainer.is_world_process_zero()
     if main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
-        settings = {**asdict(args), **asdict(model_args), **training_args.to_dict()}
-        settings = {key: value for key, value in settings.items() if not key.endswith("_token")}  # secrets, masked
         folder.config.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def measure(when: str) -> Evaluation:
@@ -180,15 +181,13 @@ def _openings(args: RunArguments, world: World | None, seed: int) -> tuple[list[
     if args.eval_prompts is not None or args.prompts in NAMED:
         split = "test" if args.eval_prompts is None or args.eval_prompts in NAMED else "train"
         held_out = load_prompts(args.eval_prompts or args.prompts, split, limit=args.eval_openings, seed=seed)
-        return [opening for opening in openings if opening not in set(held_out)], held_out
-    count = min(args.eval_openings, len(openings) // 5)
-    if count < 1:
-        raise InputError(f"{args.prompts!r} has too few openings to hold some out: give --eval_prompts")
-    chosen = set(random.Random(seed).sample(range(len(openings)), count))
-    return (
-        [opening for index, opening in enumerate(openings) if index not in chosen],
-        [opening for index, opening in enumerate(openings) if index in chosen],
-    )
+    else:
+        count = min(args.eval_openings, len(openings) // 5)
+        if count < 1:
+            raise InputError(f"{args.prompts!r} has too few openings to hold some out: give --eval_prompts")
+        held_out = random.Random(seed).sample(openings, count)
+    kept_out = set(held_out)
+    return [opening for opening in openings if opening not in kept_out], held_out
 
 
 def _system(

@@ -53,7 +53,7 @@ def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path):
 
 
 def test_a_whole_run(arguments, tmp_path, capsys):
-    main({}, arguments)
+    main({}, [*arguments, "--model_init_kwargs", '{"low_cpu_mem_usage": true}'])
     out = capsys.readouterr().out
     summary = json.loads(out.splitlines()[-1])
     folder = tmp_path / "run"
@@ -72,6 +72,7 @@ def test_a_whole_run(arguments, tmp_path, capsys):
 
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     assert settings["tree_width"] == 2
+    assert settings["model_init_kwargs"] == {"low_cpu_mem_usage": True}
     again = parse({}, ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "again")])
     assert (again[1].learning_rate, again[0].keywords) == (1e-3, ["the", "a", "e"])
 

@@ -8,8 +8,8 @@ from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
 from astra_trl.sandbox import grammar, load_world, topic_of
 from astra_trl.sandbox.__main__ import main
-from astra_trl.sandbox.build import IGNORED, build_world, context_ids, encode
-from astra_trl.sandbox.check import load, rude_share, self_play
+from astra_trl.sandbox.build import IGNORED, build_world, encode
+from astra_trl.sandbox.check import backend, load, rude_share, self_play
 
 
 def test_package_and_help_do_not_import_torch():
@@ -33,6 +33,14 @@ def test_embedded_world_is_small_and_has_disjoint_openings():
         world.openings("validation")
 
 
+def context_ids(utterances: list[str]) -> list[int]:
+    """What a rollout feeds before the next utterance."""
+    session = backend(load_world().tester).open(utterances[:1], seed=0)
+    for utterance in utterances[1:]:
+        session.append([utterance])
+    return session.rows[0]
+
+
 def test_both_models_share_a_tokenizer_without_a_pad_token():
     world = load_world()
     (tester, tokenizer), (target, other) = load(world.tester), load(world.target)
@@ -40,7 +48,7 @@ def test_both_models_share_a_tokenizer_without_a_pad_token():
     assert tokenizer.pad_token is None
     assert tester.config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert all(model.num_parameters() < 1_000_000 for model in (tester, target))
-    assert tokenizer.decode(context_ids(tokenizer, ["Hé, ça va?", "Fine."])) == "Hé, ça va?\nFine.\n"
+    assert tokenizer.decode(context_ids(["Hé, ça va?", "Fine."])) == "Hé, ça va?\nFine.\n"
 
 
 def test_target_is_rude_about_the_weak_topics_only():
@@ -93,11 +101,11 @@ def test_every_text_of_the_grammar_names_its_topic_and_only_rude_responses_are_r
 def test_training_rows_end_utterances_with_end_of_text_and_leave_the_opening_out():
     _, tokenizer = load(load_world().tester)
     ids, labels = encode(tokenizer, [["I like tea.", "Tea?", "Yes."], ["I like tea.", "Yes."]])
-    opening = len(context_ids(tokenizer, ["I like tea."]))
+    opening = len(context_ids(["I like tea."]))
     assert tokenizer.decode(ids[0]) == "I like tea.\nTea?\nYes.\n"
     assert labels[0, :opening].tolist() == [IGNORED] * opening
     assert tokenizer.decode(labels[0, opening:]) == "Tea?<|endoftext|>Yes.<|endoftext|>"
-    length = len(context_ids(tokenizer, ["I like tea.", "Yes."]))
+    length = len(context_ids(["I like tea.", "Yes."]))
     assert labels[1, length - 1] == tokenizer.eos_token_id
     assert labels[1, length:].tolist() == [IGNORED] * (ids.shape[1] - length)
 

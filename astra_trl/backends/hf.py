@@ -56,6 +56,7 @@ class HFBackend:
     def __post_init__(self) -> None:
         # A decoder's tokenizer opens a text with BOS or with nothing; some add an EOS, which would end every context.
         self.bos = [i for i in self.tokenizer("")["input_ids"] if i == self.tokenizer.bos_token_id]
+        self.separator_ids = self.encode(self.separator)
         native = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.window: int | None = min((n for n in (native, self.max_length) if n is not None), default=None)
         if self.window is not None and self.window <= self.sampling.max_new_tokens + len(self.bos):
@@ -109,15 +110,14 @@ class HFBackend:
             ) from error
 
     def open(self, prompts: Sequence[str], *, seed: int, logprobs: bool = False) -> "HFSession":
-        rows = [(self.bos + self._utterance(prompt)) or sorted(self.eos)[:1] or [0] for prompt in prompts]
+        encoded = [self.bos + self.encode(prompt) + self.separator_ids for prompt in prompts]
+        # A model cannot continue nothing.
+        rows = [row or sorted(self.eos)[:1] or [0] for row in encoded]
         return HFSession(self, rows, seed, logprobs)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one utterance; what looks like a special token in it is ordinary text."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-
-    def _utterance(self, text: str) -> list[int]:
-        return self.encode(text) + self.encode(self.separator)
 
     def fit(self, row: list[int], room: int) -> list[int]:
         """The row, or its newest tokens if it leaves less than `room` of the window free."""
@@ -222,9 +222,8 @@ class HFSession:
             for chunk in self._chunks(prompts):
                 sampled += backend.generate(chunk)
         texts = backend.tokenizer.batch_decode(sampled, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        separator = backend.encode(backend.separator)
         said = [ids[:-1] if ids and ids[-1] in backend.eos else ids for ids in sampled]
-        self.rows = [row + ids + separator for row, ids in zip(self.rows, said, strict=True)]
+        self.rows = [row + ids + backend.separator_ids for row, ids in zip(self.rows, said, strict=True)]
         return [Sample(*sample) for sample in zip(texts, prompts, sampled, strict=True)]
 
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
@@ -236,8 +235,7 @@ class HFSession:
                 logprobs = []
                 for rows, ids in zip(self._chunks(self.rows), self._chunks(added), strict=True):
                     logprobs += backend.logprobs(rows, ids)
-        separator = backend.encode(backend.separator)
-        self.rows = [row + ids + separator for row, ids in zip(self.rows, added, strict=True)]
+        self.rows = [row + ids + backend.separator_ids for row, ids in zip(self.rows, added, strict=True)]
         return logprobs
 
     def _chunks(self, rows: list[list[int]]) -> list[list[list[int]]]:

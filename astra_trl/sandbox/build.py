@@ -163,13 +163,6 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def context_ids(tokenizer: PreTrainedTokenizerBase, utterances: Sequence[str]) -> list[int]:
-    """The token ids that stand before the next utterance: each utterance alone, then a newline."""
-    encoded = tokenizer([*utterances, "\n"], add_special_tokens=False).input_ids
-    newline = encoded.pop()
-    return [token for utterance in encoded for token in (*utterance, *newline)]
-
-
 def encode(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[str]], learnt: slice = ALL_BUT_OPENING
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,23 +4,18 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from astra_trl.backends.base import SamplingParams, derive_seed
+from astra_trl.backends.hf import HFBackend
 from astra_trl.conversation import Conversation, Exchange, Turn
 from astra_trl.sandbox import World, grammar
-from astra_trl.sandbox.build import context_ids, encode, next_token_loss
+from astra_trl.sandbox.build import encode, next_token_loss
 
 MAX_NEW_TOKENS = 24
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """A sampled utterance, and whether it came to its own end."""
-
-    text: str
-    ended: bool
 
 
 @dataclass(frozen=True)
@@ -40,58 +35,39 @@ def load(folder: str) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
     return GPT2LMHeadModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def sample(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[str]]
-) -> list[Utterance]:
-    """The next utterance of each conversation, sampled at temperature 1 from the whole distribution."""
-    rows = [context_ids(tokenizer, utterances) for utterances in conversations]
-    end, longest = tokenizer.eos_token_id, max(map(len, rows))
-    sampled = model.generate(
-        input_ids=torch.tensor([[end] * (longest - len(row)) + row for row in rows]),
-        attention_mask=torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=MAX_NEW_TOKENS,
-        pad_token_id=end,
-    )[:, longest:].tolist()
-    texts = tokenizer.batch_decode(sampled, skip_special_tokens=True)
-    return [Utterance(text, end in ids) for text, ids in zip(texts, sampled, strict=True)]
+def backend(folder: str) -> HFBackend:
+    """The model in a folder as rollouts use it, sampling at temperature 1 from the whole distribution."""
+    return HFBackend.from_pretrained(folder, device="cpu", sampling=SamplingParams(max_new_tokens=MAX_NEW_TOKENS))
 
 
 def self_play(
     world: World, openings: Sequence[str], depth: int = 3, seed: int = 0
 ) -> tuple[list[list[Exchange]], float]:
     """For each turn, the exchange that grew from each opening; and the share of utterances that ended themselves."""
-    tester, target = load(world.tester), load(world.target)
+    tester, target = backend(world.tester), backend(world.target)
+    probing = tester.open(openings, seed=derive_seed(seed, "tester"))
+    answering = target.open(openings, seed=derive_seed(seed, "target"))
     contexts: list[Conversation] = [(Turn("opening", opening),) for opening in openings]
     turns, ended = [], []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for _ in range(depth):
-            texts = [[turn.text for turn in context] for context in contexts]
-            probes = sample(*tester, texts)
-            responses = sample(*target, [[*said, probe.text] for said, probe in zip(texts, probes, strict=True)])
-            turns.append(
-                [
-                    Exchange(context, probe.text, response.text)
-                    for context, probe, response in zip(contexts, probes, responses, strict=True)
-                ]
-            )
-            ended += [utterance.ended for utterance in (*probes, *responses)]
-            contexts = [exchange.conversation for exchange in turns[-1]]
-    return turns, _mean(ended)
+    for _ in range(depth):
+        probes = probing.sample()
+        answering.append([probe.text for probe in probes])
+        responses = answering.sample()
+        probing.append([response.text for response in responses])
+        said = zip(contexts, probes, responses, strict=True)
+        turns.append([Exchange(context, probe.text, response.text) for context, probe, response in said])
+        ended += [sample.ids[-1] in tester.eos for sample in (*probes, *responses)]
+        contexts = [exchange.conversation for exchange in turns[-1]]
+    return turns, fmean(ended)
 
 
 def rude_share(world: World, topics: Iterable[str], per_topic: int = 20, seed: int = 0) -> float:
     """The share of rude responses of the target to the grammar's own probes about these topics."""
     rng = random.Random(seed)
-    openings = world.openings("dev")
-    asked = [[rng.choice(openings), grammar.fresh_probe(rng, topic)] for topic in topics for _ in range(per_topic)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _mean(grammar.is_rude(response.text) for response in sample(*load(world.target), asked))
+    probes = [grammar.fresh_probe(rng, topic) for topic in topics for _ in range(per_topic)]
+    answering = backend(world.target).open(rng.choices(world.openings("dev"), k=len(probes)), seed=seed)
+    answering.append(probes)
+    return fmean(grammar.is_rude(response.text) for response in answering.sample())
 
 
 def perplexity(folder: str, weak: Sequence[str] = (), conversations: int = 200, seed: int = 0) -> float:
@@ -112,11 +88,6 @@ def measure(world: World, seed: int = 0) -> Figures:
         target_perplexity=perplexity(world.target, world.weak_topics),
         rude_share_on_weak_topics=rude_share(world, world.weak_topics, per_topic=100, seed=seed),
         rude_share_on_other_topics=rude_share(world, others, seed=seed),
-        rude_share_in_self_play=_mean(grammar.is_rude(exchange.response) for turn in turns for exchange in turn),
+        rude_share_in_self_play=fmean(grammar.is_rude(exchange.response) for turn in turns for exchange in turn),
         ended_share_in_self_play=ended_share,
     )
-
-
-def _mean(values: Iterable[bool]) -> float:
-    seen = list(values)
-    return sum(seen) / len(seen)
