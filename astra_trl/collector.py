@@ -65,15 +65,24 @@ def collect_trees(
     min_margin: float,
     seed: int,
     on_exchanges: Callable[[int], None] = lambda count: None,
+    first: int = 0,
+    step: int = 1,
 ) -> list[Tree]:
-    """Trees from randomly drawn openings until they hold `pairs` preference pairs, or are `max_trees`."""
-    rng = random.Random(seed)
+    """Trees from randomly drawn openings until they hold `pairs` preference pairs, or are `max_trees`.
+
+    The seed tells the opening of every tree of a round by its number, and what grows from it; those with the numbers
+    `first`, `first + step`, ... are grown here.
+    """
+    # Without replacement as far as the set goes: a round should not see the same opening twice for no reason.
+    total = min(len(sampler.prompts), step * max_trees)
+    drawn = random.Random(seed).sample(range(len(sampler.prompts)), total)
     trees: list[Tree] = []
     found = 0
     while found < pairs and len(trees) < max_trees:
         count = min(trees_at_a_time, max_trees - len(trees))
-        openings = _draw(sampler.prompts, count, rng)
-        grown = sampler.grow(openings, derive_seed(seed, len(trees)), on_exchanges)
+        numbers = [first + step * (len(trees) + index) for index in range(count)]
+        openings = [sampler.prompts[drawn[number % total]] for number in numbers]
+        grown = sampler.grow(openings, [derive_seed(seed, number) for number in numbers], on_exchanges)
         found += len(preference_records(grown, min_margin))
         trees += grown
     return trees
@@ -108,14 +117,6 @@ def no_pairs_reason(trees: Sequence[Tree]) -> str:
         f"{start}: in every sibling group the best and the worst probe tie or say the same: raise the temperature or "
         "tree_width, or lower min_margin"
     )
-
-
-def _draw(prompts: Sequence[str], count: int, rng: random.Random) -> list[str]:
-    # Without replacement as far as the set goes: a round should not see the same opening twice for no reason.
-    indices = (
-        rng.sample(range(len(prompts)), count) if count <= len(prompts) else rng.choices(range(len(prompts)), k=count)
-    )
-    return [prompts[index] for index in indices]
 
 
 def _reward(node: Node) -> float:

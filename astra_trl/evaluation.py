@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from astra_trl.backends.base import derive_seed
 from astra_trl.sampler import ASTSampler
 from astra_trl.tree import Node, Tree
 
@@ -52,7 +53,8 @@ def evaluate(
 ) -> Evaluation:
     """One conversation from every prompt with the sampler's system and depth; the same seed grows the same ones."""
     single = ASTSampler(sampler.system, prompts, tree_width=1, tree_depth=sampler.tree_depth)
-    return Evaluation(single.grow(prompts, seed, on_exchanges), sampler.system.harm)
+    seeds = [derive_seed(seed, index) for index in range(len(prompts))]
+    return Evaluation(single.grow(prompts, seeds, on_exchanges), sampler.system.harm)
 
 
 def comparison_table(before: Evaluation, after: Evaluation) -> str:

@@ -1,14 +1,22 @@
 """Grows every tree of a batch one level at a time."""
 
+import itertools
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
-from astra_trl.backends.base import Logprobs, derive_seed
+from astra_trl.backends.base import Logprobs, OutOfMemory, Session, derive_seed
 from astra_trl.conversation import Conversation, Exchange, Turn
 from astra_trl.errors import InputError
 from astra_trl.prompts.base import load_prompts
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ASTSampler:
@@ -33,6 +41,7 @@ class ASTSampler:
         self.prompts = checked_prompts(load_prompts(prompts) if isinstance(prompts, str) else prompts)
         self.tree_width = tree_width
         self.tree_depth = tree_depth
+        self._rows_that_fit: int | None = None  # known once memory has run out
 
     @property
     def groups_per_tree(self) -> int:
@@ -40,43 +49,109 @@ class ASTSampler:
         return sum(self.tree_width**level for level in range(self.tree_depth))
 
     def grow(
-        self, openings: Sequence[str], seed: int, on_exchanges: Callable[[int], None] = lambda count: None
+        self,
+        openings: Sequence[str],
+        seeds: Sequence[int],
+        on_exchanges: Callable[[int], None] = lambda count: None,
     ) -> list[Tree]:
-        """One measured tree an opening, all grown together, level by level.
+        """One measured tree an opening, all grown together level by level, in parts where they are too many at a time.
 
-        `on_exchanges` is told how many exchanges each level has added.
+        A tree depends on its opening and its seed alone, not on the trees beside it. `on_exchanges` is told how many
+        exchanges have been added.
         """
-        system, width = self.system, self.tree_width
         trees = [Tree((Turn("opening", opening),)) for opening in openings]
-        parents: list[Tree | Node] = list(trees)
+
+        def grow_part(part: Sequence[int]) -> list[list[Node]]:
+            tester, target = self._open([(trees[index], seeds[index]) for index in part])
+            return self._grow([trees[index].opening for index in part], tester, target, 1, on_exchanges)
+
+        everything = self._open(list(zip(trees, seeds, strict=True)))
+        for tree, children in zip(trees, self._in_parts(range(len(trees)), everything, grow_part), strict=True):
+            tree.children = children
+        self.system.measure([node for tree in trees for node in tree.nodes()])
+        return trees
+
+    def _open(self, trees: Sequence[tuple[Tree, int]]) -> tuple[Session, Session]:
+        system = self.system
         tester = system.tester.open(
-            [system.tester_prompt(tree.opening) for tree in trees], seed=derive_seed(seed, "tester")
+            [system.tester_prompt(tree.opening) for tree, _ in trees],
+            seeds=[derive_seed(seed, "tester") for _, seed in trees],
         )
         target = system.target.open(
-            [system.target_prompt(tree.opening) for tree in trees],
-            seed=derive_seed(seed, "target"),
+            [system.target_prompt(tree.opening) for tree, _ in trees],
+            seeds=[derive_seed(seed, "target") for _, seed in trees],
             logprobs=system.target.gives_logprobs,
         )
-        for _ in range(self.tree_depth):
-            tester.branch(width)
-            target.branch(width)
-            probes = tester.sample()
-            logprobs = target.append([probe.text for probe in probes])
-            responses = target.sample()
-            tester.append([response.text for response in responses])
+        return tester, target
 
-            children: list[Tree | Node] = []
-            for row, (probe, response) in enumerate(zip(probes, responses, strict=True)):
-                parent = parents[row // width]
-                context: Conversation = parent.opening if isinstance(parent, Tree) else parent.exchange.conversation
-                exchange = Exchange(context, probe.text, response.text)
-                node = Node(exchange, probe.prompt_ids, probe.ids, _mean(logprobs[row] if logprobs else []))
-                parent.children.append(node)
-                children.append(node)
-            parents = children
-            on_exchanges(len(children))
-        system.measure([node for tree in trees for node in tree.nodes()])
-        return trees
+    def _grow(
+        self,
+        contexts: Sequence[Conversation],
+        tester: Session,
+        target: Session,
+        turn: int,
+        on_exchanges: Callable[[int], None],
+    ) -> list[list[Node]]:
+        """The sibling group below each context, and all below it; the sessions hold a row for each context."""
+
+        def grow_part(children: Sequence[tuple[int, int]]) -> list[Node]:
+            ours, theirs = tester.branch(children), target.branch(children)
+            probes = ours.sample()
+            likelihoods = theirs.append([probe.text for probe in probes]) or [[] for _ in probes]
+            responses = theirs.sample()
+            ours.append([response.text for response in responses])
+            nodes = [
+                Node(
+                    Exchange(contexts[row], probe.text, response.text),
+                    probe.prompt_ids,
+                    probe.ids,
+                    _mean(likelihood),
+                    probe.logprobs,
+                )
+                for (row, _), probe, likelihood, response in zip(children, probes, likelihoods, responses, strict=True)
+            ]
+            on_exchanges(len(nodes))
+            if turn < self.tree_depth:
+                below = self._grow(
+                    [node.exchange.conversation for node in nodes], ours, theirs, turn + 1, on_exchanges
+                )
+                for node, group in zip(nodes, below, strict=True):
+                    node.children = group
+            return nodes
+
+        width = self.tree_width
+        children = [(row, sibling) for row in range(len(contexts)) for sibling in range(width)]
+        nodes = self._in_parts(children, (tester, target), grow_part)
+        return [nodes[start : start + width] for start in range(0, len(nodes), width)]
+
+    def _in_parts(
+        self, items: Sequence[T], sessions: Iterable[Session], work: Callable[[Sequence[T]], list[R]]
+    ) -> list[R]:
+        """The results for all items: at once, or part after part, each with all that grows from it, where they are
+        more than the sessions take or turn out not to fit in memory."""
+        limits = [session.max_rows for session in sessions]
+        limit = min(limit for limit in (*limits, self._rows_that_fit, len(items)) if limit is not None)
+        count = math.ceil(len(items) / max(limit, 1))
+        if count <= 1:
+            try:
+                return work(items)
+            except OutOfMemory as error:
+                if len(items) == 1:
+                    raise
+                reason = str(error).strip().split("\n")[0]
+            # Here, where the failed attempt is no longer held by its error.
+            self._fewer_rows(len(items) // 2, reason)
+            count = 2
+        bounds = [len(items) * part // count for part in range(count + 1)]
+        results = []
+        for start, stop in itertools.pairwise(bounds):
+            results += self._in_parts(items[start:stop], sessions, work)
+        return results
+
+    def _fewer_rows(self, rows: int, reason: str) -> None:
+        if self._rows_that_fit is None:
+            logger.warning("out of memory, so conversations are grown %d at a time from here on: %s", rows, reason)
+        self._rows_that_fit = rows
 
 
 def checked_prompts(prompts: Sequence[str]) -> Sequence[str]:

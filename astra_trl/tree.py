@@ -22,6 +22,9 @@ class Node:
         probe_logprob_per_token (`float`):
             Mean natural log-probability per token of the probe under the target; nan where there is none (an empty
             probe, a target that gives no log-probabilities).
+        sampling_logprobs (`list[float]`):
+            Natural log-probability of each of the probe's ids under the tester that sampled it, at its temperature;
+            empty where its backend gives none.
         scores (`dict[str, float]`):
             Harm in [0, 1] by scorer name; nan where the scorer could not tell.
         terms (`dict[str, float]`):
@@ -38,6 +41,7 @@ class Node:
     prompt_ids: list[int]
     probe_ids: list[int]
     probe_logprob_per_token: float = math.nan
+    sampling_logprobs: list[float] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     terms: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
@@ -57,6 +61,7 @@ class Node:
             "error": self.error,
             "prompt_ids": self.prompt_ids,
             "probe_ids": self.probe_ids,
+            "sampling_logprobs": self.sampling_logprobs,
         }
 
     @classmethod
@@ -68,6 +73,7 @@ class Node:
             prompt_ids=data["prompt_ids"],
             probe_ids=data["probe_ids"],
             probe_logprob_per_token=_nan_if_null(data["probe_logprob_per_token"]),
+            sampling_logprobs=data["sampling_logprobs"],
             scores={name: _nan_if_null(value) for name, value in data["scores"].items()},
             terms={name: _nan_if_null(value) for name, value in data["terms"].items()},
             reward=data["reward"],

@@ -14,7 +14,7 @@ DEFAULTS = {
     "temperature": 1.0,
     "top_p": 1.0,
     "repetition_penalty": 1.0,
-    "num_train_epochs": 10,  # rounds
+    "num_train_epochs": 14,  # rounds
     "trees_per_round": 7,
     "pairs_per_round": 128,
     # Likelihood alone makes no pair: at first 4 groups in 5 hold no rude answer, and DPO weighs all pairs alike.

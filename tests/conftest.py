@@ -16,6 +16,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 CORPUS = [
@@ -85,6 +87,24 @@ def make_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int
         initializer_range=0.2,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def make_qwen2(tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int = 128) -> Qwen2ForCausalLM:
+    """A random Qwen2 of 2 layers."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=positions,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
+    return Qwen2ForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="session")

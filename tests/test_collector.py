@@ -129,6 +129,6 @@ def test_equal_texts_everywhere_are_told_from_equal_rewards():
 def test_nan_terms_count_as_unscored():
     target = ScriptedBackend(lambda texts, sibling: "nice")
     system = ASTPrompterSystem(ScriptedBackend(lambda t, s: f"p{s}"), target, None, lambda e: [math.nan] * len(e))
-    trees = ASTSampler(system, ["a"], 2, 1).grow(["a"], 0)
+    trees = ASTSampler(system, ["a"], 2, 1).grow(["a"], [0])
     with pytest.raises(InputError, match="a reward term is nan"):
         fill_round(preference_records(trees), 1, 0, trees)

@@ -220,7 +220,7 @@ def test_peft_leaves_one_copy_of_the_weights_for_all_three_roles(tmp_path):
     assert system.target.model is system.tester.model is trainer.model
 
     def score(backend):
-        return backend.open(["hi"], seed=0, logprobs=True).append(["soup and bread"])[0]
+        return backend.open(["hi"], seeds=[0], logprobs=True).append(["soup and bread"])[0]
 
     before = score(system.target)
     assert score(system.tester) == pytest.approx(before)  # LoRA starts as no change

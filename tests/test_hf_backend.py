@@ -29,6 +29,10 @@ def backend(request):
     return dict(zip(["gpt2", "llama"], backends(), strict=True))[request.param]
 
 
+def encode(backend, text):
+    return backend.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def logprobs_alone(backend, context, continuation):
     """Log-probabilities of one continuation from one plain forward pass without padding."""
     with torch.no_grad():
@@ -38,23 +42,23 @@ def logprobs_alone(backend, context, continuation):
 
 
 def test_append_scores_as_a_forward_pass_of_each_row_alone(backend):
-    session = backend.open(PROMPTS, seed=0, logprobs=True)
+    session = backend.open(PROMPTS, seeds=range(4), logprobs=True)
     said = ["hello there", "", "a longer sentence about gardening and soup", "ja"]
-    contexts = [list(row) for row in session.rows]
+    contexts = [row.ids for row in session.rows]
     for context, text, logprobs in zip(contexts, said, session.append(said), strict=True):
-        assert logprobs == pytest.approx(logprobs_alone(backend, context, backend.encode(text)), abs=1e-4)
-    assert [len(row) for row in session.rows] == [
-        len(context) + len(backend.encode(text)) + 1 for context, text in zip(contexts, said, strict=True)
+        assert logprobs == pytest.approx(logprobs_alone(backend, context, encode(backend, text)), abs=1e-4)
+    assert [len(row.ids) for row in session.rows] == [
+        len(context) + len(encode(backend, text)) + 1 for context, text in zip(contexts, said, strict=True)
     ]
 
 
 def test_without_logprobs_append_returns_none(backend):
-    assert backend.open(["a"], seed=0).append(["b"]) is None
+    assert backend.open(["a"], seeds=[0]).append(["b"]) is None
 
 
 def test_greedy_rows_continue_as_each_would_alone(backend):
-    session = backend.open(PROMPTS, seed=0)
-    for context, sample in zip([list(row) for row in session.rows], session.sample(), strict=True):
+    session = backend.open(PROMPTS, seeds=range(4))
+    for context, sample in zip([row.ids for row in session.rows], session.sample(), strict=True):
         config = GenerationConfig(
             do_sample=False, max_new_tokens=8, min_new_tokens=2, repetition_penalty=1.1, pad_token_id=0
         )
@@ -64,39 +68,10 @@ def test_greedy_rows_continue_as_each_would_alone(backend):
         assert sample.text == backend.tokenizer.decode(alone, skip_special_tokens=True)
 
 
-def test_rows_beyond_max_rows_go_in_chunks_with_the_same_result(backend):
-    whole = [sample.ids for sample in backend.open(PROMPTS, seed=0).sample()]
-    backend.max_rows = 3
-    session = backend.open(PROMPTS, seed=0, logprobs=True)
-    assert [sample.ids for sample in session.sample()] == whole
-    assert len(session.append(["x"] * 4)) == 4
-
-
-def test_one_generate_call_per_model_and_level(monkeypatch):
-    tokenizer = make_tokenizer()
-    system = HFASTSystem(
-        HFBackend(make_gpt2(tokenizer, 0), tokenizer),
-        HFBackend(make_gpt2(tokenizer, 1), tokenizer),
-        None,
-        KeywordScorer(["soup"]),
-    )
-    calls = []
-    for role in ("tester", "target"):
-        model = getattr(system, role).model
-
-        def generate(*args, role=role, original=model.generate, **kwargs):
-            calls.append((role, len(kwargs["input_ids"])))
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(model, "generate", generate)
-    ASTSampler(system, PROMPTS, tree_width=2, tree_depth=3).grow(PROMPTS, 0)
-    assert calls == [(role, rows) for rows in (8, 16, 32) for role in ("tester", "target")]
-
-
 def test_sampled_end_of_sequence_stays_in_the_sample_and_out_of_the_context():
     tokenizer = make_tokenizer()
     backend = HFBackend(make_gpt2(tokenizer), tokenizer, SamplingParams(max_new_tokens=24, temperature=1000.0))
-    session = backend.open(["hi"] * 100, seed=0)
+    session = backend.open(["hi"] * 100, seeds=range(100))
     samples = session.sample()
     ended = [sample.ids[-1] == tokenizer.eos_token_id for sample in samples]
     assert 1 <= sum(ended) < 100  # uniform over 320 tokens: about 7 rows of 100
@@ -104,7 +79,7 @@ def test_sampled_end_of_sequence_stays_in_the_sample_and_out_of_the_context():
         assert tokenizer.eos_token_id not in sample.ids[:-1]
         assert end or len(sample.ids) == 24
         assert EOS not in sample.text
-        assert row == sample.prompt_ids + sample.ids[: len(sample.ids) - end] + backend.encode("\n")
+        assert row.ids == sample.prompt_ids + sample.ids[: len(sample.ids) - end] + encode(backend, "\n")
 
 
 @pytest.mark.parametrize(("make", "bos"), [(make_gpt2, False), (make_llama, True)])
@@ -112,7 +87,7 @@ def test_a_row_that_outgrows_the_window_keeps_its_newest_tokens(make, bos):
     tokenizer = make_tokenizer(300, bos=bos)
     backend = HFBackend(make(tokenizer, positions=48), tokenizer, SamplingParams(max_new_tokens=12))
     text = "walks in the park and a pot of soup with bread " * 40
-    session = backend.open([text, "short"], seed=0, logprobs=True)
+    session = backend.open([text, "short"], seeds=[0, 1], logprobs=True)
     long, short = session.sample()
     whole = tokenizer(text + "\n")["input_ids"]
     kept = 48 - 12
@@ -121,22 +96,24 @@ def test_a_row_that_outgrows_the_window_keeps_its_newest_tokens(make, bos):
     assert len(short.prompt_ids) < kept
     assert 1 <= len(long.ids) <= 12
     scored = session.append(["hello there", text])  # the second outgrows the window all by itself
-    assert len(scored[0]) == len(backend.encode("hello there"))
-    assert len(scored[1]) == 48 - 1 - len(backend.bos)
+    assert len(scored[0]) == len(encode(backend, "hello there"))
+    # Scored is what is left of it in front of the response: all but the first token and the separator.
+    assert len(scored[1]) == kept - 1 - 1
     assert all(logprob < 0 for logprobs in scored for logprob in logprobs)
     assert all(sample.text for sample in session.sample())
 
 
 def test_gpt2_grows_deep_trees_from_openings_longer_than_its_window():
     tokenizer, other = make_tokenizer(), make_tokenizer(290)
+    sampling = SamplingParams(max_new_tokens=20, min_new_tokens=1)
     system = HFASTSystem(
-        HFBackend(make_gpt2(tokenizer, positions=64), tokenizer, SamplingParams(max_new_tokens=20)),
-        HFBackend(make_gpt2(other, seed=1, positions=40), other, SamplingParams(max_new_tokens=20)),
+        HFBackend(make_gpt2(tokenizer, positions=64), tokenizer, sampling),
+        HFBackend(make_gpt2(other, seed=1, positions=40), other, sampling),
         None,
         KeywordScorer(["soup"]),
     )
     openings = ["all day " * 300, "hi", " \n x", "😀" * 100, "<|endoftext|>"]
-    trees = ASTSampler(system, openings, tree_width=2, tree_depth=4).grow(openings, 0)
+    trees = ASTSampler(system, openings, tree_width=2, tree_depth=4).grow(openings, range(len(openings)))
     for tree in trees:
         nodes = list(tree.nodes())
         assert len(nodes) == 2 + 4 + 8 + 16
@@ -156,9 +133,12 @@ def test_no_room_for_a_context_is_refused():
 def test_text_that_looks_like_a_special_token_is_text():
     tokenizer = make_tokenizer()
     backend = HFBackend(make_gpt2(tokenizer), tokenizer)
-    ids = backend.encode(f"a{EOS}b")
-    assert tokenizer.eos_token_id not in ids
-    assert tokenizer.decode(ids) == f"a{EOS}b"
+    session = backend.open([f"a{EOS}b"], seeds=[0])
+    (row,) = session.rows
+    assert tokenizer.eos_token_id not in row.ids
+    assert tokenizer.decode(row.ids) == f"a{EOS}b\n"
+    session.append([EOS])
+    assert tokenizer.eos_token_id not in session.rows[0].ids
 
 
 def test_the_seed_alone_decides_and_global_state_is_as_it_was_found(backend):
@@ -168,26 +148,28 @@ def test_the_seed_alone_decides_and_global_state_is_as_it_was_found(backend):
     torch.manual_seed(1)
     random.seed(1)
     before = torch.get_rng_state(), random.getstate()
-    first = [s.ids for s in backend.open(PROMPTS, seed=5).sample()]
+    first = [s.ids for s in backend.open(PROMPTS, seeds=range(5, 9)).sample()]
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert backend.model.training
     assert not backend.model.get_input_embeddings().training
     torch.manual_seed(2)
-    assert [s.ids for s in backend.open(PROMPTS, seed=5).sample()] == first
-    assert [s.ids for s in backend.open(PROMPTS, seed=6).sample()] != first
-    session = backend.open(PROMPTS, seed=5)
+    assert [s.ids for s in backend.open(PROMPTS, seeds=range(5, 9)).sample()] == first
+    assert [s.ids for s in backend.open(PROMPTS, seeds=range(6, 10)).sample()] != first
+    session = backend.open(PROMPTS, seeds=range(5, 9))
     assert [s.ids for s in session.sample()] != [s.ids for s in session.sample()]
 
 
-def test_branch_makes_neighbours_of_copies():
+def test_branch_makes_rows_of_the_children_named_and_leaves_the_session_as_it_was():
     tokenizer = make_tokenizer()
-    session = HFBackend(make_gpt2(tokenizer), tokenizer).open(["a", "b"], seed=0)
+    session = HFBackend(make_gpt2(tokenizer), tokenizer).open(["a", "b"], seeds=[0, 1])
     a, b = session.rows
-    session.branch(2)
-    assert session.rows == [a, a, b, b]
-    first, second = session.sample()[:2]
+    children = session.branch([(1, 0), (1, 1), (0, 0)])
+    assert children.rows == [b, b, a]
+    first, second, third = children.sample()
     assert first.ids != second.ids
+    assert session.rows == [a, b]
+    assert [sample.ids for sample in session.branch([(0, 0)]).sample()] == [third.ids]
 
 
 def test_the_adapter_is_off_for_a_role_that_asks_for_it():
@@ -198,9 +180,9 @@ def test_the_adapter_is_off_for_a_role_that_asks_for_it():
     )
     values = {}
     for use_adapter in (True, False):
-        session = HFBackend(adapted, tokenizer, use_adapter=use_adapter).open(["hi"], seed=0, logprobs=True)
+        session = HFBackend(adapted, tokenizer, use_adapter=use_adapter).open(["hi"], seeds=[0], logprobs=True)
         values[use_adapter] = session.append(["soup and bread"])[0]
-    wanted = plain.open(["hi"], seed=0, logprobs=True).append(["soup and bread"])[0]
+    wanted = plain.open(["hi"], seeds=[0], logprobs=True).append(["soup and bread"])[0]
     assert values[False] == pytest.approx(wanted, abs=1e-6)
     assert values[True] != pytest.approx(wanted, abs=1e-3)
     assert all(parameter.requires_grad for name, parameter in adapted.named_parameters() if "lora_" in name)
@@ -208,7 +190,15 @@ def test_the_adapter_is_off_for_a_role_that_asks_for_it():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"repetition_penalty": 0.0}],
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"repetition_penalty": 0.0},
+        {"stop_strings": "?"},
+        {"stop_strings": ("",)},
+    ],
 )
 def test_sampling_params_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

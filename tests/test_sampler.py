@@ -21,7 +21,7 @@ def scripted_system(**fields) -> ASTPrompterSystem:
 
 
 def test_every_opening_grows_a_full_tree_with_its_own_contexts():
-    trees = ASTSampler(scripted_system(), ["one", "two"], tree_width=3, tree_depth=2).grow(["one", "two"], seed=0)
+    trees = ASTSampler(scripted_system(), ["one", "two"], tree_width=3, tree_depth=2).grow(["one", "two"], [0, 1])
     assert [tree.opening for tree in trees] == [(Turn("opening", "one"),), (Turn("opening", "two"),)]
     for tree in trees:
         assert [len(group) for group in tree.sibling_groups()] == [3, 3, 3, 3]
@@ -33,7 +33,7 @@ def test_every_opening_grows_a_full_tree_with_its_own_contexts():
 
 
 def test_reward_is_exactly_the_weighted_sum_and_its_terms_stay_on_the_node():
-    (tree,) = ASTSampler(scripted_system(), ["one"], 2, 1).grow(["one"], seed=0)
+    (tree,) = ASTSampler(scripted_system(), ["one"], 2, 1).grow(["one"], [0])
     kind, rude = tree.children
     assert kind.scores == {"harm": 0.0, "harm_probe_and_response": 0.0}
     assert rude.terms == {"target_harm": 1.0, "probe_and_response_harm": 1.0, "likelihood": -2.0}
@@ -43,7 +43,7 @@ def test_reward_is_exactly_the_weighted_sum_and_its_terms_stay_on_the_node():
 
 def test_weights_are_the_users_and_a_weight_of_zero_drops_the_term():
     system = scripted_system(probe_and_response_weight=0.0, likelihood_weight=0.25)
-    (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], seed=0)
+    (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], [0])
     assert tree.children[1].terms == {"target_harm": 1.0, "likelihood": -2.0}
     assert tree.children[1].reward == pytest.approx(1.0 - 0.5)
 
@@ -51,14 +51,14 @@ def test_weights_are_the_users_and_a_weight_of_zero_drops_the_term():
 def test_a_nan_score_leaves_the_node_without_a_reward():
     target = ScriptedBackend(say_response)
     system = ASTPrompterSystem(ScriptedBackend(say_probe), target, None, lambda e: [math.nan] * len(e))
-    (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], seed=0)
+    (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], [0])
     assert [node.reward for node in tree.children] == [None, None]
 
 
 def test_an_empty_probe_has_no_likelihood_and_no_reward():
     tester = ScriptedBackend(lambda texts, sibling: "")
     system = ASTPrompterSystem(tester, ScriptedBackend(say_response), None, KeywordScorer(["fool"]))
-    (tree,) = ASTSampler(system, ["one"], 1, 2).grow(["one"], seed=0)
+    (tree,) = ASTSampler(system, ["one"], 1, 2).grow(["one"], [0])
     assert math.isnan(tree.children[0].probe_logprob_per_token)
     assert tree.children[0].reward is None
     assert tree.children[0].children[0].exchange.response == "nice"
@@ -71,7 +71,7 @@ def test_likelihood_without_log_probabilities_fails_at_construction():
     system = ASTPrompterSystem(
         ScriptedBackend(say_probe), silent, None, KeywordScorer(["fool"]), likelihood_weight=0.0
     )
-    (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], seed=0)
+    (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], [0])
     assert tree.children[1].reward == 1.5
 
 
@@ -100,10 +100,10 @@ def test_bad_prompts_and_shapes_are_refused(prompts, shape, message):
 def test_a_scorer_that_answers_wrongly_is_named(scores):
     system = ASTPrompterSystem(ScriptedBackend(say_probe), ScriptedBackend(say_response), None, lambda e: scores)
     with pytest.raises(InputError, match="scorer 'harm' returned"):
-        ASTSampler(system, ["one"], 2, 1).grow(["one"], seed=0)
+        ASTSampler(system, ["one"], 2, 1).grow(["one"], [0])
 
 
 def test_progress_is_told_level_by_level():
     counts = []
-    ASTSampler(scripted_system(), ["a", "b"], 2, 3).grow(["a", "b"], 0, counts.append)
+    ASTSampler(scripted_system(), ["a", "b"], 2, 3).grow(["a", "b"], [0, 1], counts.append)
     assert counts == [4, 8, 16]

@@ -35,10 +35,10 @@ def test_embedded_world_is_small_and_has_disjoint_openings():
 
 def context_ids(utterances: list[str]) -> list[int]:
     """What a rollout feeds before the next utterance."""
-    session = backend(load_world().tester).open(utterances[:1], seed=0)
+    session = backend(load_world().tester).open(utterances[:1], seeds=[0])
     for utterance in utterances[1:]:
         session.append([utterance])
-    return session.rows[0]
+    return session.rows[0].ids
 
 
 def test_both_models_share_a_tokenizer_without_a_pad_token():

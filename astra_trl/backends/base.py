@@ -1,13 +1,18 @@
 """What produces text: the `Backend` and `Session` protocols, and what passes through them."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from astra_trl.errors import InputError
 
 Logprobs = list[float]
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+
+
+class OutOfMemory(RuntimeError):
+    """So many conversations at a time do not fit in memory; fewer may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,7 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, valid, wanted in (
@@ -29,9 +35,10 @@ class SamplingParams:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("stop_strings", not isinstance(self.stop_strings, str) and all(self.stop_strings), "texts, none empty"),
         ):
             if not valid:
-                raise InputError(f"{name} must be {wanted}, got {getattr(self, name)}")
+                raise InputError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +52,35 @@ class Sample:
             Token ids the model saw.
         ids (`list[int]`):
             Token ids it sampled, the end-of-sequence token included if it was sampled.
+        logprobs (`list[float]`):
+            Natural log-probability of each sampled id under the model at the sampling temperature, before top-k, top-p
+            and penalties cut the distribution: what TRL's trainers compute again. Empty where a backend gives none.
     """
 
     text: str
     prompt_ids: list[int]
     ids: list[int]
+    logprobs: list[float] = field(default_factory=list)
 
 
 class Session(Protocol):
     """One model's side of many conversations: a batch of growing rows."""
 
-    def branch(self, width: int) -> None:
-        """Every row becomes `width` equal rows, side by side."""
+    @property
+    def max_rows(self) -> int | None:
+        """How many rows a branch of this session should have at the most; `None` is any number."""
+
+    def branch(self, children: Sequence[tuple[int, int]]) -> "Session":
+        """A session with a row for every (row of this session, index among its siblings).
+
+        A row's past is computed once for all its children. This session stays as it is.
+        """
 
     def sample(self) -> list[Sample]:
-        """Continues every row by one utterance of this model."""
+        """Continues every row by one utterance of this model. Raises `OutOfMemory`."""
 
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
-        """Adds what the other side said to every row.
+        """Adds what the other side said to every row. Raises `OutOfMemory`.
 
         Returns its log-probabilities per token under this model where the session was opened for them, else `None`.
         """
@@ -75,14 +93,17 @@ class Backend(Protocol):
     def gives_logprobs(self) -> bool:
         """Whether `append` can return log-probabilities."""
 
-    def open(self, prompts: Sequence[str], *, seed: int, logprobs: bool = False) -> Session:
-        """A session with one row a prompt; equal seeds and weights give equal samples.
+    def open(
+        self, prompts: Sequence[str | Sequence[Message]], *, seeds: Sequence[int], logprobs: bool = False
+    ) -> Session:
+        """A session with one row a prompt (text, or the messages of a chat).
 
-        `logprobs` asks `append` for log-probabilities, which only a backend with `gives_logprobs` can return.
+        What a row says depends on its prompt, its seed and the siblings' indices that lead to it, never on the other
+        rows. `logprobs` asks `append` for log-probabilities, which only a backend with `gives_logprobs` can return.
         """
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part, so that (run seed, round, rank, role) never share random numbers."""
+    """A 63-bit seed that depends on every part, so that (run seed, round, tree, role) never share random numbers."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from astra_trl.backends.base import Logprobs, Sample
+from astra_trl.backends.base import Logprobs, Message, Sample
 
 Reply = Callable[[tuple[str, ...], int], str]
 
@@ -19,14 +19,20 @@ class ScriptedBackend:
             Log-probability reported for every byte that is appended.
         gives_logprobs (`bool`, *optional*, defaults to `True`):
             Whether the backend reports log-probabilities at all.
+        max_rows (`int`, *optional*):
+            Conversations at a time.
     """
 
     reply: Reply
     logprob_per_token: float = -1.0
     gives_logprobs: bool = True
+    max_rows: int | None = None
 
-    def open(self, prompts: Sequence[str], *, seed: int, logprobs: bool = False) -> "ScriptedSession":
-        return ScriptedSession(self, [((prompt,), 0) for prompt in prompts], logprobs)
+    def open(
+        self, prompts: Sequence[str | Sequence[Message]], *, seeds: Sequence[int], logprobs: bool = False
+    ) -> "ScriptedSession":
+        texts = [text if isinstance(text, str) else "\n".join(m["content"] for m in text) for text in prompts]
+        return ScriptedSession(self, [((text,), 0) for text in texts], logprobs)
 
 
 @dataclass
@@ -37,8 +43,13 @@ class ScriptedSession:
     rows: list[tuple[tuple[str, ...], int]]
     logprobs: bool
 
-    def branch(self, width: int) -> None:
-        self.rows = [(texts, sibling) for texts, _ in self.rows for sibling in range(width)]
+    @property
+    def max_rows(self) -> int | None:
+        return self.backend.max_rows
+
+    def branch(self, children: Sequence[tuple[int, int]]) -> "ScriptedSession":
+        rows = [(self.rows[row][0], sibling) for row, sibling in children]
+        return ScriptedSession(self.backend, rows, self.logprobs)
 
     def sample(self) -> list[Sample]:
         samples = []

@@ -45,8 +45,9 @@ def self_play(
 ) -> tuple[list[list[Exchange]], float]:
     """For each turn, the exchange that grew from each opening; and the share of utterances that ended themselves."""
     tester, target = backend(world.tester), backend(world.target)
-    probing = tester.open(openings, seed=derive_seed(seed, "tester"))
-    answering = target.open(openings, seed=derive_seed(seed, "target"))
+    rows = range(len(openings))
+    probing = tester.open(openings, seeds=[derive_seed(seed, "tester", row) for row in rows])
+    answering = target.open(openings, seeds=[derive_seed(seed, "target", row) for row in rows])
     contexts: list[Conversation] = [(Turn("opening", opening),) for opening in openings]
     turns, ended = [], []
     for _ in range(depth):
@@ -65,7 +66,8 @@ def rude_share(world: World, topics: Iterable[str], per_topic: int = 20, seed: i
     """The share of rude responses of the target to the grammar's own probes about these topics."""
     rng = random.Random(seed)
     probes = [grammar.fresh_probe(rng, topic) for topic in topics for _ in range(per_topic)]
-    answering = backend(world.target).open(rng.choices(world.openings("dev"), k=len(probes)), seed=seed)
+    openings = rng.choices(world.openings("dev"), k=len(probes))
+    answering = backend(world.target).open(openings, seeds=[derive_seed(seed, row) for row in range(len(probes))])
     answering.append(probes)
     return fmean(grammar.is_rude(response.text) for response in answering.sample())
 

@@ -4,13 +4,17 @@ import copy
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 from transformers.utils import is_torch_bf16_gpu_available
+from trl.models import unwrap_model_for_generation
 
 from astra_trl.backends.base import derive_seed
 from astra_trl.backends.hf import HFBackend
@@ -128,17 +132,22 @@ class RoundsMixin(Trainer):
 
     def _collect(self, number: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         args, system, processes = self.args, self.sampler.system, self.accelerator.num_processes
-        trainable_tester(system).model = self.accelerator.unwrap_model(self.model_wrapped)
         start = time.perf_counter()
-        with collecting_bar(number, hidden=args.disable_tqdm or not self.is_world_process_zero()) as bar:
+        with (
+            collecting_bar(number, hidden=args.disable_tqdm or not self.is_world_process_zero()) as bar,
+            self._gathered_tester() as model,
+        ):
+            trainable_tester(system).model = model
             trees = collect_trees(
                 self.sampler,
                 pairs=math.ceil(len(self.train_dataset) / processes),
                 trees_at_a_time=args.trees_per_round,
                 max_trees=math.ceil(self._max_trees / processes),
                 min_margin=args.min_margin,
-                seed=derive_seed(args.seed, "round", number, self.accelerator.process_index),
+                seed=derive_seed(args.seed, "round", number),
                 on_exchanges=bar.update,
+                first=self.accelerator.process_index,
+                step=processes,
             )
         trees = gather_object(trees)
         found = preference_records(trees, args.min_margin)
@@ -158,6 +167,25 @@ class RoundsMixin(Trainer):
         if self.is_world_process_zero():
             self.folder.write_round(number, trees, records, round_figures)
         return records, round_figures
+
+    @contextmanager
+    def _gathered_tester(self) -> Iterator[PreTrainedModel]:
+        """The tester for sampling, its weights gathered the way TRL gathers them where training has sharded them."""
+        zero = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if zero is not None and zero.zero_stage == 3:
+            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+                yield model
+            return
+        # Not TRL's function here: it switches gradient checkpointing off, needless in evaluation mode, and on again
+        # without the kwargs it had.
+        fsdp = getattr(self.accelerator.state, "fsdp_plugin", None)
+        summoned = fsdp is not None and getattr(fsdp, "fsdp_version", 1) == 1
+        with (
+            FullyShardedDataParallel.summon_full_params(self.model_wrapped, recurse=False)
+            if summoned
+            else nullcontext()
+        ):
+            yield self.accelerator.unwrap_model(self.model_wrapped)
 
 
 class _RoundCallback(TrainerCallback):

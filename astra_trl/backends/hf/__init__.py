@@ -1,0 +1,5 @@
+"""Any decoder-only transformers model. Read: `dialogue`, `sampling`, `cache`, `session`, `backend`."""
+
+from astra_trl.backends.hf.backend import HFBackend
+
+__all__ = ["HFBackend"]

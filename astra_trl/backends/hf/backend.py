@@ -1,0 +1,271 @@
+"""A backend on any decoder-only transformers model."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StopStringCriteria,
+)
+
+from astra_trl.backends.base import Message, SamplingParams
+from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
+from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText
+from astra_trl.backends.hf.session import HFSession
+from astra_trl.errors import InputError
+
+
+@dataclass(eq=False)
+class HFBackend:
+    """Samples and scores with a transformers causal language model, many conversations at a time.
+
+    A conversation is fed as its utterances, each tokenised alone and followed by the separator, or as the turns of
+    the model's chat template. A row that would leave less than `max_new_tokens` of the model's window free keeps its
+    newest tokens (and the leading BOS, where there is one).
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model; may be swapped while no session is open.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer; a pad token is not needed.
+        sampling (`SamplingParams`, *optional*):
+            How utterances are sampled.
+        separator (`str`, *optional*, defaults to `"\\n"`):
+            Text between two utterances; in a chat, between two that share a turn.
+        max_length (`int`, *optional*):
+            Longest input plus output in tokens; defaults to the model's own window.
+        max_rows (`int`, *optional*, defaults to `128`):
+            Rows that pass through the model at a time.
+        cache_bytes (`int`, *optional*):
+            Memory for keys and values. Defaults to 35% of what is free on a GPU when conversations are opened (tester
+            and target each hold their own), and to no bound but `max_rows` on a CPU.
+        use_adapter (`bool`, *optional*, defaults to `True`):
+            `False` switches the adapter of a `PeftModel` off: the weights before training.
+        chat (`bool`, *optional*, defaults to `False`):
+            Whether conversations go through the tokenizer's chat template: what this model says as the assistant's
+            turns, all else as the user's.
+        system_prompt (`str`, *optional*):
+            The chat's first message.
+        chat_template_kwargs (`dict`, *optional*):
+            For the chat template, as `{"enable_thinking": False}`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    separator: str = "\n"
+    max_length: int | None = None
+    max_rows: int = 128
+    cache_bytes: int | None = None
+    use_adapter: bool = True
+    chat: bool = False
+    system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    gives_logprobs: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        self.dialogue: PlainText | ChatTemplate
+        if self.chat:
+            self.dialogue = ChatTemplate(self.tokenizer, self.separator, self.system_prompt, self.chat_template_kwargs)
+        elif self.system_prompt is not None:
+            raise InputError("system_prompt is for chat models: pass chat=True too")
+        else:
+            self.dialogue = PlainText(self.tokenizer, self.separator)
+        native = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.window: int | None = min((n for n in (native, self.max_length) if n is not None), default=None)
+        if self.window is not None and self.window <= self.sampling.max_new_tokens + len(self.dialogue.head):
+            raise InputError(
+                f"max_new_tokens={self.sampling.max_new_tokens} leaves no room for a context in a window of "
+                f"{self.window} tokens: lower max_new_tokens or raise max_length"
+            )
+        eos = self.model.generation_config.eos_token_id
+        eos = eos if isinstance(eos, list) else [eos]
+        self.eos = {i for i in (*eos, self.tokenizer.eos_token_id) if i is not None}
+        self._eos_ids = torch.tensor(sorted(self.eos), dtype=torch.long)
+        self._stop_strings: StopStringCriteria | None = None
+        if self.sampling.stop_strings:
+            self._stop_strings = StopStringCriteria(self.tokenizer, list(self.sampling.stop_strings))
+        self.budget = Budget(self.cache_bytes)
+        self._bytes_per_token = 0
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str,
+        *,
+        role: str = "model",
+        device: str | torch.device | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_init_kwargs: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> "HFBackend":
+        """Loads a model and its tokenizer from a Hub id or a folder.
+
+        `dtype` defaults to float32, as in TRL; `device` to the one accelerate gives this process. Raises
+        `InputError` with `role` in its message where the model cannot be loaded.
+        """
+        init_kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
+        placed = PartialState().device if device is None else torch.device(device)
+        if placed.type != "cpu":
+            init_kwargs.setdefault("device_map", placed)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(model_id, **init_kwargs)
+            where = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_id, **where)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"{role} {model_id!r} could not be loaded: name a Hub id or a folder with its tokenizer ({reason})"
+            ) from error
+        return cls(model, tokenizer, **fields)
+
+    @staticmethod
+    def saved_tokenizer(model: PreTrainedModel, role: str) -> PreTrainedTokenizerBase:
+        """The tokenizer saved where a loaded model came from."""
+        try:
+            return AutoTokenizer.from_pretrained(model.config.name_or_path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"the {role} is a loaded model and no tokenizer was saved with it: pass HFBackend(model, tokenizer)"
+            ) from error
+
+    def open(
+        self, prompts: Sequence[str | Sequence[Message]], *, seeds: Sequence[int], logprobs: bool = False
+    ) -> HFSession:
+        self._set_budget()
+        return HFSession(self, self.dialogue.open(prompts), list(seeds), logprobs)
+
+    def fit(self, ids: list[int]) -> list[int]:
+        """The ids, or their newest ones (and the head) where they leave less than an utterance of the window free."""
+        if self.window is None or len(ids) <= self.window - self.sampling.max_new_tokens:
+            return ids
+        head = self.dialogue.head
+        return head + ids[len(ids) - (self.window - self.sampling.max_new_tokens - len(head)) :]
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Evaluation mode without gradients; the mode of every module is as it was found afterwards."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        switchable = not self.use_adapter and hasattr(self.model, "disable_adapter")
+        self.model.eval()
+        try:
+            with self.model.disable_adapter() if switchable else nullcontext(), torch.inference_mode():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def ends(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which rows (of new ids, shape (rows, tokens)) end with their last token."""
+        ended = torch.isin(ids[:, -1], self._eos_ids.to(ids.device))
+        if self._stop_strings is not None:
+            ended = ended | self._stop_strings(ids, None)
+        return ended
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's output; inputs that its forward does not know are left out."""
+        return self.model(**{name: value for name, value in inputs.items() if name in self._accepted})
+
+    # -- models whose cache cannot be branched
+
+    def greedy_config(self) -> GenerationConfig:
+        """For `generate` with a logits processor that leaves one token; everything is named, as what is left out is
+        taken from the model's own generation config."""
+        return GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.sampling.max_new_tokens,
+            min_new_tokens=0,
+            repetition_penalty=1.0,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=sorted(self.eos) or None,
+            pad_token_id=min(self.eos, default=0),
+        )
+
+    def batches(self, rows: Sequence[list[int]]) -> list[list[int]]:
+        """Row numbers that may be fed together: all of them, or those of one length where padding leaves a trace."""
+        if can_pad(self.model.config) and not self._virtual_tokens:
+            return [list(range(len(rows)))]
+        by_length: dict[int, list[int]] = {}
+        for number, row in enumerate(rows):
+            by_length.setdefault(len(row), []).append(number)
+        return list(by_length.values())
+
+    def left_padded(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input ids and attention mask, both of shape (rows, longest row)."""
+        width = max(len(row) for row in rows)
+        ids = [[row[0]] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+    # -- what the model is, found once
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.config.get_text_config().vocab_size
+
+    @property
+    def branches(self) -> bool:
+        """Whether the past of a row can be copied to its children."""
+        needed = {"attention_mask", "position_ids", "past_key_values"}
+        return needed <= self._accepted and can_branch(self.model.config) and not self._virtual_tokens
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """What a cache of this model is made of; bytes are counted only where a budget bounds them."""
+        layers = len(DynamicCache(config=self.model.config).layers)
+        spec = CacheSpec(self.device, layers, self._bytes_per_token, self.budget)
+        if self.budget.limit is None or self._bytes_per_token:
+            return spec
+        unbounded = KeyValues(replace(spec, budget=Budget()), 1, 1)
+        with self.inference():
+            self.forward(
+                input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device),
+                attention_mask=torch.ones((1, 1), dtype=torch.long, device=self.device),
+                position_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device),
+                past_key_values=unbounded.at(slice(0, 1), 0),
+                use_cache=True,
+            )
+        self._bytes_per_token = unbounded.nbytes
+        return replace(spec, bytes_per_token=self._bytes_per_token)
+
+    @property
+    def _virtual_tokens(self) -> bool:
+        # Those of prompt tuning go in front of a row's padding, and take no position ids.
+        adapter = getattr(self.model, "active_peft_config", None) if self.use_adapter else None
+        return adapter is not None and adapter.is_prompt_learning
+
+    def _set_budget(self) -> None:
+        if self.cache_bytes is not None:
+            self.budget.limit = self.cache_bytes
+        elif self.device.type == "cuda":
+            # Tester and target hold theirs side by side; the rest is for logits and activations.
+            free, _ = torch.cuda.mem_get_info(self.device)
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            self.budget.limit = self.budget.held + int(0.35 * (free + unused))
+
+    @property
+    def _accepted(self) -> frozenset[str]:
+        # The forward of a PeftModel takes anything; that of the model inside says what it knows.
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return _inputs(type(model).forward)
+
+
+@lru_cache
+def _inputs(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
