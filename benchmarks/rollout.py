@@ -141,6 +141,11 @@ def engine(work: Workload) -> int:
     )
 
 
+def engine_doubled(work: Workload) -> int:
+    """This package, with twice the openings: what that costs."""
+    return engine(replace(work, openings=work.openings * 2))
+
+
 def plain_generate(backend: HFBackend, rows: Sequence[list[int]]) -> list[list[int]]:
     """Sampled ids by transformers' `generate`, as in a script that knows nothing of trees."""
     params = backend.sampling
@@ -233,6 +238,7 @@ WAYS = {
     "node by node": node_by_node,
     "level-batched generate": level_batched,
     "engine": engine,
+    "engine, openings twice": engine_doubled,
     "lower bound": lower_bound,
 }
 
@@ -346,6 +352,9 @@ def report(
             )
         elif way == "lower bound":
             result["vs_lower_bound"] = statistics.median([1 / ratio for ratio in ratios])
+        elif way == "engine, openings twice":
+            costs = [twice / once for twice, once in zip(values, seconds.get("engine", values), strict=True)]
+            result["cost_of_twice_the_openings"] = statistics.median(costs)
     if "engine" in seconds:
         result["seconds"] = statistics.median(seconds["engine"])
         result["tokens_per_second"] = 1 / statistics.median(pace["engine"])

@@ -153,6 +153,8 @@ class KeyValues:
 
     def exchange(self, ones: Sequence[int], others: Sequence[int]) -> None:
         """Exchanges the keys, values and masks of two lists of slots."""
+        if not ones:
+            return
         device = self.mask.device
         left, right = torch.tensor(ones, device=device), torch.tensor(others, device=device)
         for layer in self.cache.layers:
