@@ -76,6 +76,12 @@ class RunArguments:
     top_k: int = field(default=0, metadata={"help": "Tokens sampled from; 0 is all."})
     repetition_penalty: float = field(default=1.1, metadata={"help": "Repetition penalty of both sides."})
     max_rows: int = field(default=128, metadata={"help": "Conversations that pass through a model at a time."})
+    cache_bytes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Memory for the keys and values of each side's conversations. Default: 35% of a GPU's free memory."
+        },
+    )
 
 
 class _Parser(TrlParser):
@@ -222,7 +228,12 @@ def _system(
     scorer = _scorer(args, world)
     tester_model: str | HFBackend = tester
     target_model: str | HFBackend = target
-    fields: dict[str, Any] = {"sampling": sampling, "max_length": training_args.max_length, "max_rows": args.max_rows}
+    fields: dict[str, Any] = {
+        "sampling": sampling,
+        "max_length": training_args.max_length,
+        "max_rows": args.max_rows,
+        "cache_bytes": args.cache_bytes,
+    }
     if model_args.use_peft and target == tester:
         # One copy of the weights: with the adapter off, the tester is its own target and baseline.
         tester_model = HFBackend.from_pretrained(tester, role="tester", model_init_kwargs=model_init_kwargs, **fields)

@@ -82,6 +82,8 @@ class HFASTSystem(ASTPrompterSystem):
             Longest context plus utterance in tokens; defaults to each model's window.
         max_rows (`int`, *optional*, defaults to `128`):
             Conversations that pass through a model at a time.
+        cache_bytes (`int`, *optional*):
+            Memory for the keys and values of each side's conversations; see [`HFBackend`].
         device (`str`, *optional*):
             Where models are put; defaults to the device that accelerate gives this process.
         model_init_kwargs (`dict`, *optional*):
@@ -100,6 +102,7 @@ class HFASTSystem(ASTPrompterSystem):
         sampling: SamplingParams = ASTPROMPTER_SAMPLING,
         max_length: int | None = None,
         max_rows: int = 128,
+        cache_bytes: int | None = None,
         device: str | None = None,
         model_init_kwargs: dict[str, Any] | None = None,
         probe_and_response_weight: float = 0.5,
@@ -107,7 +110,12 @@ class HFASTSystem(ASTPrompterSystem):
     ) -> None:
         if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device={device!r}, but torch sees no CUDA device: pass device='cpu' or leave it out")
-        fields: dict[str, Any] = {"sampling": sampling, "max_length": max_length, "max_rows": max_rows}
+        fields: dict[str, Any] = {
+            "sampling": sampling,
+            "max_length": max_length,
+            "max_rows": max_rows,
+            "cache_bytes": cache_bytes,
+        }
         loaded: dict[str, HFBackend] = {}  # frozen models by id
 
         def backend(role: str, model: Model, tokenizer: PreTrainedTokenizerBase | None = None) -> HFBackend:

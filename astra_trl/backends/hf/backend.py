@@ -173,6 +173,18 @@ class HFBackend:
             ended = ended | self._stop_strings(ids, None)
         return ended
 
+    def attention_mask(self, mask: torch.Tensor, width: int) -> torch.Tensor:
+        """What forward takes for the mask (rows, columns) of a cache whose last `width` columns are being fed.
+
+        For SDPA it is the finished 4-D mask: making it of the 2-D one, transformers asks a GPU at every step whether
+        anything is masked at all. Flash and eager attention make of the 2-D one what they need.
+        """
+        if self.model.config._attn_implementation != "sdpa":
+            return mask
+        rows, columns = mask.shape
+        causal = torch.ones((width, columns), dtype=torch.bool, device=mask.device).tril_(columns - width)
+        return mask.bool()[:, None, None, :] & causal
+
     def forward(self, **inputs: Any) -> Any:
         """The model's output; inputs that its forward does not know are left out."""
         return self.model(**{name: value for name, value in inputs.items() if name in self._accepted})

@@ -63,7 +63,7 @@ def decode(
         held.mask[:active, column] = 1
         output = backend.forward(
             input_ids=ids[rows, step, None],
-            attention_mask=held.mask[:active, : column + 1],
+            attention_mask=backend.attention_mask(held.mask[:active, : column + 1], 1),
             position_ids=position[rows, None] + step,
             past_key_values=held.at(slice(0, active), column),
             use_cache=True,

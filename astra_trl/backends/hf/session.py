@@ -218,7 +218,7 @@ class HFSession:
         positions = (mask.cumsum(-1)[:, -width:] - 1).clamp_(min=0)
         output = self.backend.forward(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=self.backend.attention_mask(mask, width),
             position_ids=positions,
             past_key_values=held.at(rows, end - width),
             use_cache=True,
