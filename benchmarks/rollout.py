@@ -79,12 +79,13 @@ def workload(args: argparse.Namespace) -> Workload:
     rng = random.Random(0)
     count, width, depth, new_tokens = DEFAULTS.get(args.shape, (32, 2, 3, 32))
     count, width = args.openings or count, args.width or width
+    max_rows = args.max_rows or (512 if args.shape == "sandbox" else 128)
     depth, new_tokens = args.depth or depth, args.new_tokens or new_tokens
     if args.shape == "sandbox":
         world = load_world()
         sampling = SamplingParams(max_new_tokens=new_tokens)
         tester, target = (
-            HFBackend.from_pretrained(folder, device=args.device, sampling=sampling)
+            HFBackend.from_pretrained(folder, device=args.device, sampling=sampling, max_rows=max_rows)
             for folder in (world.tester, world.target)
         )
         return Workload(tester, target, rng.choices(world.openings("train"), k=count), width, depth)
@@ -104,7 +105,7 @@ def workload(args: argparse.Namespace) -> Workload:
     tester = build()
     tokenizer = words_tokenizer(tester.config.vocab_size)
     tester.generation_config.eos_token_id = tokenizer.eos_token_id
-    fields: dict[str, Any] = {"sampling": sampling, "separator": "w1", "max_rows": args.max_rows}
+    fields: dict[str, Any] = {"sampling": sampling, "separator": "w1", "max_rows": max_rows}
     openings = [
         " ".join(f"w{rng.randrange(2, tester.config.vocab_size - 1)}" for _ in range(rng.randint(100, 200)))
         for _ in range(count)
@@ -244,7 +245,7 @@ WAYS = {
 
 
 class PeakMemory:
-    """The most memory (MB) held while it was open: the GPU's, or the process's as sampled every 5 ms."""
+    """The most memory (MB) held while it was open: the GPU's, or the process's as sampled every 50 ms."""
 
     def __init__(self, device: str) -> None:
         self.device, self.megabytes = device, 0.0
@@ -260,7 +261,7 @@ class PeakMemory:
         return self
 
     def _watch(self) -> None:
-        while not self.stop.wait(0.005):
+        while not self.stop.wait(0.05):
             self.megabytes = max(self.megabytes, self.process.memory_info().rss / 2**20)
 
     def __exit__(self, *exception: object) -> None:
@@ -292,7 +293,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     for name in ("width", "depth", "openings", "new-tokens"):
         parser.add_argument(f"--{name}", type=int, help="default: by shape")
-    parser.add_argument("--max-rows", type=int, default=128, help="conversations at a time")
+    parser.add_argument(
+        "--max-rows", type=int, help="conversations at a time; default: 128, as its recipe 512 in sandbox"
+    )
     parser.add_argument("--copies", type=int, choices=(1, 2, 3), default=2, help="of the weights, in all roles")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--turns", type=int, default=3, help="runs of each way, after one that is not counted")

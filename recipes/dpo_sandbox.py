@@ -16,6 +16,7 @@ DEFAULTS = {
     "repetition_penalty": 1.0,
     "num_train_epochs": 14,  # rounds
     "trees_per_round": 7,
+    "max_rows": 512,  # so small a model is fastest with all conversations of a turn at once
     "pairs_per_round": 128,
     # Likelihood alone makes no pair: at first 4 groups in 5 hold no rude answer, and DPO weighs all pairs alike.
     "min_margin": 0.5,

@@ -109,7 +109,7 @@ def test_rewritten_history_is_fed_from_where_it_differs():
     fed = []
 
     def forward(original=backend.forward, **inputs):
-        fed.append(int(inputs["attention_mask"][:, -inputs["input_ids"].shape[1] :].sum()))
+        fed.append(int(inputs["attention_mask"][:, 0, -1, -inputs["input_ids"].shape[1] :].sum()))
         return original(**inputs)
 
     backend.forward = forward

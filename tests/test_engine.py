@@ -184,7 +184,7 @@ def test_no_token_is_fed_twice_and_siblings_share_their_past(monkeypatch):
         backend = getattr(system, role)
 
         def forward(role=role, original=backend.forward, **inputs):
-            mask, width = inputs["attention_mask"], inputs["input_ids"].shape[1]
+            mask, width = inputs["attention_mask"][:, 0, -1], inputs["input_ids"].shape[1]
             # A step feeds one token to rows that have ended and were not left out yet: those are no new tokens.
             fed[role] += int(mask[:, -width:].sum()) if width > 1 else 0
             return original(**inputs)
