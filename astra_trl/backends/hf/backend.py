@@ -181,7 +181,7 @@ class HFBackend:
         """
         if self.model.config._attn_implementation != "sdpa":
             return mask
-        rows, columns = mask.shape
+        columns = mask.shape[1]
         causal = torch.ones((width, columns), dtype=torch.bool, device=mask.device).tril_(columns - width)
         return mask.bool()[:, None, None, :] & causal
 
