@@ -170,7 +170,7 @@ def test_a_wide_and_deep_sampled_tree_is_that_grown_node_by_node():
 
 
 @pytest.mark.parametrize("name", list(MAKERS))
-@pytest.mark.parametrize(("width", "depth", "max_rows"), [(1, 4, None), (2, 2, 3)])
+@pytest.mark.parametrize(("width", "depth", "max_rows"), [(1, 4, None), (2, 2, 3), (3, 2, None), (4, 1, 6)])
 def test_greedy_trees_are_those_grown_node_by_node_without_a_cache(name, width, depth, max_rows):
     other = "gpt2" if name == "llama" else "llama"
     _, early = assert_as_grown_alone(make_system(name, other, GREEDY), OPENINGS, width, depth, max_rows)

@@ -179,6 +179,11 @@ class RoundsMixin(Trainer):
         # Not TRL's function here: it switches gradient checkpointing off, needless in evaluation mode, and on again
         # without the kwargs it had.
         fsdp = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if fsdp is not None and self.accelerator.num_processes > 1:
+            # Each forward pass of a sharded model waits for all processes, and theirs differ in number.
+            raise InputError(
+                "a tester sharded by FSDP over several processes cannot be sampled yet: use DDP or ZeRO-3"
+            )
         summoned = fsdp is not None and getattr(fsdp, "fsdp_version", 1) == 1
         with (
             FullyShardedDataParallel.summon_full_params(self.model_wrapped, recurse=False)
