@@ -173,6 +173,13 @@ class HFBackend:
             ended = ended | self._stop_strings(ids, None)
         return ended
 
+    def left_padded(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input ids and attention mask, both of shape (rows, longest row)."""
+        width = max(len(row) for row in rows)
+        ids = [[row[0]] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
     def attention_mask(self, mask: torch.Tensor, width: int) -> torch.Tensor:
         """What forward takes for the mask (rows, columns) of a cache whose last `width` columns are being fed.
 
@@ -213,13 +220,6 @@ class HFBackend:
         for number, row in enumerate(rows):
             by_length.setdefault(len(row), []).append(number)
         return list(by_length.values())
-
-    def left_padded(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Input ids and attention mask, both of shape (rows, longest row)."""
-        width = max(len(row) for row in rows)
-        ids = [[row[0]] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     # -- what the model is, found once
 

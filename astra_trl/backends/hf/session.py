@@ -209,11 +209,9 @@ class HFSession:
         self, held: KeyValues, rows: slice, end: int, blocks: list[list[int]], keep: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (rows, widest block) and logits (rows, `keep`, vocabulary) of blocks that end at column `end`."""
-        width = max(len(block) for block in blocks)
-        padded = [block[:1] * (width - len(block)) + block for block in blocks]
-        ids = torch.tensor(padded, device=held.mask.device)
-        lengths = torch.tensor([len(block) for block in blocks], device=ids.device)
-        held.mask[rows, end - width : end] = torch.arange(width, device=ids.device) >= width - lengths[:, None]
+        ids, block_mask = self.backend.left_padded(blocks)
+        width = ids.shape[1]
+        held.mask[rows, end - width : end] = block_mask
         mask = held.mask[rows, :end]
         positions = (mask.cumsum(-1)[:, -width:] - 1).clamp_(min=0)
         output = self.backend.forward(
