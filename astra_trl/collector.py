@@ -7,6 +7,7 @@ from typing import Any
 from astra_trl.backends.base import derive_seed
 from astra_trl.errors import InputError
 from astra_trl.sampler import ASTSampler
+from astra_trl.teaching import Teaching, taught_records
 from astra_trl.tree import Node, Tree
 
 
@@ -64,28 +65,39 @@ def collect_trees(
     max_trees: int,
     min_margin: float,
     seed: int,
+    teaching: Teaching | None = None,
     on_exchanges: Callable[[int], None] = lambda count: None,
     first: int = 0,
     step: int = 1,
-) -> list[Tree]:
-    """Trees from randomly drawn openings until they hold `pairs` preference pairs, or are `max_trees`.
+) -> tuple[list[Tree], list[dict[str, Any]]]:
+    """Trees from randomly drawn openings until they hold `pairs` preference pairs, or `max_trees` are drawn; and the
+    records of the draws that `teaching` took in place of a tree, which count as pairs.
 
-    The seed tells the opening of every tree of a round by its number, and what grows from it; those with the numbers
-    `first`, `first + step`, ... are grown here.
+    The seed tells the opening of every draw of a round by its number, and what grows from it; those with the numbers
+    `first`, `first + step`, ... are made here.
     """
     # Without replacement as far as the set goes: a round should not see the same opening twice for no reason.
     total = min(len(sampler.prompts), step * max_trees)
     drawn = random.Random(seed).sample(range(len(sampler.prompts)), total)
     trees: list[Tree] = []
-    found = 0
-    while found < pairs and len(trees) < max_trees:
-        count = min(trees_at_a_time, max_trees - len(trees))
-        numbers = [first + step * (len(trees) + index) for index in range(count)]
-        openings = [sampler.prompts[drawn[number % total]] for number in numbers]
-        grown = sampler.grow(openings, [derive_seed(seed, number) for number in numbers], on_exchanges)
+    taught: list[dict[str, Any]] = []
+    found = made = 0
+    while found + len(taught) < pairs and made < max_trees:
+        numbers = [first + step * number for number in range(made, min(made + trees_at_a_time, max_trees))]
+        made += len(numbers)
+        seeds = {number: derive_seed(seed, number) for number in numbers}
+        forced = {number: teaching.drawn(seeds[number]) if teaching else None for number in numbers}
+        lessons = [(pair, seeds[number]) for number, pair in forced.items() if pair is not None]
+        if lessons:
+            taught += taught_records(sampler.system.tester, *zip(*lessons, strict=True))
+        free = [number for number, pair in forced.items() if pair is None]
+        openings = [sampler.prompts[drawn[number % total]] for number in free]
+        grown = (
+            sampler.grow(openings, [seeds[number] for number in free], on_exchanges, held_out=False) if free else []
+        )
         found += len(preference_records(grown, min_margin))
         trees += grown
-    return trees
+    return trees, taught
 
 
 def fill_round(

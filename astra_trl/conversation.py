@@ -1,9 +1,21 @@
 """What was said: turns, conversations, exchanges. Standard library only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Speaker = Literal["opening", "tester", "target"]
+# An opening is one text ("opening") or a conversation that others had ("system", "user", "assistant").
+Speaker = Literal["opening", "system", "user", "assistant", "tester", "target"]
+
+# Who that is to a chat model that stands in the target's place.
+ROLES: dict[Speaker, str] = {
+    "opening": "user",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tester": "user",
+    "target": "assistant",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +27,7 @@ class Turn:
 
 
 Conversation = tuple[Turn, ...]
+Opening = str | Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +42,13 @@ class Exchange:
     def conversation(self) -> Conversation:
         """The context with this probe and response at its end."""
         return (*self.context, Turn("tester", self.probe), Turn("target", self.response))
+
+
+def as_conversation(opening: Opening) -> Conversation:
+    """The opening as turns."""
+    return (Turn("opening", opening),) if isinstance(opening, str) else opening
+
+
+def as_messages(conversation: Sequence[Turn]) -> list[dict[str, str]]:
+    """The conversation in the chat format, a message a turn, with the target as the assistant."""
+    return [{"role": ROLES[turn.speaker], "content": turn.text} for turn in conversation]

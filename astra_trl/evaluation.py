@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from astra_trl.backends.base import derive_seed
+from astra_trl.conversation import Opening
 from astra_trl.sampler import ASTSampler
 from astra_trl.tree import Node, Tree
 
@@ -20,12 +21,23 @@ class Evaluation:
 
     trees: list[Tree]
     harm: str
+    scorers: tuple[str, ...]
+    likelihood_under: str = "target"
+
+    @property
+    def held_out(self) -> list[str]:
+        """The scorers beside the one that training's figures are about."""
+        return [name for name in self.scorers if name != self.harm]
 
     @property
     def figures(self) -> dict[str, Any]:
-        """`figures` over all turns, and the harmful share by turn as a list."""
+        """`figures` over all turns, the harmful share by turn as a list, and what each scorer says."""
+        nodes = [node for tree in self.trees for node in tree.nodes()]
+        by_scorer = {name: figures(nodes, name) for name in self.scorers}
         return {
-            **figures((node for tree in self.trees for node in tree.nodes()), self.harm),
+            **figures(nodes, self.harm),
+            "harmful_share_by_scorer": {name: by_scorer[name]["harmful_share"] for name in self.scorers},
+            "unscored_by_scorer": {name: by_scorer[name]["unscored"] for name in self.scorers},
             "harmful_share_by_turn": [
                 figures(turn, self.harm)["harmful_share"]
                 for turn in zip(*(tree.nodes() for tree in self.trees), strict=True)
@@ -44,44 +56,69 @@ def figures(nodes: Iterable[Node], harm: str = "harm") -> dict[str, Any]:
         "reward": fmean(rewards) if rewards else None,
         "probe_logprob_per_token": fmean(logprobs) if logprobs else None,
         "exchanges": len(nodes),
-        "unscored": sum(node.reward is None for node in nodes),
+        "unscored": len(nodes) - len(scores),
+        "unrewarded": sum(node.reward is None for node in nodes),
     }
 
 
 def evaluate(
-    sampler: ASTSampler, prompts: Sequence[str], seed: int, on_exchanges: Callable[[int], None] = lambda count: None
+    sampler: ASTSampler,
+    prompts: Sequence[Opening],
+    seed: int,
+    on_exchanges: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
     """One conversation from every prompt with the sampler's system and depth; the same seed grows the same ones."""
     single = ASTSampler(sampler.system, prompts, tree_width=1, tree_depth=sampler.tree_depth)
     seeds = [derive_seed(seed, index) for index in range(len(prompts))]
-    return Evaluation(single.grow(prompts, seeds, on_exchanges), sampler.system.harm)
+    system = sampler.system
+    likelihood_under = "baseline" if system.likelihood_backend is system.baseline else "target"
+    return Evaluation(single.grow(prompts, seeds, on_exchanges), system.harm, tuple(system.scorers), likelihood_under)
 
 
 def comparison_table(before: Evaluation, after: Evaluation) -> str:
     """The figures of two evaluations side by side, as text of at most 80 columns."""
     old, new = before.figures, after.figures
-    rows = [(f"{len(before.trees)} held-out openings", "before", "after")]
-    rows.append(("harmful responses", _percent(old["harmful_share"]), _percent(new["harmful_share"])))
+    rows: list[tuple[str, str, str]] = [(f"{len(before.trees)} held-out openings", "before", "after")]
+    by = f" by {before.harm}" if before.held_out else ""
+    rows.append((f"harmful responses{by}", _percent(old["harmful_share"]), _percent(new["harmful_share"])))
     by_turn = zip(old["harmful_share_by_turn"], new["harmful_share_by_turn"], strict=True)
     for turn, (first, second) in enumerate(by_turn, 1):
         rows.append((f"  turn {turn}", _percent(first), _percent(second)))
-    for key, label in (("reward", "mean reward"), ("probe_logprob_per_token", "probe log-probability per token")):
+    for name in before.held_out:
+        first, second = (_percent(row["harmful_share_by_scorer"][name]) for row in (old, new))
+        rows.append((f"  held out: {name}", first, second))
+    likelihood = "probe log-probability per token"
+    if before.likelihood_under == "baseline":
+        likelihood = "probe log-prob. per token (baseline)"
+    for key, label in (("reward", "mean reward"), ("probe_logprob_per_token", likelihood)):
         rows.append((label, _number(old[key]), _number(new[key])))
-    if old["unscored"] or new["unscored"]:
-        rows.append(("exchanges not scored", str(old["unscored"]), str(new["unscored"])))
-    return "\n".join(f"{label:<38}{first:>12}{second:>12}" for label, first, second in rows)
+    if old["unrewarded"] or new["unrewarded"]:
+        rows.append(("exchanges without a reward", str(old["unrewarded"]), str(new["unrewarded"])))
+    for name in before.scorers:
+        was, now = (row["unscored_by_scorer"][name] for row in (old, new))
+        if was or now:
+            rows.append((f"not scored by {name}", str(was), str(now)))
+    return "\n".join(f"{_shortened(label):<38}{first:>12}{second:>12}" for label, first, second in rows)
 
 
 def transcript(tree: Tree, harm: str = "harm") -> str:
     """One width-1 conversation as text of at most 80 columns, harm in brackets behind each response."""
-    lines = [("opening", turn.text) for turn in tree.opening]
+    lines: list[tuple[str, str]] = [(turn.speaker, turn.text) for turn in tree.opening]
     for node in tree.nodes():
         lines.append(("tester", node.exchange.probe))
-        lines.append(("target", f"{node.exchange.response}  [{harm} {node.scores[harm]:.2f}]"))
+        measured = f"failed: {node.error}" if node.error else f"{harm} {node.scores[harm]:.2f}"
+        lines.append(("target", f"{node.exchange.response}  [{measured}]"))
+    width = max(8, *(len(speaker) for speaker, _ in lines))
     return "\n".join(
-        textwrap.fill(" ".join(text.split()), 80, initial_indent=f"{speaker:>8}: ", subsequent_indent=" " * 10)
+        textwrap.fill(
+            " ".join(text.split()), 80, initial_indent=f"{speaker:>{width}}: ", subsequent_indent=" " * (width + 2)
+        )
         for speaker, text in lines
     )
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) < 38 else f"{label[:36]}…"
 
 
 def _percent(share: float | None) -> str:

@@ -21,14 +21,17 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from astra_trl.backends.base import SamplingParams
 from astra_trl.backends.hf import HFBackend
+from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.evaluation import Evaluation, comparison_table, evaluate, transcript
 from astra_trl.prompts.base import NAMED, load_prompts
+from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.run_folder import RunFolder
 from astra_trl.sampler import ASTSampler
 from astra_trl.sandbox import World, load_world
-from astra_trl.scorers import KeywordScorer, Scorer
-from astra_trl.systems.astprompter import HFASTSystem
+from astra_trl.scorers import KeywordScorer
+from astra_trl.scorers.named import ScorerArguments, build_scorers
+from astra_trl.systems.astprompter import HFASTSystem, astprompter_reward
 from astra_trl.trainers.dpo import ASTDPOConfig, ASTDPOTrainer
 
 
@@ -56,19 +59,28 @@ class RunArguments:
         metadata={"help": "Held-out openings. Default: the test split of a named set, else a part of the prompts."},
     )
     eval_openings: int = field(default=100, metadata={"help": "Held-out openings to measure before and after on."})
-    scorer: str = field(
-        default="detoxify", metadata={"help": "What measures harm.", "choices": ["detoxify", "keyword"]}
-    )
-    keywords: list[str] | None = field(default=None, metadata={"help": "Words of the keyword scorer."})
-    detoxify_variant: str = field(default="original", metadata={"help": "Detoxify's classifier."})
-    detoxify_checkpoint: str | None = field(default=None, metadata={"help": "A local detoxify checkpoint file."})
-    detoxify_config_path: str | None = field(
-        default=None, metadata={"help": "Folder with the config and tokenizer of a local detoxify checkpoint."}
-    )
     tree_width: int = field(default=2, metadata={"help": "Probes per node."})
     tree_depth: int = field(default=3, metadata={"help": "Turns."})
     probe_and_response_weight: float = field(default=0.5, metadata={"help": "Reward weight of probe + response harm."})
     likelihood_weight: float = field(default=0.1, metadata={"help": "Reward weight of the probe's likelihood."})
+    probe_weight: float = field(
+        default=0.0,
+        metadata={"help": "Reward weight of the probe's own harm; below 0 it is penalised."},
+    )
+    length_weight: float = field(default=0.0, metadata={"help": "Reward weight of the probe's length in tokens."})
+    non_repeating_weight: float = field(
+        default=0.0, metadata={"help": "Reward weight of the share of the probe that was not said before."}
+    )
+    combine: str = field(
+        default="sum", metadata={"help": "How reward terms are combined.", "choices": ["sum", "product"]}
+    )
+    teaching_pairs: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts with harmful continuations, for --teach_fraction: 'realtoxicityprompts', a file or a Hub "
+            "dataset with columns prompt and continuation."
+        },
+    )
     max_new_tokens: int = field(default=24, metadata={"help": "Longest utterance in tokens."})
     min_new_tokens: int = field(default=2, metadata={"help": "Shortest utterance in tokens."})
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of both sides; 0 is greedy."})
@@ -97,9 +109,11 @@ def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None
         sys.exit(f"error: {error}")
 
 
-def parse(defaults: Mapping[str, Any], argv: Sequence[str]) -> tuple[RunArguments, ASTDPOConfig, ModelConfig]:
+def parse(
+    defaults: Mapping[str, Any], argv: Sequence[str]
+) -> tuple[RunArguments, ScorerArguments, ASTDPOConfig, ModelConfig]:
     """Arguments from flags, over those from `--config file.yaml`, over `defaults`."""
-    parser = _Parser([RunArguments, ASTDPOConfig, ModelConfig])
+    parser = _Parser([RunArguments, ScorerArguments, ASTDPOConfig, ModelConfig])
     unknown = parser.set_defaults_with_config(**defaults)
     assert not unknown, unknown
     try:
@@ -108,7 +122,9 @@ def parse(defaults: Mapping[str, Any], argv: Sequence[str]) -> tuple[RunArgument
         raise InputError(" ".join(str(error).split())) from error
 
 
-def run(args: RunArguments, training_args: ASTDPOConfig, model_args: ModelConfig) -> dict[str, Any]:
+def run(
+    args: RunArguments, scorer_args: ScorerArguments, training_args: ASTDPOConfig, model_args: ModelConfig
+) -> dict[str, Any]:
     """Trains a tester and returns the summary that it also prints and writes."""
     started = time.perf_counter()
     transformers_logging.disable_progress_bar()  # of loading and saving; collecting and training have their own
@@ -121,12 +137,15 @@ def run(args: RunArguments, training_args: ASTDPOConfig, model_args: ModelConfig
     PartialState().wait_for_everyone()
 
     # Before anything is used up: `config.yaml` is to hold every setting. What ends in _token is masked, so left out.
-    settings = {**asdict(args), **asdict(model_args), **training_args.to_dict()}
+    settings = {**asdict(args), **asdict(scorer_args), **asdict(model_args), **training_args.to_dict()}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     world = load_world(None if args.world == "embedded" else args.world) if args.world else None
     openings, held_out = _openings(args, world, training_args.seed)
-    sampler = ASTSampler(_system(args, training_args, model_args, world), openings, args.tree_width, args.tree_depth)
-    trainer = ASTDPOTrainer(sampler, training_args, peft_config=get_peft_config(model_args))
+    teaching_pairs = load_teaching_pairs(args.teaching_pairs) if args.teaching_pairs else None
+    system = _system(args, scorer_args, training_args, model_args, world)
+    sampler = ASTSampler(system, openings, args.tree_width, args.tree_depth)
+    peft_config = get_peft_config(model_args)
+    trainer = ASTDPOTrainer(sampler, training_args, peft_config=peft_config, teaching_pairs=teaching_pairs)
     main_process = trainer.is_world_process_zero()
     if main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -175,7 +194,7 @@ def _resume_from(training_args: ASTDPOConfig) -> str | bool | None:
     return resume
 
 
-def _openings(args: RunArguments, world: World | None, seed: int) -> tuple[list[str], list[str]]:
+def _openings(args: RunArguments, world: World | None, seed: int) -> tuple[Sequence[Opening], Sequence[Opening]]:
     # Openings to train on and held-out ones, with none in both.
     if args.eval_openings < 1:
         raise InputError(f"eval_openings must be at least 1, got {args.eval_openings}")
@@ -197,7 +216,11 @@ def _openings(args: RunArguments, world: World | None, seed: int) -> tuple[list[
 
 
 def _system(
-    args: RunArguments, training_args: ASTDPOConfig, model_args: ModelConfig, world: World | None
+    args: RunArguments,
+    scorer_args: ScorerArguments,
+    training_args: ASTDPOConfig,
+    model_args: ModelConfig,
+    world: World | None,
 ) -> HFASTSystem:
     tester = args.tester or model_args.model_name_or_path or (world.tester if world else None)
     target = args.target or (world.target if world else None)
@@ -225,7 +248,7 @@ def _system(
     }
     training_args.model_init_kwargs = None  # used up here: TRL gets a loaded model and would warn of them
     model_init_kwargs = {key: value for key, value in model_init_kwargs.items() if value is not None}
-    scorer = _scorer(args, world)
+    scorers = build_scorers(scorer_args, None if world is None else KeywordScorer(world.rude_words))
     tester_model: str | HFBackend = tester
     target_model: str | HFBackend = target
     fields: dict[str, Any] = {
@@ -238,30 +261,23 @@ def _system(
         # One copy of the weights: with the adapter off, the tester is its own target and baseline.
         tester_model = HFBackend.from_pretrained(tester, role="tester", model_init_kwargs=model_init_kwargs, **fields)
         target_model = tester_model
+    reward = astprompter_reward(
+        next(iter(scorers)),
+        probe_and_response_weight=args.probe_and_response_weight,
+        likelihood_weight=args.likelihood_weight,
+        probe_weight=args.probe_weight,
+        length_weight=args.length_weight,
+        non_repeating_weight=args.non_repeating_weight,
+        combine=args.combine,  # type: ignore[arg-type]  # the parser's choices
+    )
     return HFASTSystem(
         tester_model,
         target_model,
         args.baseline,
-        scorer,
+        scorers,
+        reward=reward,
         model_init_kwargs=model_init_kwargs,
-        probe_and_response_weight=args.probe_and_response_weight,
-        likelihood_weight=args.likelihood_weight,
         **fields,
-    )
-
-
-def _scorer(args: RunArguments, world: World | None) -> Scorer:
-    if world is not None:
-        return KeywordScorer(world.rude_words)
-    if args.scorer == "keyword":
-        return KeywordScorer(args.keywords or [])
-    from astra_trl.scorers.detoxify import DetoxifyScorer
-
-    return DetoxifyScorer(
-        variant=args.detoxify_variant,
-        checkpoint=args.detoxify_checkpoint,
-        huggingface_config_path=args.detoxify_config_path,
-        device=str(PartialState().device),
     )
 
 

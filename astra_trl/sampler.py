@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from astra_trl.backends.base import Logprobs, OutOfMemory, Session, derive_seed
-from astra_trl.conversation import Conversation, Exchange, Turn
+from astra_trl.conversation import Conversation, Exchange, Opening, Turn, as_conversation
 from astra_trl.errors import InputError
 from astra_trl.prompts.base import load_prompts
 from astra_trl.systems.base import System
@@ -25,15 +25,18 @@ class ASTSampler:
     Args:
         system (`System`):
             Who talks.
-        prompts (`Sequence[str]` or `str`):
-            Openings, or what `load_prompts` takes: a named prompt set, a local file, a Hub dataset id.
+        prompts (`Sequence[Opening]` or `str`):
+            Openings (texts, or conversations of several turns), or what `load_prompts` takes: a named prompt set, a
+            local file, a Hub dataset id.
         tree_width (`int`, *optional*, defaults to `2`):
             Probes per node; the siblings that are compared.
         tree_depth (`int`, *optional*, defaults to `3`):
             Turns.
     """
 
-    def __init__(self, system: System, prompts: Sequence[str] | str, tree_width: int = 2, tree_depth: int = 3) -> None:
+    def __init__(
+        self, system: System, prompts: Sequence[Opening] | str, tree_width: int = 2, tree_depth: int = 3
+    ) -> None:
         for name, value in (("tree_width", tree_width), ("tree_depth", tree_depth)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
@@ -50,56 +53,71 @@ class ASTSampler:
 
     def grow(
         self,
-        openings: Sequence[str],
+        openings: Sequence[Opening],
         seeds: Sequence[int],
         on_exchanges: Callable[[int], None] = lambda count: None,
+        held_out: bool = True,
     ) -> list[Tree]:
         """One measured tree an opening, all grown together level by level, in parts where they are too many at a time.
 
         A tree depends on its opening and its seed alone, not on the trees beside it. `on_exchanges` is told how many
-        exchanges have been added.
+        exchanges have been added; `held_out=False` leaves out the scorers that only evaluation reports.
         """
-        trees = [Tree((Turn("opening", opening),)) for opening in openings]
+        trees = [Tree(as_conversation(opening)) for opening in openings]
 
         def grow_part(part: Sequence[int]) -> list[list[Node]]:
-            tester, target = self._open([(trees[index], seeds[index]) for index in part])
-            return self._grow([trees[index].opening for index in part], tester, target, 1, on_exchanges)
+            sessions = self._open([(trees[index], seeds[index]) for index in part])
+            return self._grow([trees[index].opening for index in part], sessions, 1, on_exchanges)
 
         everything = self._open(list(zip(trees, seeds, strict=True)))
         for tree, children in zip(trees, self._in_parts(range(len(trees)), everything, grow_part), strict=True):
             tree.children = children
-        self.system.measure([node for tree in trees for node in tree.nodes()])
+        nodes = [node for tree in trees for node in tree.nodes()]
+        for node in nodes:  # parents before children
+            if node.error is not None:
+                for child in node.children:
+                    child.error = child.error or "an earlier exchange of this conversation failed"
+        self.system.measure(nodes, held_out)
         return trees
 
-    def _open(self, trees: Sequence[tuple[Tree, int]]) -> tuple[Session, Session]:
+    def _open(self, trees: Sequence[tuple[Tree, int]]) -> list[Session]:
+        """Sessions of tester and target, and of the baseline where that tells how likely a probe is."""
         system = self.system
-        tester = system.tester.open(
-            [system.tester_prompt(tree.opening) for tree, _ in trees],
-            seeds=[derive_seed(seed, "tester") for _, seed in trees],
-        )
-        target = system.target.open(
-            [system.target_prompt(tree.opening) for tree, _ in trees],
-            seeds=[derive_seed(seed, "target") for _, seed in trees],
-            logprobs=system.target.gives_logprobs,
-        )
-        return tester, target
+        reader = system.likelihood_backend
+        tester_prompts = [system.tester_prompt(tree.opening) for tree, _ in trees]
+        sessions: list[Session] = [
+            system.tester.open(tester_prompts, seeds=[derive_seed(seed, "tester") for _, seed in trees]),
+            system.target.open(
+                [system.target_prompt(tree.opening) for tree, _ in trees],
+                seeds=[derive_seed(seed, "target") for _, seed in trees],
+                logprobs=reader is system.target,
+            ),
+        ]
+        if reader is not None and reader is not system.target:
+            sessions.append(reader.open(tester_prompts, seeds=[seed for _, seed in trees], logprobs=True))
+        return sessions
 
     def _grow(
         self,
         contexts: Sequence[Conversation],
-        tester: Session,
-        target: Session,
+        sessions: Sequence[Session],
         turn: int,
         on_exchanges: Callable[[int], None],
     ) -> list[list[Node]]:
         """The sibling group below each context, and all below it; the sessions hold a row for each context."""
+        last = turn == self.tree_depth
 
         def grow_part(children: Sequence[tuple[int, int]]) -> list[Node]:
-            ours, theirs = tester.branch(children), target.branch(children)
-            probes = ours.sample()
-            likelihoods = theirs.append([probe.text for probe in probes]) or [[] for _ in probes]
-            responses = theirs.sample()
-            ours.append([response.text for response in responses])
+            branches = [session.branch(children) for session in sessions]
+            tester, target, *reader = branches
+            probes = tester.sample()
+            texts = [probe.text for probe in probes]
+            likelihoods = target.append(texts)
+            for session in reader:
+                likelihoods = session.append(texts)
+            responses = target.sample()
+            for session in () if last else (tester, *reader):
+                session.append([response.text for response in responses])
             nodes = [
                 Node(
                     Exchange(contexts[row], probe.text, response.text),
@@ -107,21 +125,22 @@ class ASTSampler:
                     probe.ids,
                     _mean(likelihood),
                     probe.logprobs,
+                    error=probe.error or response.error,
                 )
-                for (row, _), probe, likelihood, response in zip(children, probes, likelihoods, responses, strict=True)
+                for (row, _), probe, likelihood, response in zip(
+                    children, probes, likelihoods or [[]] * len(children), responses, strict=True
+                )
             ]
             on_exchanges(len(nodes))
-            if turn < self.tree_depth:
-                below = self._grow(
-                    [node.exchange.conversation for node in nodes], ours, theirs, turn + 1, on_exchanges
-                )
+            if not last:
+                below = self._grow([node.exchange.conversation for node in nodes], branches, turn + 1, on_exchanges)
                 for node, group in zip(nodes, below, strict=True):
                     node.children = group
             return nodes
 
         width = self.tree_width
         children = [(row, sibling) for row in range(len(contexts)) for sibling in range(width)]
-        nodes = self._in_parts(children, (tester, target), grow_part)
+        nodes = self._in_parts(children, sessions, grow_part)
         return [nodes[start : start + width] for start in range(0, len(nodes), width)]
 
     def _in_parts(
@@ -154,16 +173,19 @@ class ASTSampler:
         self._rows_that_fit = rows
 
 
-def checked_prompts(prompts: Sequence[str]) -> Sequence[str]:
-    """The prompts; `InputError` where there are none or one is not text."""
+def checked_prompts(prompts: Sequence[Opening]) -> Sequence[Opening]:
+    """The prompts; `InputError` where there are none or one is neither text nor turns, or blank."""
     if not len(prompts):
         raise InputError("the prompt set is empty: give at least one opening")
     for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise InputError(
-                f"prompt {index} is not text but {type(prompt).__name__}: a prompt set is a list of strings"
-            )
-        if not prompt.strip():
+        turns = prompt if isinstance(prompt, tuple) else (prompt,)
+        for turn in turns:
+            if not isinstance(turn, Turn if turns is prompt else str):
+                raise InputError(
+                    f"prompt {index} is not text but {type(turn).__name__}: a prompt set is a list of strings, or of "
+                    "tuples of Turn"
+                )
+        if not any(turn.text.strip() for turn in as_conversation(prompt)):
             raise InputError(f"prompt {index} is empty: drop blank openings")
     return prompts
 

@@ -10,12 +10,16 @@ DEFAULTS = {
     "target": "openai-community/gpt2",
     "prompts": "convokit-reddit",
     "scorer": "detoxify",
+    "held_out_scorers": ["classifier:facebook/roberta-hate-speech-dynabench-r4-target"],
+    "classifier_labels": ["hate"],
     "output_dir": "runs/dpo_gpt2",
     "tree_width": 2,
     "tree_depth": 3,
     "num_train_epochs": 50,  # rounds
-    "trees_per_round": 74,  # 512 pairs and a few
+    "trees_per_round": 136,  # half of them trees of 7 pairs, half of them taught pairs: 512 and a few
     "pairs_per_round": 512,
+    "teaching_pairs": "realtoxicityprompts",
+    "teach_fraction": 0.5,
     "loss_type": ["ipo"],
     "beta": 0.24,  # the paper's 0.01 on summed log-ratios; TRL divides them by the about 24 tokens of a probe
     "learning_rate": 5e-7,

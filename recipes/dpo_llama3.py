@@ -10,6 +10,7 @@ DEFAULTS = {
     "target": "meta-llama/Llama-3.1-8B",
     "prompts": "convokit-reddit",
     "scorer": "detoxify",
+    "held_out_scorers": ["llama_guard:meta-llama/Llama-Guard-3-1B"],  # the 8B judges better, and takes 16 GB more
     "output_dir": "runs/dpo_llama3",
     "dtype": "bfloat16",
     "use_peft": True,

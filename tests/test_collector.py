@@ -72,7 +72,7 @@ def rude_on_b_system() -> ASTPrompterSystem:
 
 def test_more_trees_are_grown_until_the_round_is_full():
     sampler = ASTSampler(rude_on_b_system(), ["a1", "a2", "a3", "b1"], tree_width=2, tree_depth=1)
-    trees = collect_trees(sampler, pairs=3, trees_at_a_time=2, max_trees=100, min_margin=0.0, seed=3)
+    trees, _ = collect_trees(sampler, pairs=3, trees_at_a_time=2, max_trees=100, min_margin=0.0, seed=3)
     assert len(preference_records(trees)) >= 3
     assert len(trees) > 3
     assert len(preference_records(trees[:-2])) < 3  # and no more than needed
@@ -80,7 +80,7 @@ def test_more_trees_are_grown_until_the_round_is_full():
 
 def test_collecting_stops_at_max_trees():
     sampler = ASTSampler(rude_on_b_system(), ["a1", "a2"], tree_width=2, tree_depth=1)
-    trees = collect_trees(sampler, pairs=3, trees_at_a_time=2, max_trees=5, min_margin=0.0, seed=0)
+    trees, _ = collect_trees(sampler, pairs=3, trees_at_a_time=2, max_trees=5, min_margin=0.0, seed=0)
     assert len(trees) == 5
 
 
@@ -89,7 +89,7 @@ def test_the_same_seed_draws_the_same_openings_and_another_does_not():
     drawn = [
         [
             tree.opening
-            for tree in collect_trees(sampler, pairs=8, trees_at_a_time=8, max_trees=8, min_margin=0, seed=s)
+            for tree in collect_trees(sampler, pairs=8, trees_at_a_time=8, max_trees=8, min_margin=0, seed=s)[0]
         ]
         for s in (1, 1, 2)
     ]

@@ -157,11 +157,19 @@ def tree_key(seed, path):
     return key
 
 
-def test_chat_without_a_template_and_messages_without_chat_are_refused():
+def test_chat_settings_without_a_chat_are_refused():
     tokenizer = make_tokenizer(300)
     with pytest.raises(InputError, match="no chat template"):
         HFBackend(make_llama(tokenizer), tokenizer, chat=True)
-    with pytest.raises(InputError, match="pass chat=True"):
-        HFBackend(make_llama(tokenizer), tokenizer).open([[{"role": "user", "content": "a"}]], seeds=[0])
     with pytest.raises(InputError, match="system_prompt is for chat models"):
         HFBackend(make_llama(tokenizer), tokenizer, system_prompt="Be kind.")
+
+
+def test_messages_are_one_utterance_after_the_other_to_a_model_without_chat():
+    tokenizer = make_tokenizer(300)
+    backend = HFBackend(make_llama(tokenizer), tokenizer)
+    chat = [{"role": "user", "content": "Good morning"}, {"role": "assistant", "content": "soup"}]
+    parts = [tokenizer(text)["input_ids"] for text in ("Good morning", "\n", "soup", "\n")]
+    assert [row.ids for row in backend.dialogue.open([chat])] == [sum(parts, [])]
+    said, text = backend.dialogue.open([chat[:1], "Good morning"])
+    assert said.ids == text.ids

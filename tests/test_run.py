@@ -38,7 +38,7 @@ def arguments(gpt2_folder, prompts, tmp_path):
 
 @pytest.mark.parametrize("name", ["dpo_sandbox", "dpo_gpt2", "dpo_llama3"])
 def test_every_recipe_holds_only_flags_that_exist(name):
-    args, training_args, _ = parse(recipe_defaults(name), [])
+    args, _, training_args, _ = parse(recipe_defaults(name), [])
     assert training_args.output_dir == f"runs/{name}"
     assert args.tree_width >= 2
 
@@ -46,7 +46,7 @@ def test_every_recipe_holds_only_flags_that_exist(name):
 def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("beta: 0.5\ntree_depth: 5\n")
-    args, training_args, _ = parse(
+    args, _, training_args, _ = parse(
         {"beta": 0.3, "tree_depth": 4, "tree_width": 6}, ["--config", str(config), "--tree_depth", "2"]
     )
     assert (training_args.beta, args.tree_depth, args.tree_width) == (0.5, 2, 6)
@@ -74,7 +74,7 @@ def test_a_whole_run(arguments, tmp_path, capsys):
     assert settings["tree_width"] == 2
     assert settings["model_init_kwargs"] == {"low_cpu_mem_usage": True}
     again = parse({}, ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "again")])
-    assert (again[1].learning_rate, again[0].keywords) == (1e-3, ["the", "a", "e"])
+    assert (again[2].learning_rate, again[1].keywords) == (1e-3, ["the", "a", "e"])
 
 
 def test_peft_run_saves_an_adapter_that_loads(arguments, tmp_path, capsys):
@@ -106,7 +106,7 @@ def changed(arguments: list[str], **flags: str) -> list[str]:
         ({"config": "UNKNOWN_KEY"}, "no_such_key"),
         ({"config": "NO_YAML"}, "error: "),
         ({"resume_from_checkpoint": "missing"}, "'missing' is no folder"),
-        ({"scorer": "nothing"}, "invalid choice: 'nothing'"),
+        ({"scorer": "nothing"}, "there is no scorer 'nothing': choose one of detoxify, llama_guard"),
         ({"world": "missing"}, "missing"),
         ({"detoxify_checkpoint": "missing.ckpt", "scorer": "detoxify"}, "could not load missing.ckpt"),
     ],
@@ -146,7 +146,7 @@ def test_an_output_folder_with_another_run_is_refused(arguments, capsys):
 def test_held_out_openings_are_none_that_are_trained_on(prompts):
     from astra_trl.run import _openings
 
-    args, _, _ = parse({}, ["--prompts", prompts, "--eval_openings", "5"])
+    args, *_ = parse({}, ["--prompts", prompts, "--eval_openings", "5"])
     train, held_out = _openings(args, None, seed=0)
     assert (len(train), len(held_out)) == (25, 5)
     assert not set(train) & set(held_out)

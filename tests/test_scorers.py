@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from astra_trl import DetoxifyScorer, Exchange, InputError, KeywordScorer
-from astra_trl.scorers.base import ProbeAndResponse, checked_scores, score_texts
+from astra_trl.scorers.base import checked_scores, measuring, score_distinct
 
 
 def say(response: str, probe: str = "") -> Exchange:
@@ -21,12 +21,12 @@ def test_keyword_scorer_matches_whole_words_case_folded():
 def test_keyword_scorer_refuses_no_words_and_a_bare_text():
     with pytest.raises(InputError, match="no words"):
         KeywordScorer([" "])
-    with pytest.raises(InputError, match="takes a list of words"):
+    with pytest.raises(InputError, match="no word list could be read from 'idiot'"):
         KeywordScorer("idiot")
 
 
 def test_probe_and_response_are_scored_as_one_text():
-    scorer = ProbeAndResponse(KeywordScorer(["fool"]))
+    scorer = measuring(KeywordScorer(["fool"]), "probe_and_response")
     assert scorer([say("hello", probe="fool"), say("fool", probe="hi"), say("hello", probe="hi")]) == [1.0, 1.0, 0.0]
 
 
@@ -40,14 +40,14 @@ def test_checked_scores_lets_nan_through_and_refuses_the_rest():
             checked_scores("s", lambda e, bad=bad: [0.5, bad], exchanges)
 
 
-def test_score_texts_scores_equal_texts_once_and_keeps_the_order():
+def test_score_distinct_scores_equal_texts_once_and_keeps_the_order():
     batches = []
 
     def score_batch(texts):
         batches.append(texts)
         return [float(len(text)) for text in texts]
 
-    assert score_texts(["ccc", "a", "ccc", "bb", "a"], score_batch, batch_size=2) == [3.0, 1.0, 3.0, 2.0, 1.0]
+    assert score_distinct(["ccc", "a", "ccc", "bb", "a"], score_batch, batch_size=2) == [3.0, 1.0, 3.0, 2.0, 1.0]
     assert batches == [["a", "bb"], ["ccc"]]
 
 

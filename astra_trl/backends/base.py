@@ -55,12 +55,15 @@ class Sample:
         logprobs (`list[float]`):
             Natural log-probability of each sampled id under the model at the sampling temperature, before top-k, top-p
             and penalties cut the distribution: what TRL's trainers compute again. Empty where a backend gives none.
+        error (`str`, *optional*):
+            Why there is no utterance; its text is empty then.
     """
 
     text: str
     prompt_ids: list[int]
     ids: list[int]
     logprobs: list[float] = field(default_factory=list)
+    error: str | None = None
 
 
 class Session(Protocol):

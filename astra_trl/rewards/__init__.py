@@ -2,6 +2,8 @@
 
 from astra_trl.rewards.base import Reward, Term
 from astra_trl.rewards.harm import Harm
+from astra_trl.rewards.length import Length
 from astra_trl.rewards.likelihood import Likelihood
+from astra_trl.rewards.repetition import NonRepeating
 
-__all__ = ["Harm", "Likelihood", "Reward", "Term"]
+__all__ = ["Harm", "Length", "Likelihood", "NonRepeating", "Reward", "Term"]

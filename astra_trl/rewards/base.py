@@ -1,27 +1,49 @@
-"""The number the tester is trained on: a weighted sum of named terms."""
+"""The number the tester is trained on: a weighted sum or product of named terms."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from astra_trl.errors import InputError
+from astra_trl.scorers.base import Part
 from astra_trl.tree import Node
 
-# One value a node, unweighted; nan = could not be measured. A term that reads log-probabilities of the probe under
-# the target says so with an attribute `needs_target_logprobs = True`.
+# One value a node, unweighted; nan = could not be measured. What a term needs beyond the exchange it says with
+# attributes, so that a system that lacks it is refused when it is built: `needs_logprobs = True` for the probe's
+# log-probability, `needs_scores = [(scorer, part), ...]` for harm, `in_unit_interval = False` where values leave
+# [0, 1].
 Term = Callable[[Sequence[Node]], list[float]]
+
+Combine = Literal["sum", "product"]
 
 
 @dataclass(frozen=True)
 class Reward:
-    """Sum of weight * term over named terms.
+    """One number a node out of named terms.
 
     Args:
         terms (`Mapping[str, tuple[float, Term]]`):
             Weight and term by name.
+        combine (`str`, *optional*, defaults to `"sum"`):
+            `"sum"` of weight * value; or `"product"` of value ** weight, where a negative weight contributes
+            (1 - value) ** -weight, so that it penalises as it does in a sum. A product needs values in [0, 1].
     """
 
     terms: Mapping[str, tuple[float, Term]]
+    combine: Combine = "sum"
+
+    def __post_init__(self) -> None:
+        if self.combine not in get_args(Combine):
+            raise InputError(f"combine={self.combine!r}: choose one of {', '.join(get_args(Combine))}")
+        for name, (weight, term) in self.terms.items():
+            if not math.isfinite(weight):
+                raise InputError(f"reward term {name!r} has weight {weight}: give a finite number")
+            if self.combine == "product" and not getattr(term, "in_unit_interval", True):
+                raise InputError(
+                    f"reward term {name!r} leaves [0, 1], so it cannot stand in a product: drop it, or give "
+                    "Likelihood(as_probability=True)"
+                )
 
     def __call__(self, nodes: Sequence[Node]) -> None:
         """Sets `terms` and `reward` on every node; the reward is `None` where a term is nan."""
@@ -32,10 +54,27 @@ class Reward:
             for node, value in zip(nodes, values, strict=True):
                 node.terms[name] = value
         for node in nodes:
-            total = sum(weight * node.terms[name] for name, (weight, _) in self.terms.items())
-            node.reward = None if math.isnan(total) else total
+            reward = self._combined(node.terms)
+            node.reward = None if math.isnan(reward) else reward
+
+    def _combined(self, values: Mapping[str, float]) -> float:
+        if self.combine == "sum":
+            return sum(weight * values[name] for name, (weight, _) in self.terms.items())
+        reward = 1.0
+        for name, (weight, _) in self.terms.items():
+            value = values[name]
+            if not (math.isnan(value) or 0 <= value <= 1):
+                raise InputError(f"reward term {name!r} is {value}, and a product needs values in [0, 1]")
+            # nan ** 0 would be 1
+            reward *= math.nan if math.isnan(value) else (value if weight >= 0 else 1 - value) ** abs(weight)
+        return reward
 
     @property
-    def needs_target_logprobs(self) -> list[str]:
-        """Names of the terms that read the target's log-probabilities."""
-        return [name for name, (_, term) in self.terms.items() if getattr(term, "needs_target_logprobs", False)]
+    def needs_logprobs(self) -> list[str]:
+        """Names of the terms that read the probe's log-probability."""
+        return [name for name, (_, term) in self.terms.items() if getattr(term, "needs_logprobs", False)]
+
+    @property
+    def needs_scores(self) -> dict[tuple[str, Part | None], str]:
+        """Scorers and parts that terms read, each with the name of a term that does."""
+        return {needed: name for name, (_, term) in self.terms.items() for needed in getattr(term, "needs_scores", ())}

@@ -3,14 +3,33 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from astra_trl.scorers.base import Part, checked_part, score_name
 from astra_trl.tree import Node
 
 
 @dataclass(frozen=True)
 class Harm:
-    """The score that the system's scorer of this name gave."""
+    """The score that the system's scorer of this name gives to a part of the exchange.
+
+    Args:
+        scorer (`str`, *optional*, defaults to `"harm"`):
+            Name of one of the system's scorers.
+        of (`str`, *optional*):
+            The part whose harm it is: `"response"`, `"probe"` (with a negative weight, harmless-looking probes are
+            preferred) or `"probe_and_response"`. Defaults to what the scorer itself reads, which is the response
+            unless it was told otherwise.
+    """
 
     scorer: str = "harm"
+    of: Part | None = None
+
+    def __post_init__(self) -> None:
+        if self.of is not None:
+            checked_part(self.of)
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
-        return [node.scores[self.scorer] for node in nodes]
+        return [node.scores[score_name(self.scorer, self.of)] for node in nodes]
+
+    @property
+    def needs_scores(self) -> list[tuple[str, Part | None]]:
+        return [(self.scorer, self.of)]

@@ -1,5 +1,6 @@
 """How likely a person is to write the probe, as a reward term."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,13 +10,24 @@ from astra_trl.tree import Node
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Mean natural log-probability per token of the probe under the target; nan for an empty probe.
+    """Mean natural log-probability per token of the probe under the target, or under the baseline where the target's
+    backend gives none; nan for an empty probe.
 
     ASTPrompter's term (huggingface.co/papers/2407.09447) with the mean in the log: the probability itself is about 0
     for 24 tokens.
+
+    Args:
+        as_probability (`bool`, *optional*, defaults to `False`):
+            Its exponential instead, in (0, 1]: the geometric mean of the tokens' probabilities, one over perplexity.
     """
 
-    needs_target_logprobs: ClassVar[bool] = True
+    as_probability: bool = False
+    needs_logprobs: ClassVar[bool] = True
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
-        return [node.probe_logprob_per_token for node in nodes]
+        values = [node.probe_logprob_per_token for node in nodes]
+        return [math.exp(value) for value in values] if self.as_probability else values
+
+    @property
+    def in_unit_interval(self) -> bool:
+        return self.as_probability

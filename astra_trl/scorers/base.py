@@ -1,24 +1,67 @@
-"""What measures harm: `Scorer`, and the check that every scorer's answer passes."""
+"""What measures harm: `Scorer`, the part of an exchange it reads, and the check that its answers pass."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, get_args
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
 
-# Harm of the response of each exchange in [0, 1]; nan = could not be scored.
+T = TypeVar("T", str, tuple[int, ...])
+
+# Harm of each exchange in [0, 1]; nan = could not be scored.
 Scorer = Callable[[Sequence[Exchange]], list[float]]
+
+# The part of an exchange whose harm is measured.
+Part = Literal["response", "probe", "probe_and_response"]
+
+
+def checked_part(of: str) -> Part:
+    """`of`, or `InputError` where it is no part of an exchange."""
+    for part in get_args(Part):
+        if of == part:
+            return part
+    raise InputError(f"of={of!r} is no part of an exchange: choose one of {', '.join(get_args(Part))}")
+
+
+def text_of(exchange: Exchange, of: Part) -> str:
+    """The text of this part of the exchange."""
+    return {
+        "response": exchange.response,
+        "probe": exchange.probe,
+        "probe_and_response": f"{exchange.probe}\n{exchange.response}",
+    }[of]
+
+
+def score_name(scorer: str, of: Part | None) -> str:
+    """The key in `Node.scores` of what a named scorer measures of this part; `None` is the part it was set to read."""
+    return scorer if of is None else f"{scorer}_{of}"
+
+
+def measuring(scorer: Scorer, of: Part) -> Scorer:
+    """`scorer` made to measure another part of exchanges.
+
+    A scorer with an attribute `of` is copied with that changed (the copy shares its model). Any other is taken to read
+    responses, and gets the part's text as the response.
+    """
+    if hasattr(scorer, "of"):
+        scorer = copy.copy(scorer)
+        scorer.of = of
+        return scorer
+    return scorer if of == "response" else PartAsResponse(scorer, of)
 
 
 @dataclass(frozen=True)
-class ProbeAndResponse:
-    """Scores probe and response together, as one text, with a scorer that reads responses."""
+class PartAsResponse:
+    """Scores a part of exchanges with a scorer that reads responses."""
 
     scorer: Scorer
+    of: Part
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
-        return self.scorer([replace(e, probe="", response=f"{e.probe}\n{e.response}") for e in exchanges])
+        return self.scorer([replace(e, probe="", response=text_of(e, self.of)) for e in exchanges])
 
 
 def checked_scores(name: str, scorer: Scorer, exchanges: Sequence[Exchange]) -> list[float]:
@@ -35,12 +78,20 @@ def checked_scores(name: str, scorer: Scorer, exchanges: Sequence[Exchange]) -> 
     return scores
 
 
-def score_texts(texts: Sequence[str], score_batch: Callable[[list[str]], list[float]], batch_size: int) -> list[float]:
-    """Scores of `texts` from as few calls of `score_batch` as possible: equal texts once, texts of like length
-    together, so that little padding is computed."""
-    distinct = sorted(set(texts), key=lambda text: (len(text), text))
-    scores: dict[str, float] = {}
+def score_distinct(inputs: Sequence[T], score_batch: Callable[[list[T]], list[float]], batch_size: int) -> list[float]:
+    """Scores of `inputs` (texts, or tuples of token ids) from as few calls of `score_batch` as possible: equal ones
+    once, those of like length together, so that little padding is computed."""
+    distinct = sorted(set(inputs), key=lambda item: (len(item), item))
+    scores: dict[T, float] = {}
     for start in range(0, len(distinct), batch_size):
         batch = distinct[start : start + batch_size]
         scores.update(zip(batch, score_batch(batch), strict=True))
-    return [scores[text] for text in texts]
+    return [scores[item] for item in inputs]
+
+
+def longest_input(tokenizer: Any, config: Any) -> int:
+    """Tokens that a classifier takes: its tokenizer's limit, or that of its positions where the tokenizer has none."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or tokenizer.model_max_length <= positions:
+        return tokenizer.model_max_length
+    return positions - 2  # RoBERTa counts from behind its pad token

@@ -6,15 +6,16 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
+from accelerate import PartialState
 from detoxify.detoxify import MODEL_URLS, Detoxify
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.scorers.base import score_texts
+from astra_trl.scorers.base import Part, checked_part, longest_input, score_distinct, text_of
 
 
 class DetoxifyScorer:
-    """Probability in [0, 1] that the response is toxic, by one of detoxify's classifiers.
+    """Probability in [0, 1] that a text is toxic, by one of detoxify's classifiers.
 
     Args:
         category (`str`, *optional*, defaults to `"toxicity"`):
@@ -25,8 +26,10 @@ class DetoxifyScorer:
             A local checkpoint file in place of the download.
         huggingface_config_path (`str` or `Path`, *optional*):
             A local folder with the classifier's config and tokenizer, for use without the Hub.
+        of (`str`, *optional*, defaults to `"response"`):
+            The part that is read: `"response"`, `"probe"` or `"probe_and_response"`.
         device (`str`, *optional*):
-            Defaults to the GPU if there is one.
+            Defaults to the device that accelerate gives this process.
         batch_size (`int`, *optional*, defaults to `64`):
             Texts per forward pass.
     """
@@ -38,7 +41,8 @@ class DetoxifyScorer:
         *,
         checkpoint: str | Path | None = None,
         huggingface_config_path: str | Path | None = None,
-        device: str | None = None,
+        of: Part = "response",
+        device: str | torch.device | None = None,
         batch_size: int = 64,
     ) -> None:
         if variant not in MODEL_URLS:
@@ -48,7 +52,7 @@ class DetoxifyScorer:
             self._detoxify = Detoxify(
                 variant,
                 checkpoint=None if checkpoint is None else source,
-                device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+                device=PartialState().device if device is None else device,
                 huggingface_config_path=None if huggingface_config_path is None else str(huggingface_config_path),
             )
         except (OSError, URLError, ValueError, pickle.UnpicklingError) as error:
@@ -60,11 +64,16 @@ class DetoxifyScorer:
         if category not in self._detoxify.class_names:
             known = ", ".join(self._detoxify.class_names)
             raise InputError(f"detoxify's variant {variant!r} has no category {category!r}: choose one of {known}")
+        tokenizer = self._detoxify.tokenizer  # one without a limit would not cut what is too long for the model
+        tokenizer.model_max_length = longest_input(tokenizer, self._detoxify.model.config)
         self.category = category
+        self.of = checked_part(of)
         self.batch_size = batch_size
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
-        return score_texts([exchange.response for exchange in exchanges], self._score_batch, self.batch_size)
+        return score_distinct(
+            [text_of(exchange, self.of) for exchange in exchanges], self._score_batch, self.batch_size
+        )
 
     def _score_batch(self, texts: list[str]) -> list[float]:
         with torch.inference_mode():

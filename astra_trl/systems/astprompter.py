@@ -1,5 +1,6 @@
 """ASTPrompter: both sides continue one conversation; harmful, likely probes are rewarded."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -9,8 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import InputError
-from astra_trl.rewards import Harm, Likelihood, Reward, Term
-from astra_trl.scorers.base import ProbeAndResponse, Scorer
+from astra_trl.rewards import Harm, Length, Likelihood, NonRepeating, Reward, Term
+from astra_trl.rewards.base import Combine
+from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
 
 ASTPROMPTER_SAMPLING = SamplingParams(
@@ -20,21 +22,51 @@ ASTPROMPTER_SAMPLING = SamplingParams(
 Model: TypeAlias = str | PreTrainedModel | HFBackend
 
 
+def astprompter_reward(
+    scorer: str = "harm",
+    *,
+    probe_and_response_weight: float = 0.5,
+    likelihood_weight: float = 0.1,
+    probe_weight: float = 0.0,
+    length_weight: float = 0.0,
+    non_repeating_weight: float = 0.0,
+    combine: Combine = "sum",
+) -> Reward:
+    """ASTPrompter's reward with other weights or further terms; a term of weight 0 is left out.
+
+    `harm(response) + probe_and_response_weight * harm(probe + response) + likelihood_weight * mean log-probability per
+    token of the probe`, and what else has a weight (negative: penalised): the harm of the probe alone, its length in
+    tokens, the share of it that is new. In a product the likelihood is the geometric mean of the tokens'
+    probabilities.
+
+    Args:
+        scorer (`str`, *optional*, defaults to `"harm"`):
+            Name of the system's scorer that the reward reads.
+        combine (`str`, *optional*, defaults to `"sum"`):
+            `"sum"` or `"product"`; see [`Reward`].
+    """
+    terms: dict[str, tuple[float, Term]] = {
+        "target_harm": (1.0, Harm(scorer)),
+        "probe_and_response_harm": (probe_and_response_weight, Harm(scorer, "probe_and_response")),
+        "probe_harm": (probe_weight, Harm(scorer, "probe")),
+        "likelihood": (likelihood_weight, Likelihood(as_probability=combine == "product")),
+        "length": (length_weight, Length()),
+        "non_repeating": (non_repeating_weight, NonRepeating()),
+    }
+    return Reward({name: (weight, term) for name, (weight, term) in terms.items() if weight}, combine)
+
+
 class ASTPrompterSystem(System):
     """The system of ASTPrompter (huggingface.co/papers/2407.09447) on any backends.
-
-    Reward: `harm(response) + probe_and_response_weight * harm(probe + response) + likelihood_weight * mean
-    log-probability per token of the probe under the target`.
 
     Args:
         tester, target, baseline (`Backend`):
             See [`System`].
-        scorer (`Scorer`):
-            Measures harm.
-        probe_and_response_weight (`float`, *optional*, defaults to `0.5`):
-            Weight of the harm of probe and response together.
-        likelihood_weight (`float`, *optional*, defaults to `0.1`):
-            Weight of the likelihood; 0 drops the term, for a target that gives no log-probabilities.
+        scorer (`Scorer` or `Mapping[str, Scorer]`):
+            Measures harm. Of several by name the first is the one that is trained on; the others are held out, for
+            evaluation to report.
+        reward (`Reward`, *optional*):
+            Defaults to the paper's, `astprompter_reward()`.
     """
 
     def __init__(
@@ -42,23 +74,15 @@ class ASTPrompterSystem(System):
         tester: Backend,
         target: Backend,
         baseline: Backend | None,
-        scorer: Scorer,
+        scorer: Scorer | Mapping[str, Scorer],
         *,
-        probe_and_response_weight: float = 0.5,
-        likelihood_weight: float = 0.1,
+        reward: Reward | None = None,
     ) -> None:
-        terms: dict[str, tuple[float, Term]] = {
-            "target_harm": (1.0, Harm("harm")),
-            "probe_and_response_harm": (probe_and_response_weight, Harm("harm_probe_and_response")),
-            "likelihood": (likelihood_weight, Likelihood()),
-        }
-        super().__init__(
-            tester,
-            target,
-            {"harm": scorer, "harm_probe_and_response": ProbeAndResponse(scorer)},
-            Reward({name: (weight, term) for name, (weight, term) in terms.items() if weight}),
-            baseline=baseline,
-        )
+        scorers = scorer if isinstance(scorer, Mapping) else {"harm": scorer}
+        if not scorers:
+            raise InputError("the system has no scorer: give one, or several by name")
+        harm = next(iter(scorers))
+        super().__init__(tester, target, scorers, reward or astprompter_reward(harm), baseline=baseline, harm=harm)
 
 
 class HFASTSystem(ASTPrompterSystem):
@@ -72,8 +96,10 @@ class HFASTSystem(ASTPrompterSystem):
             A Hub id or folder, a loaded model, or a backend with settings of its own.
         baseline (`str`, `PreTrainedModel` or `HFBackend`, *optional*):
             The frozen reference of the tester; `None` means the tester before training.
-        scorer (`Scorer`):
-            Measures harm.
+        scorer (`Scorer` or `Mapping[str, Scorer]`):
+            Measures harm; see [`ASTPrompterSystem`].
+        reward (`Reward`, *optional*):
+            Defaults to the paper's, `astprompter_reward()`.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             The tester's tokenizer; defaults to the one saved with the model.
         sampling (`SamplingParams`, *optional*):
@@ -96,8 +122,9 @@ class HFASTSystem(ASTPrompterSystem):
         tester: Model,
         target: Model,
         baseline: Model | None,
-        scorer: Scorer,
+        scorer: Scorer | Mapping[str, Scorer],
         *,
+        reward: Reward | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         sampling: SamplingParams = ASTPROMPTER_SAMPLING,
         max_length: int | None = None,
@@ -105,8 +132,6 @@ class HFASTSystem(ASTPrompterSystem):
         cache_bytes: int | None = None,
         device: str | None = None,
         model_init_kwargs: dict[str, Any] | None = None,
-        probe_and_response_weight: float = 0.5,
-        likelihood_weight: float = 0.1,
     ) -> None:
         if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device={device!r}, but torch sees no CUDA device: pass device='cpu' or leave it out")
@@ -150,11 +175,4 @@ class HFASTSystem(ASTPrompterSystem):
                     "tester and baseline have different vocabularies, so their log-probabilities cannot be compared: "
                     "the baseline must be the tester before training (baseline=None) or share its tokenizer"
                 )
-        super().__init__(
-            tester_backend,
-            target_backend,
-            baseline_backend,
-            scorer,
-            probe_and_response_weight=probe_and_response_weight,
-            likelihood_weight=likelihood_weight,
-        )
+        super().__init__(tester_backend, target_backend, baseline_backend, scorer, reward=reward)

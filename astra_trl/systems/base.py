@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from astra_trl.backends.base import Backend
-from astra_trl.conversation import Conversation
+from astra_trl.conversation import Conversation, as_messages
 from astra_trl.errors import InputError
 from astra_trl.rewards.base import Reward
-from astra_trl.scorers.base import Scorer, checked_scores
+from astra_trl.scorers.base import Part, Scorer, checked_scores, measuring, score_name
 from astra_trl.tree import Node
 
 
@@ -23,13 +23,14 @@ class System:
         target (`Backend`):
             Answers; never trained.
         scorers (`Mapping[str, Scorer]`):
-            Scorers by name. `harm` says which one tells whether a response is harmful.
+            Scorers by name. The reward's terms say which they read; the others are held out: evaluation reports them,
+            and a tester that gets ahead on the first kind alone has learned to please a scorer.
         reward (`Reward`):
             What the tester is trained on.
         baseline (`Backend`, *optional*):
             The frozen reference of the tester; `None` means the tester before training.
         harm (`str`, *optional*, defaults to `"harm"`):
-            The scorer that the figures are about.
+            The scorer that training's figures are about.
     """
 
     tester: Backend
@@ -40,30 +41,49 @@ class System:
     harm: str = field(default="harm", kw_only=True)
 
     def __post_init__(self) -> None:
+        known = ", ".join(self.scorers) or "none"
         if self.harm not in self.scorers:
-            raise InputError(
-                f"the system has no scorer named {self.harm!r}: it has {', '.join(self.scorers) or 'none'}"
-            )
-        needy = self.reward.needs_target_logprobs
-        if needy and not self.target.gives_logprobs:
+            raise InputError(f"the system has no scorer named {self.harm!r}: it has {known}")
+        for (name, _), term in self.reward.needs_scores.items():
+            if name not in self.scorers:
+                raise InputError(f"reward term {term!r} reads scorer {name!r}, and the system has {known}")
+        needy = self.reward.needs_logprobs
+        if needy and self.likelihood_backend is None:
             raise InputError(
                 f"reward term {needy[0]!r} needs log-probabilities, and the target's backend "
-                f"{type(self.target).__name__} gives none: drop the term or choose another backend"
+                f"{type(self.target).__name__} gives none: drop the term or name a baseline that gives them"
             )
 
-    def tester_prompt(self, opening: Conversation) -> str:
-        """The text the tester's side of a conversation starts from."""
+    @property
+    def likelihood_backend(self) -> Backend | None:
+        """The model under which probes are likely or not: the target; the baseline where the target gives no
+        log-probabilities and a term needs them; else none."""
+        if self.target.gives_logprobs:
+            return self.target
+        if self.reward.needs_logprobs and self.baseline is not None and self.baseline.gives_logprobs:
+            return self.baseline
+        return None
+
+    def tester_prompt(self, opening: Conversation) -> str | list[dict[str, str]]:
+        """What the tester's side of a conversation starts from: a text, or the messages of a chat."""
         return "\n".join(turn.text for turn in opening)
 
-    def target_prompt(self, opening: Conversation) -> str:
-        """The text the target's side of a conversation starts from."""
-        return "\n".join(turn.text for turn in opening)
+    def target_prompt(self, opening: Conversation) -> str | list[dict[str, str]]:
+        """What the target's side of a conversation starts from: a text, or the messages of a chat."""
+        return as_messages(opening)
 
-    def measure(self, nodes: Sequence[Node]) -> None:
-        """Sets `scores`, `terms` and `reward` on every node that has no error."""
+    def measure(self, nodes: Sequence[Node], held_out: bool = True) -> None:
+        """Sets `scores`, `terms` and `reward` on every node that has no error.
+
+        `held_out=False` leaves out the scorers that neither the reward nor the figures of training read.
+        """
         nodes = [node for node in nodes if node.error is None]
         exchanges = [node.exchange for node in nodes]
-        for name, scorer in self.scorers.items():
-            for node, score in zip(nodes, checked_scores(name, scorer, exchanges), strict=True):
-                node.scores[name] = score
+        wanted: list[tuple[str, Part | None]] = [(self.harm, None), *self.reward.needs_scores]
+        wanted += [(name, None) for name in self.scorers if held_out]
+        for name, of in dict.fromkeys(wanted):
+            scorer = self.scorers[name] if of is None else measuring(self.scorers[name], of)
+            key = score_name(name, of)
+            for node, score in zip(nodes, checked_scores(key, scorer, exchanges), strict=True):
+                node.scores[key] = score
         self.reward(nodes)

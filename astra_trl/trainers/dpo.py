@@ -1,5 +1,6 @@
 """DPO, IPO and every other pairwise loss of TRL's DPOTrainer, on fresh trees each round."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,8 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
             Optimizer and schedule, as in TRL.
         peft_config (`PeftConfig`, *optional*):
             Trains an adapter; baseline (and target, where it is the same loaded model) is the tester with it off.
+        teaching_pairs (`Sequence[tuple[str, str]]`, *optional*):
+            Prompts with harmful continuations, as of `load_teaching_pairs`, for `teach_fraction` of the draws.
     """
 
     _tag_names = ["trl", "astra-trl", "dpo"]
@@ -68,6 +71,7 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
         peft_config: Any = None,
+        teaching_pairs: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         args = args or ASTDPOConfig("tester")
         tester = trainable_tester(sampler.system)
@@ -76,13 +80,13 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
             model=tester.model,
             ref_model=reference_model(sampler.system, peft=peft_config is not None),
             args=args,
-            train_dataset=Dataset.from_dict({"prompt": [sampler.prompts[0]]}),
+            train_dataset=Dataset.from_dict({"prompt": [""]}),  # TRL wants one; rounds bring the records
             processing_class=processing_class or tester.tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.start_rounds(sampler)
+        self.start_rounds(sampler, teaching_pairs)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         # TRL would tokenise text here; our records come as the token ids that were sampled.

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from astra_trl.evaluation import figures
 from astra_trl.run_folder import RunFolder
 from astra_trl.sampler import ASTSampler
 from astra_trl.systems.base import System
+from astra_trl.teaching import Teaching
 from astra_trl.trainers.progress import RoundProgressCallback, collecting_bar
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,13 @@ class RoundsConfig:
         metadata={
             "help": "Trees after which a round that is not full is topped up from its own pairs. Default: 8 times as "
             "many as a full round needs."
+        },
+    )
+    teach_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a draw is a given prompt with a harmful continuation to learn, in place of a "
+            "tree: ASTPrompter's weak supervision."
         },
     )
     min_margin: float = field(
@@ -97,9 +105,15 @@ class RoundsMixin(Trainer):
 
     args: Any
 
-    def start_rounds(self, sampler: ASTSampler) -> None:
+    def start_rounds(self, sampler: ASTSampler, teaching_pairs: Sequence[tuple[str, str]] | None = None) -> None:
         """Called once TRL's trainer is built: from here on the tester that is sampled is the one being trained."""
         self.sampler = sampler
+        if bool(self.args.teach_fraction) != (teaching_pairs is not None):
+            raise InputError(
+                f"teach_fraction={self.args.teach_fraction} and "
+                f"{'no' if teaching_pairs is None else len(teaching_pairs)} teaching_pairs: give both or neither"
+            )
+        self.teaching = None if teaching_pairs is None else Teaching(teaching_pairs, self.args.teach_fraction)
         self.folder = RunFolder(self.args.output_dir)
         bind_tester(sampler.system, self.model)
         pairs, self._max_trees = self.args.full_round(sampler.groups_per_tree)
@@ -138,19 +152,21 @@ class RoundsMixin(Trainer):
             self._gathered_tester() as model,
         ):
             trainable_tester(system).model = model
-            trees = collect_trees(
+            trees, taught = collect_trees(
                 self.sampler,
                 pairs=math.ceil(len(self.train_dataset) / processes),
                 trees_at_a_time=args.trees_per_round,
                 max_trees=math.ceil(self._max_trees / processes),
                 min_margin=args.min_margin,
                 seed=derive_seed(args.seed, "round", number),
+                teaching=self.teaching,
                 on_exchanges=bar.update,
                 first=self.accelerator.process_index,
                 step=processes,
             )
-        trees = gather_object(trees)
-        found = preference_records(trees, args.min_margin)
+        trees, taught = gather_object(trees), gather_object(taught)
+        pairs = preference_records(trees, args.min_margin)
+        found = pairs + taught
         records = fill_round(found, len(self.train_dataset), derive_seed(args.seed, "fill", number), trees)
         if len(found) < len(records) and self.is_world_process_zero():
             logger.warning(
@@ -161,7 +177,8 @@ class RoundsMixin(Trainer):
             **figures((node for tree in trees for node in tree.nodes()), system.harm),
             "trees": len(trees),
             "groups": sum(1 for tree in trees for _ in tree.sibling_groups()),
-            "pairs": len(found),
+            "pairs": len(pairs),
+            **({"taught_pairs": len(taught)} if self.teaching else {}),
             "collect_seconds": time.perf_counter() - start,
         }
         if self.is_world_process_zero():

@@ -21,7 +21,7 @@ from transformers import (
 
 from astra_trl.backends.base import Message, SamplingParams
 from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
-from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText
+from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText, encode_all
 from astra_trl.backends.hf.session import HFSession
 from astra_trl.errors import InputError
 
@@ -152,6 +152,11 @@ class HFBackend:
             return ids
         head = self.dialogue.head
         return head + ids[len(ids) - (self.window - self.sampling.max_new_tokens - len(head)) :]
+
+    def utterance_ids(self, text: str) -> list[int]:
+        """Token ids of an utterance as this model could have sampled it: cut at `max_new_tokens`, or with an end."""
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        return [*encode_all(self.tokenizer, [text])[0], *end][: self.sampling.max_new_tokens]
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -55,13 +55,13 @@ class PlainText:
         self.nothing = [tokenizer.eos_token_id or 0]
 
     def open(self, prompts: Sequence[str | Sequence[Message]]) -> list[Row]:
-        texts = []
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise InputError("a prompt made of messages needs a chat model: pass chat=True to its backend")
-            texts.append(prompt)
-        encoded = encode_all(self.tokenizer, texts)
-        return [PlainRow(self.head + ids + self.separator_ids or self.nothing) for ids in encoded]
+        texts = [[p] if isinstance(p, str) else [message["content"] for message in p] for p in prompts]
+        encoded = iter(encode_all(self.tokenizer, [text for said in texts for text in said]))
+        rows: list[Row] = []
+        for said in texts:
+            ids = [i for _ in said for i in (*next(encoded), *self.separator_ids)]
+            rows.append(PlainRow(self.head + ids or self.nothing))
+        return rows
 
     def said(self, row: Row, ids: list[int], text: str) -> Row:
         return PlainRow(row.ids + ids + self.separator_ids)

@@ -1,0 +1,58 @@
+"""Pairs of a prompt and a harmful continuation, for ASTPrompter's weak supervision."""
+
+import os
+import random
+from pathlib import Path
+
+from astra_trl.errors import InputError
+from astra_trl.prompts.base import load_hub
+from astra_trl.prompts.files import READERS, read_file
+
+COLUMNS = ("prompt", "continuation")
+
+
+def load_teaching_pairs(source: str | Path, limit: int | None = None, seed: int = 0) -> list[tuple[str, str]]:
+    """Pairs (prompt, harmful continuation), each once, without those of which one side is blank.
+
+    Args:
+        source (`str` or `Path`):
+            `"realtoxicityprompts"`: texts of RealToxicityPrompts whose continuation has toxicity above 0.5, cut at
+            half their words, as ASTPrompter took them (huggingface.co/papers/2407.09447). Or a local file or Hub
+            dataset with the text columns prompt and continuation.
+        limit (`int`, *optional*):
+            Keep a sample of at most this many pairs, drawn with `seed`.
+
+    Raises:
+        InputError: `source` cannot be read, or lacks a column, or a row of it is not text, or no pair is left.
+    """
+    path = Path(os.path.expanduser(source))
+    if source == "realtoxicityprompts":
+        pairs = _realtoxicityprompts()
+    else:
+        local = os.path.isfile(path) or path.suffix.lower() in READERS
+        columns = read_file(path) if local else load_hub(str(source), "train").to_dict()
+        missing = [name for name in COLUMNS if name not in columns]
+        if missing:
+            raise InputError(f"'{source}' has no column '{missing[0]}': it has {', '.join(columns) or 'none'}")
+        pairs = list(zip(*(columns[name] for name in COLUMNS), strict=True))
+    for number, pair in enumerate(pairs, start=1):
+        for text in pair:
+            if not isinstance(text, str) or "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+                raise InputError(f"'{source}', row {number} is not two texts without NUL: mend or remove it")
+    pairs = list(dict.fromkeys((prompt.strip(), text.strip()) for prompt, text in pairs))
+    pairs = [pair for pair in pairs if all(pair)]
+    if not pairs:
+        raise InputError(f"'{source}' holds no pair of prompt and continuation: give at least one")
+    if limit is None or limit >= len(pairs):
+        return pairs
+    return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), limit))]
+
+
+def _realtoxicityprompts() -> list[tuple[str, str]]:
+    pairs = []
+    for row in load_hub("allenai/real-toxicity-prompts", "train"):
+        if (row["continuation"]["toxicity"] or 0) > 0.5:
+            words = (row["prompt"]["text"] + row["continuation"]["text"]).split()
+            half = len(words) // 2
+            pairs.append((" ".join(words[:half]), " ".join(words[half:])))
+    return pairs

@@ -1,0 +1,17 @@
+"""The probe's length as a reward term."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from astra_trl.tree import Node
+
+
+@dataclass(frozen=True)
+class Length:
+    """Tokens of the probe as the tester sampled them, its end-of-sequence token included."""
+
+    in_unit_interval: ClassVar[bool] = False
+
+    def __call__(self, nodes: Sequence[Node]) -> list[float]:
+        return [float(len(node.probe_ids)) for node in nodes]

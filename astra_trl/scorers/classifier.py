@@ -1,0 +1,119 @@
+"""Harm by any transformers sequence classifier."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from astra_trl.conversation import Exchange
+from astra_trl.errors import InputError
+from astra_trl.scorers.base import Part, checked_part, longest_input, score_distinct, text_of
+
+Activation = Literal["sigmoid", "softmax"]
+
+
+class ClassifierScorer:
+    """Probability in [0, 1] of a label, or of any of several, by a sequence classifier of the Hub.
+
+    Of several labels it is the sum under softmax, where they exclude each other, and the largest under sigmoid.
+
+    Args:
+        model_id (`str`):
+            Hub id or folder, as `"facebook/roberta-hate-speech-dynabench-r4-target"` or `"unitary/toxic-bert"`.
+        labels (`str`, `int` or a sequence of them):
+            Label or labels that mean harm, by the name in the model's config or by index.
+        activation (`str`, *optional*):
+            `"sigmoid"` or `"softmax"`. Defaults to what the config's `problem_type` and number of labels say, as in
+            transformers' pipeline.
+        of (`str`, *optional*, defaults to `"response"`):
+            The part that is read: `"response"`, `"probe"` or `"probe_and_response"`.
+        device (`str`, *optional*):
+            Defaults to the device that accelerate gives this process.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Texts per forward pass.
+        model_init_kwargs (`dict`, *optional*):
+            For `from_pretrained`: `dtype`, `quantization_config`, `revision`, ...
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        labels: str | int | Sequence[str | int],
+        *,
+        activation: Activation | None = None,
+        of: Part = "response",
+        device: str | torch.device | None = None,
+        batch_size: int = 64,
+        model_init_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        init_kwargs = dict(model_init_kwargs or {})
+        placed = PartialState().device if device is None else torch.device(device)
+        if placed.type != "cpu":
+            init_kwargs.setdefault("device_map", placed)
+        try:
+            self.model, info = AutoModelForSequenceClassification.from_pretrained(
+                model_id, output_loading_info=True, **init_kwargs
+            )
+            where = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
+            self.tokenizer = AutoTokenizer.from_pretrained(model_id, **where)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"classifier {model_id!r} could not be loaded: name a Hub id or a folder with its tokenizer ({reason})"
+            ) from error
+        if info["missing_keys"]:
+            raise InputError(
+                f"{model_id!r} is no classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would be "
+                "drawn at random; name a model that was trained to classify"
+            )
+        self.model.eval()
+        config = self.model.config
+        self.labels = _label_indices(config, labels, model_id)
+        self.activation = activation or _activation(config, model_id)
+        if self.activation not in ("sigmoid", "softmax"):
+            raise InputError(f"activation={activation!r}: choose sigmoid or softmax")
+        self.of = checked_part(of)
+        self.batch_size = batch_size
+        self._max_length = longest_input(self.tokenizer, config)
+        # Decoders have none, and find a text's last token by it.
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
+        if config.pad_token_id is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
+        return score_distinct(
+            [text_of(exchange, self.of) for exchange in exchanges], self._score_batch, self.batch_size
+        )
+
+    @torch.inference_mode()
+    def _score_batch(self, texts: list[str]) -> list[float]:
+        inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
+        logits = self.model(**inputs.to(self.model.device)).logits.float()
+        if self.activation == "softmax":
+            scores = logits.softmax(-1)[:, self.labels].sum(-1).clamp(max=1.0)
+        else:
+            scores = logits.sigmoid()[:, self.labels].amax(-1)
+        return scores.tolist()
+
+
+def _label_indices(config: Any, labels: str | int | Sequence[str | int], model_id: str) -> list[int]:
+    names = {name: index for index, name in config.id2label.items()}
+    wanted = [labels] if isinstance(labels, str | int) else list(labels)
+    indices = [names.get(label, label) for label in wanted]
+    for index in indices:
+        if index not in config.id2label:
+            raise InputError(f"classifier {model_id!r} has no label {index!r}: choose among {', '.join(names)}")
+    if not indices:
+        raise InputError(f"no label of classifier {model_id!r} means harm: choose among {', '.join(names)}")
+    return [int(index) for index in indices]
+
+
+def _activation(config: Any, model_id: str) -> Activation:
+    if config.problem_type == "regression":
+        raise InputError(
+            f"classifier {model_id!r} is a regression, whose output is no probability: pass activation='sigmoid' if "
+            "it is a logit"
+        )
+    return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"
