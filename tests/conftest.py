@@ -119,3 +119,19 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
     make_gpt2(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def detoxify_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in detoxify's own format, `tiny.ckpt`, beside its config and tokenizer."""
+    from stand_ins import save_detoxify
+
+    return save_detoxify(tmp_path_factory.mktemp("detoxify"))
+
+
+@pytest.fixture(scope="session")
+def guard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with the template and the answers of a Llama Guard."""
+    from stand_ins import save_llama_guard
+
+    return save_llama_guard(tmp_path_factory.mktemp("guard"))

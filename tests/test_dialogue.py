@@ -169,7 +169,7 @@ def test_messages_are_one_utterance_after_the_other_to_a_model_without_chat():
     tokenizer = make_tokenizer(300)
     backend = HFBackend(make_llama(tokenizer), tokenizer)
     chat = [{"role": "user", "content": "Good morning"}, {"role": "assistant", "content": "soup"}]
-    parts = [tokenizer(text)["input_ids"] for text in ("Good morning", "\n", "soup", "\n")]
-    assert [row.ids for row in backend.dialogue.open([chat])] == [sum(parts, [])]
+    ids = [i for text in ("Good morning", "\n", "soup", "\n") for i in tokenizer(text)["input_ids"]]
+    assert [row.ids for row in backend.dialogue.open([chat])] == [ids]
     said, text = backend.dialogue.open([chat[:1], "Good morning"])
     assert said.ids == text.ids

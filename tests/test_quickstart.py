@@ -6,14 +6,13 @@ from pathlib import Path
 import datasets
 import torch
 from test_prompts import write_zip
-from test_scorers import detoxify_files  # noqa: F401  # a fixture
 
 from astra_trl import ASTDPOTrainer
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_quick_start(tmp_path, monkeypatch, gpt2_folder, detoxify_files):  # noqa: F811
+def test_quick_start(tmp_path, monkeypatch, gpt2_folder, detoxify_files):
     (code,) = re.findall(r"```python\n(from astra_trl import .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     replaced = {
         "meta-llama/Llama-3.1-8B": str(gpt2_folder),

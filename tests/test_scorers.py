@@ -1,33 +1,42 @@
 import math
 
 import pytest
-import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from astra_trl import DetoxifyScorer, Exchange, InputError, KeywordScorer
+from astra_trl import Exchange, InputError, KeywordScorer
 from astra_trl.scorers.base import checked_scores, measuring, score_distinct
+from astra_trl.scorers.named import ScorerArguments, build_scorers
 
 
 def say(response: str, probe: str = "") -> Exchange:
     return Exchange((), probe, response)
 
 
-def test_keyword_scorer_matches_whole_words_case_folded():
-    scorer = KeywordScorer(["idiot", "shut up", "Straße", "дурак"])
-    said = ["You IDIOT!", "idiotic", "Shut up, please", "shut upwards", "STRASSE", "Ты ДУРАК?", ""]
-    assert scorer([say(text) for text in said]) == [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
-
-
-def test_keyword_scorer_refuses_no_words_and_a_bare_text():
-    with pytest.raises(InputError, match="no words"):
-        KeywordScorer([" "])
-    with pytest.raises(InputError, match="no word list could be read from 'idiot'"):
-        KeywordScorer("idiot")
-
-
 def test_probe_and_response_are_scored_as_one_text():
     scorer = measuring(KeywordScorer(["fool"]), "probe_and_response")
     assert scorer([say("hello", probe="fool"), say("fool", probe="hi"), say("hello", probe="hi")]) == [1.0, 1.0, 0.0]
+
+
+def test_measuring_another_part_shares_the_model_and_leaves_the_scorer_as_it_was():
+    scorer = KeywordScorer(["fool"])
+    other = measuring(scorer, "probe")
+    assert other.words is scorer.words and scorer.of == "response"
+    assert other([say("nice", probe="fool"), say("fool")]) == [1.0, 0.0]
+
+
+def test_a_plain_function_measures_another_part_by_its_text():
+    def says_fool(exchanges):
+        assert all(exchange.context == () for exchange in exchanges)
+        return [float("fool" in exchange.response) for exchange in exchanges]
+
+    both = [say("hello", probe="fool"), say("fool", probe="hi")]
+    assert measuring(says_fool, "response") is says_fool
+    assert measuring(says_fool, "probe")(both) == [1.0, 0.0]
+    assert measuring(says_fool, "probe_and_response")(both) == [1.0, 1.0]
+
+
+def test_an_unknown_part_is_refused_with_the_list():
+    with pytest.raises(InputError, match="of='answer' is no part .* response, probe, probe_and_response"):
+        KeywordScorer(["fool"], of="answer")
 
 
 def test_checked_scores_lets_nan_through_and_refuses_the_rest():
@@ -51,66 +60,51 @@ def test_score_distinct_scores_equal_texts_once_and_keeps_the_order():
     assert batches == [["a", "bb"], ["ccc"]]
 
 
-@pytest.fixture(scope="module")
-def detoxify_files(tmp_path_factory):
-    """A checkpoint in detoxify's own format around a tiny random BERT, and its config and tokenizer folder."""
-    folder = tmp_path_factory.mktemp("detoxify")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "you", "fool", "nice", "day"]
-    (folder / "vocab.txt").write_text("\n".join([*words, *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]))
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
-    classes = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=16,
-            num_labels=len(classes),
-            initializer_range=0.5,
-        )
+def test_named_scorers_are_built_from_flags(tmp_path, detoxify_files, guard_folder):
+    (tmp_path / "words.txt").write_text("fool\n")
+    args = ScorerArguments(
+        scorer="detoxify",
+        held_out_scorers=["keyword", f"keyword:{tmp_path / 'words.txt'}", f"llama_guard:{guard_folder}"],
+        keywords=["soup"],
+        detoxify_category="insult",
+        detoxify_checkpoint=str(detoxify_files / "tiny.ckpt"),
+        detoxify_config_path=str(detoxify_files),
+        llama_guard_categories=["S1"],
+        scorer_batch_size=3,
     )
-    model.classifier.bias.data[0] = -3.0  # mostly harmless, so that a toxicity filter keeps something
-    model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    arch = {
-        "model_type": str(folder),
-        "model_name": "BertForSequenceClassification",
-        "tokenizer_name": "BertTokenizer",
-        "num_classes": len(classes),
-    }
-    config = {"arch": {"args": arch}, "dataset": {"args": {"classes": classes}}}
-    torch.save({"config": config, "state_dict": model.state_dict()}, folder / "tiny.ckpt")
-    return folder
+    scorers = build_scorers(args)
+    assert list(scorers) == ["detoxify", "keyword", f"keyword:{tmp_path / 'words.txt'}", "llama_guard"]
+    detoxify, soup, fool, guard = scorers.values()
+    assert (detoxify.category, detoxify.batch_size) == ("insult", 3)
+    assert (soup.words, fool.words) == (("soup",), ("fool",))
+    assert (guard.categories, guard.batch_size) == ({"S1"}, 3)
+    assert list(build_scorers(ScorerArguments(), world=soup)) == ["harm"]  # a world's own in place of --scorer
 
 
-TEXTS = ["you fool", "nice day", "a", "you nice nice fool of a day and more of it", "nice day"]
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"scorer": "toxigen"},
+            "no scorer 'toxigen': choose one of detoxify, llama_guard, classifier, ",
+        ),
+        ({"scorer": "keyword"}, "no words"),
+        ({"scorer": "keyword", "keywords": ["a"], "held_out_scorers": ["keyword", "keyword"]}, "given twice"),
+        ({"scorer": "classifier:x"}, "--classifier_labels is missing"),
+        ({"scorer": "classifier", "classifier_labels": ["a"]}, "--scorer classifier:MODEL is missing"),
+        ({"scorer": "judge:x"}, "--judge_rubric is missing"),
+        ({"scorer": "classifier:no/such", "classifier_labels": ["a"]}, "'no/such' could not be loaded"),
+        ({"scorer": "llama_guard:no/such"}, "Llama Guard 'no/such' could not be loaded"),
+        ({"scorer": "judge:no/such", "judge_rubric": "Is it rude?"}, "judge 'no/such' could not be loaded"),
+    ],
+)
+def test_a_scorer_that_cannot_be_built_says_why(flags, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build_scorers(ScorerArguments(**flags))
+    assert "\n" not in str(caught.value)
 
 
-def test_detoxify_scores_are_the_librarys_own_batched_or_not(detoxify_files):
-    scorer = DetoxifyScorer(
-        "insult", checkpoint=detoxify_files / "tiny.ckpt", huggingface_config_path=detoxify_files, batch_size=3
-    )
-    alone = [scorer._detoxify.predict(text)["insult"] for text in TEXTS]
-    assert max(alone) - min(alone) > 0.01  # or agreement would say nothing
-    assert scorer([say(text) for text in TEXTS]) == pytest.approx(alone, abs=1e-5)
-    assert scorer([say(TEXTS[0])]) == pytest.approx(alone[:1], abs=1e-5)
-    assert scorer([]) == []
-
-
-def test_detoxify_refuses_what_it_does_not_have(detoxify_files, tmp_path, monkeypatch):
-    files = {"checkpoint": detoxify_files / "tiny.ckpt", "huggingface_config_path": detoxify_files}
-    with pytest.raises(InputError, match="no category 'rude': choose one of toxicity, severe_toxicity"):
-        DetoxifyScorer("rude", **files)
-    with pytest.raises(InputError, match="no variant 'big'"):
-        DetoxifyScorer(variant="big")
-    with pytest.raises(InputError, match=r"could not load .*nothing\.ckpt"):
-        DetoxifyScorer(checkpoint=tmp_path / "nothing.ckpt")
-
-    def no_network(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
-    with pytest.raises(InputError, match=r"toxic_original-c1212f89\.ckpt .*checkpoint="):
-        DetoxifyScorer()
+def test_one_checkpoint_does_not_stand_for_two_detoxify_scorers(detoxify_files):
+    files = {"detoxify_checkpoint": str(detoxify_files / "tiny.ckpt"), "detoxify_config_path": str(detoxify_files)}
+    with pytest.raises(InputError, match="would stand for both"):
+        build_scorers(ScorerArguments(held_out_scorers=["detoxify:unbiased"], **files))

@@ -27,10 +27,13 @@ WANTED: dict[Answer, str] = {
     "yes_no": "Answer with one word: yes or no.",
     "score": "Answer with one number from 0 (not at all) to 1 (fully).",
 }
-_SAID = r"[^\w.-]*(?:(?:the |my )?(?:final )?(?:answer|verdict|score|rating)\b[^\w.-]*(?:is\b[^\w.-]*)?)?"
-_YES_NO = re.compile(_SAID + r"(yes|no)\b", re.IGNORECASE)
+# What may stand before an answer, with {} for what may stand between words.
+_SAID = r"{0}*(?:(?:the |my )?(?:final )?(?:answer|verdict|score|rating)\b{0}*(?:is\b{0}*)?)?"
+_YES_NO = re.compile(_SAID.format(r"\W") + r"(yes|no)\b", re.IGNORECASE)
 # Not the 1 of 10, 1/10, 1,5, 1%, 1 out of 10 or -1.
-_SCORE = re.compile(_SAID + r"([01](?:\.\d+)?|\.\d+)(?!\w|[.,]?\d|\s*[/%]|\s+(?:out\s+)?of\b)", re.IGNORECASE)
+_SCORE = re.compile(
+    _SAID.format(r"[^\w.-]") + r"([01](?:\.\d+)?|\.\d+)(?!\w|[.,]?\d|\s*[/%]|\s+(?:out\s+)?of\b)", re.IGNORECASE
+)
 _THINKING = re.compile(r"\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 
 
