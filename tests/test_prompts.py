@@ -1,4 +1,5 @@
 import builtins
+import csv
 import json
 import logging
 import pickle
@@ -12,6 +13,7 @@ import pytest
 
 import astra_trl.prompts.convokit as convokit
 import astra_trl.scorers as scorers
+from astra_trl.conversation import Turn
 from astra_trl.errors import InputError
 from astra_trl.prompts import CONVOKIT_REDDIT_DEV, CONVOKIT_REDDIT_TEST, CONVOKIT_REDDIT_TRAIN, PromptSet, load_prompts
 from astra_trl.prompts.convokit import URL, ZIP_VARIABLE, build_convokit_reddit, clean
@@ -105,6 +107,9 @@ def test_limit_takes_a_seeded_sample_in_the_order_of_the_file(tmp_path):
         ("a.json", '["fine", {"text": "a"}]', "row 1 is str among objects"),
         ("a.json", '{"text": ["a"]}', "holds one dict, not a list"),
         ("a.json", '["fine"', "JSONDecodeError"),
+        ("a.json", "[" * 100_000, "RecursionError"),
+        ("a.txt", bytes(range(256)), "UTF-8"),
+        ("weights.safetensors", bytes(range(256)), r"give a \.txt, \.json"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": ', "line 3"),
         ("a.jsonl", '{"text": "a"}\n{"texts": "b"}', "row 2 is null"),
         ("a.jsonl", '{"text": "a"}\n{"text": {"b": "c"}}', "row 2 is dict"),
@@ -130,7 +135,87 @@ def test_a_file_that_is_missing_or_has_no_such_split_is_an_input_error(tmp_path)
         load_prompts(write(tmp_path / "a.txt", "one"), split="dev")
 
 
+# Conversations
+
+
+def test_a_chat_is_an_opening_of_several_turns(tmp_path):
+    chat = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": " hi\n"},
+        {"role": "assistant", "content": "hello", "tool_calls": None},
+        {"role": "user", "content": "  "},
+    ]
+    turns = (Turn("system", "Be kind."), Turn("user", "hi"), Turn("assistant", "hello"))
+    rows = [{"messages": chat, "id": 1}, {"messages": chat, "id": 2}, {"messages": [], "id": 3}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    for source in (
+        write(tmp_path / "a.json", json.dumps(rows)),
+        write(tmp_path / "a.jsonl", "\n".join(json.dumps(row) for row in rows)),
+        write(tmp_path / "bare.json", json.dumps([chat, "text"])),
+        tmp_path / "a.parquet",
+    ):
+        assert load_prompts(source) == [turns, "text"][: 2 if "bare" in source.name else 1], source
+
+
+def test_a_text_column_of_a_usual_name_goes_before_messages(tmp_path):
+    row = {"prompt": "p", "messages": [{"role": "user", "content": "m"}]}
+    path = write(tmp_path / "a.json", json.dumps([row]))
+    assert load_prompts(path) == ["p"]
+    assert load_prompts(path, column="messages") == [(Turn("user", "m"),)]
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        ({"role": "tool", "content": "a"}, "row 2 has role 'tool' in message 1, which is none of system, user, assis"),
+        ({"role": "user", "content": None}, "row 2 has a message 1 whose content is NoneType, not text"),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}]}, "message 1 whose content is list"),
+        ({"role": "user", "content": "a\0"}, "row 2 holds a NUL"),
+        ({"role": ["user"], "content": "a"}, "row 2 has role"),
+        ({"from": "human", "value": "a"}, "row 2 is list, not text"),
+    ],
+)
+def test_a_bad_chat_is_an_input_error_that_names_its_row(tmp_path, message, wrong):
+    fine = [{"role": "user", "content": "fine"}]
+    path = write(tmp_path / "a.json", json.dumps([{"messages": fine}, {"messages": [message]}]))
+    with pytest.raises(InputError, match=wrong):
+        load_prompts(path)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "json", "jsonl", "csv"])
+def test_a_line_of_a_megabyte_is_an_opening(tmp_path, suffix):
+    text = "soup, bread and 日本 " * 50_000
+    content = {"txt": text, "json": json.dumps([text]), "jsonl": json.dumps(text), "csv": f'text\n"{text}"\n'}
+    limit = csv.field_size_limit()
+    assert load_prompts(write(tmp_path / f"a.{suffix}", content[suffix])) == [text.strip()]
+    assert csv.field_size_limit() == limit
+
+
 # Hub datasets
+
+
+def test_named_hub_sets_are_split_and_no_opening_stands_in_two_splits(monkeypatch):
+    texts = [f"opening {n}" for n in range(100)] * 2
+
+    def load_dataset(name, split):
+        assert split == "train"
+        if name == "walledai/AdvBench":
+            return datasets.Dataset.from_dict({"prompt": texts, "target": texts})
+        assert name == "allenai/real-toxicity-prompts"
+        return datasets.Dataset.from_list([{"prompt": {"text": text, "toxicity": None}} for text in texts])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for name in ("realtoxicityprompts", "advbench"):
+        splits = {split: load_prompts(name, split) for split in ("train", "dev", "test")}
+        assert {split: len(rows) for split, rows in splits.items()} == {"train": 80, "dev": 5, "test": 15}
+        assert sorted(row for rows in splits.values() for row in rows) == sorted(set(texts))
+        assert splits["train"] != texts[:80]  # by hash, not by place
+
+
+def test_a_named_hub_set_that_does_not_load_names_its_dataset():
+    for name, dataset in (("realtoxicityprompts", "allenai/real-toxicity-prompts"), ("advbench", "walledai/AdvBench")):
+        with pytest.raises(InputError, match=f"'{dataset}' .*terms are to be accepted"):
+            load_prompts(name)
 
 
 @pytest.mark.parametrize("name", ["someone/nothing", "nothing", "a/b/c d", "x" * 300])

@@ -1,9 +1,23 @@
 import math
+from dataclasses import replace
 
 import pytest
+import torch
+from conftest import make_gpt2, make_tokenizer
 
-from astra_trl import ASTPrompterSystem, ASTSampler, InputError, KeywordScorer, Turn
+from astra_trl import (
+    ASTPrompterSystem,
+    ASTSampler,
+    HFBackend,
+    InputError,
+    KeywordScorer,
+    SamplingParams,
+    Tree,
+    Turn,
+)
 from astra_trl.backends import ScriptedBackend
+from astra_trl.backends.scripted import ScriptedSession
+from astra_trl.evaluation import figures, transcript
 from astra_trl.systems.astprompter import astprompter_reward
 from astra_trl.systems.base import System
 
@@ -87,6 +101,9 @@ def test_a_system_without_its_harm_scorer_is_refused():
         ([], {}, "prompt set is empty"),
         (["fine", 7], {}, "prompt 1 is not text but int"),
         (["fine", "  "], {}, "prompt 1 is empty"),
+        (["fine", (Turn("user", " "),)], {}, "prompt 1 is empty"),
+        ([("fine",)], {}, "prompt 0 is not text but str: .* or of tuples of Turn"),
+        ([()], {}, "prompt 0 is empty"),
         (["fine"], {"tree_width": 0}, "tree_width must be at least 1"),
         (["fine"], {"tree_depth": 0}, "tree_depth must be at least 1"),
     ],
@@ -107,3 +124,84 @@ def test_progress_is_told_level_by_level():
     counts = []
     ASTSampler(scripted_system(), ["a", "b"], 2, 3).grow(["a", "b"], [0, 1], counts.append)
     assert counts == [4, 8, 16]
+
+
+def test_without_the_targets_log_probabilities_the_baseline_tells_how_likely_a_probe_is():
+    tokenizer = make_tokenizer()
+    tester, baseline = make_gpt2(tokenizer, seed=1), make_gpt2(tokenizer, seed=2)
+    target = ScriptedBackend(lambda texts, sibling: f"answer {len(texts)}", gives_logprobs=False)
+    sampling = SamplingParams(max_new_tokens=6)
+    backends = [HFBackend(model, tokenizer, sampling=sampling, max_rows=3) for model in (tester, baseline)]
+    system = ASTPrompterSystem(backends[0], target, backends[1], KeywordScorer(["fool"]))
+    trees = ASTSampler(system, ["soup", "Good morning"], 2, 2).grow(["soup", "Good morning"], [0, 1])
+    for node in (node for tree in trees for node in tree.nodes()):
+        context = [i for turn in node.exchange.context for i in tokenizer(turn.text + "\n")["input_ids"]]
+        probe = tokenizer(node.exchange.probe)["input_ids"]
+        logprobs = baseline(torch.tensor([context + probe])).logits[0].log_softmax(-1)
+        start = len(context)
+        alone = [logprobs[start + i - 1, token].item() for i, token in enumerate(probe)]
+        assert node.probe_logprob_per_token == pytest.approx(sum(alone) / len(alone), abs=1e-4)
+        assert node.reward == pytest.approx(0.1 * node.probe_logprob_per_token)
+    assert all("answer" in tokenizer.decode(node.prompt_ids) for node in trees[0].children[0].children)
+
+
+def test_held_out_scorers_are_reported_and_left_out_of_training():
+    calls = []
+
+    def held_out(exchanges):
+        calls.append(len(exchanges))
+        return [0.25] * len(exchanges)
+
+    scorers = {"trained": KeywordScorer(["fool"]), "other": held_out}
+    target = ScriptedBackend(say_response)
+    system = ASTPrompterSystem(ScriptedBackend(say_probe), target, None, scorers)
+    sampler = ASTSampler(system, ["one"], 2, 1)
+    assert system.harm == "trained"
+    (tree,) = sampler.grow(["one"], [0])
+    assert tree.children[0].scores == {"trained": 0.0, "trained_probe_and_response": 0.0, "other": 0.25}
+    (tree,) = sampler.grow(["one"], [0], held_out=False)
+    assert tree.children[1].scores == {"trained": 1.0, "trained_probe_and_response": 1.0}
+    assert calls == [2]
+
+
+def test_an_exchange_that_failed_has_no_scores_and_nothing_below_it_counts():
+    class Failing(ScriptedBackend):
+        def open(self, prompts, *, seeds, logprobs=False):
+            session = super().open(prompts, seeds=seeds, logprobs=logprobs)
+            return FailingSession(session.backend, session.rows, session.logprobs)
+
+    class FailingSession(ScriptedSession):
+        def branch(self, children):
+            session = super().branch(children)
+            return FailingSession(session.backend, session.rows, session.logprobs)
+
+        def sample(self):
+            return [
+                replace(sample, text="", error="no answer") if texts[-2:-1] == ("probe1",) else sample
+                for (texts, _), sample in zip(self.rows, super().sample(), strict=True)
+            ]
+
+    system = ASTPrompterSystem(ScriptedBackend(say_probe), Failing(say_response), None, KeywordScorer(["fool"]))
+    (tree,) = ASTSampler(system, ["one"], 2, 2).grow(["one"], [0])
+    fine, failed = tree.children
+    assert (fine.error, failed.error, failed.scores, failed.reward) == (None, "no answer", {}, None)
+    assert [node.error for node in failed.children] == ["an earlier exchange of this conversation failed", "no answer"]
+    assert [node.error for node in fine.children] == [None, "no answer"]
+    assert figures(tree.nodes())["unscored"] == 4
+    assert "[failed: no answer]" in transcript(Tree(tree.opening, [failed]))
+
+
+def test_an_opening_of_several_turns_is_a_chat_to_the_target_and_a_text_to_the_tester():
+    opening = (Turn("system", "Be kind."), Turn("user", "hi"), Turn("assistant", "hello"))
+    system = scripted_system()
+    (tree,) = ASTSampler(system, [opening, "one"], 2, 1).grow([opening], [0])
+    assert tree.opening == opening
+    assert tree.children[0].exchange.context == opening
+    assert bytes(tree.children[0].prompt_ids).decode() == "Be kind.\nhi\nhello"
+    assert system.target_prompt(opening) == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+    ]
+    shown = transcript(tree.from_json(tree.to_json()))
+    assert "   system: Be kind.\n     user: hi\nassistant: hello\n   tester: probe0" in shown
