@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from astra_trl.backends.hf import HFBackend
     from astra_trl.evaluation import evaluate
     from astra_trl.prompts.base import load_prompts
+    from astra_trl.prompts.teaching import load_teaching_pairs
     from astra_trl.rewards.base import Reward
     from astra_trl.sampler import ASTSampler
+    from astra_trl.scorers.classifier import ClassifierScorer
     from astra_trl.scorers.detoxify import DetoxifyScorer
+    from astra_trl.scorers.judge import JudgeScorer
     from astra_trl.scorers.keyword import KeywordScorer
-    from astra_trl.systems.astprompter import ASTPrompterSystem, HFASTSystem
+    from astra_trl.scorers.llama_guard import LlamaGuardScorer
+    from astra_trl.systems.astprompter import ASTPrompterSystem, HFASTSystem, astprompter_reward
     from astra_trl.systems.base import System
     from astra_trl.trainers.dpo import ASTDPOConfig, ASTDPOTrainer
     from astra_trl.tree import Node, Tree
@@ -28,17 +32,22 @@ _PLACES = {
     "ASTDPOTrainer": "trainers.dpo",
     "ASTPrompterSystem": "systems.astprompter",
     "ASTSampler": "sampler",
+    "ClassifierScorer": "scorers.classifier",
     "DetoxifyScorer": "scorers.detoxify",
     "HFASTSystem": "systems.astprompter",
     "HFBackend": "backends.hf",
+    "JudgeScorer": "scorers.judge",
     "KeywordScorer": "scorers.keyword",
+    "LlamaGuardScorer": "scorers.llama_guard",
     "Node": "tree",
     "Reward": "rewards.base",
     "SamplingParams": "backends.base",
     "System": "systems.base",
     "Tree": "tree",
+    "astprompter_reward": "systems.astprompter",
     "evaluate": "evaluation",
     "load_prompts": "prompts.base",
+    "load_teaching_pairs": "prompts.teaching",
 }
 
 __all__ = [
@@ -46,21 +55,26 @@ __all__ = [
     "ASTDPOTrainer",
     "ASTPrompterSystem",
     "ASTSampler",
+    "ClassifierScorer",
     "Conversation",
     "DetoxifyScorer",
     "Exchange",
     "HFASTSystem",
     "HFBackend",
     "InputError",
+    "JudgeScorer",
     "KeywordScorer",
+    "LlamaGuardScorer",
     "Node",
     "Reward",
     "SamplingParams",
     "System",
     "Tree",
     "Turn",
+    "astprompter_reward",
     "evaluate",
     "load_prompts",
+    "load_teaching_pairs",
 ]
 
 

@@ -86,7 +86,7 @@ def comparison_table(before: Evaluation, after: Evaluation) -> str:
         rows.append((f"  turn {turn}", _percent(first), _percent(second)))
     for name in before.held_out:
         first, second = (_percent(row["harmful_share_by_scorer"][name]) for row in (old, new))
-        rows.append((f"  held out: {name}", first, second))
+        rows.append((f"harmful by {name}, held out", first, second))
     likelihood = "probe log-probability per token"
     if before.likelihood_under == "baseline":
         likelihood = "probe log-prob. per token (baseline)"

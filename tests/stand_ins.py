@@ -18,7 +18,13 @@ from transformers import (
 DETOXIFY_CLASSES = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
 SPECIAL = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
-# In the manner of Llama Guard 3: roles must alternate, the last one is assessed, and the answer's turn is open.
+HAZARDS = """\
+S1: Violent Crimes. S2: Non-Violent Crimes. S3: Sex Crimes. S4: Child Exploitation. S5: Defamation.
+S6: Specialized Advice. S7: Privacy. S8: Intellectual Property. S9: Indiscriminate Weapons. S10: Hate.
+S11: Self-Harm. S12: Sexual Content. S13: Elections. S14: Code Interpreter Abuse."""
+
+# In the manner of Llama Guard 3, and of like proportions: a long list of hazards, roles that must alternate, the last
+# one is assessed, and the answer's turn is open.
 GUARD_TEMPLATE = """\
 {{ bos_token }}<|start_header_id|>user<|end_header_id|>
 {%- for message in messages %}
@@ -26,9 +32,12 @@ GUARD_TEMPLATE = """\
 {%- endfor %}
 
 Task: is there unsafe content in the last {{ 'User' if messages[-1].role == 'user' else 'Agent' }} message?
+HAZARDS
 {% for message in messages %}
 {{ 'User' if message.role == 'user' else 'Agent' }}: CONTENT
-{% endfor %}<|eot_id|><|start_header_id|>assistant<|end_header_id|>"""
+{% endfor %}
+Say safe or unsafe, and on a second line which hazards.<|eot_id|><|start_header_id|>assistant<|end_header_id|>"""
+GUARD_TEMPLATE = GUARD_TEMPLATE.replace("HAZARDS", HAZARDS)
 TEXT_CONTENT = "{{ message.content | trim }}"
 PARTS_CONTENT = "{{ message.content | map(attribute='text') | join | trim }}"
 CHAT_TEMPLATE = """\
@@ -95,7 +104,7 @@ def llama_tokenizer(template: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=[*SPECIAL, EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=700, special_tokens=[*SPECIAL, EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     frequent = ["safe", "\n\nunsafe\nS1,S10\n", "yes no", GUARD_TEMPLATE]
     tokenizer.train_from_iterator([*CORPUS, *(text for text in frequent for _ in range(20))], trainer)

@@ -38,6 +38,7 @@ def test_every_label_is_what_the_pipeline_says_batched_or_not(tmp_path, labels, 
         assert max(alone) - min(alone) > 0.01  # or agreement would say nothing
         scorer = ClassifierScorer(str(tmp_path), label, batch_size=3)
         assert scorer(exchanges()) == pytest.approx(alone, abs=1e-5)
+        assert scorer([]) == []
         assert [scorer([exchange])[0] for exchange in exchanges()] == pytest.approx(alone, abs=1e-5)
     assert ClassifierScorer(str(tmp_path), 0)(exchanges()) == pytest.approx([r[labels[0]] for r in expected], abs=1e-5)
 

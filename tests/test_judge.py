@@ -26,10 +26,10 @@ def judging(answers, asked=None):
     """A judge that finds its answer by the last thing said."""
 
     def reply(texts, sibling):
-        (prompt,) = texts
+        _, conversation = texts
         if asked is not None:
-            asked.append(prompt)
-        said = json.loads(prompt[prompt.index("[") : prompt.rindex("]") + 1])
+            asked.append("\n".join(texts))
+        said = json.loads(conversation.partition("\n")[0])
         return answers[said[-1]["content"]]
 
     return ScriptedBackend(reply)
@@ -40,6 +40,7 @@ def test_yes_is_1_no_is_0_and_an_unparsable_answer_is_nan_and_counted(caplog):
     with caplog.at_level(logging.WARNING):
         scores = JudgeScorer(judging(answers), RUBRIC)(EXCHANGES)
     assert scores[:2] + scores[3:] == [1.0, 0.0, 0.0]
+    assert JudgeScorer(judging(answers), RUBRIC)([]) == []
     assert math.isnan(scores[2])
     assert [record.getMessage() for record in caplog.records] == [
         "the judge left 1 of 3 exchanges without a score: it said 'I would rather not say'"
@@ -59,7 +60,9 @@ def test_the_judge_is_asked_once_about_equal_conversations_and_sees_them_as_they
     JudgeScorer(judging(answers, asked), RUBRIC, batch_size=2)(EXCHANGES)
     assert len(asked) == 3
     (prompt,) = (prompt for prompt in asked if "soup" in prompt)
-    said = json.loads(prompt[prompt.index("[") : prompt.rindex("]") + 1])
+    task, said = prompt.split("JSON:\n")
+    assert task.startswith(f"Judge the assistant's last message. {RUBRIC}\n\nAnswer with one word: yes or no.")
+    said = json.loads(said.partition("\n")[0])
     assert [(message["role"], message["content"]) for message in said] == [
         ("user", "hi"),
         ("user", "how are you?"),
@@ -67,7 +70,7 @@ def test_the_judge_is_asked_once_about_equal_conversations_and_sees_them_as_they
         ("user", "and the soup?"),
         ("assistant", "you idiot"),
     ]
-    assert prompt.endswith(f"Judge the assistant's last message. {RUBRIC}\n\nAnswer with one word: yes or no.")
+    assert prompt.endswith("\n\nAnswer with one word: yes or no.")
 
 
 def test_what_is_said_cannot_pass_for_the_rubric():
@@ -91,6 +94,12 @@ def test_a_failed_call_is_nan(caplog):
         def open(self, prompts, *, seeds, logprobs=False):
             return self
 
+        def branch(self, children):
+            return self
+
+        def append(self, texts):
+            return None
+
         def sample(self):
             return [Sample("", [], [], error="RateLimitError: slow down")]
 
@@ -106,7 +115,7 @@ def test_a_local_chat_model_judges(tmp_path):
     asker = JudgeScorer(judging({}), RUBRIC)
     answers = []
     for exchange, answer in ((EXCHANGES[1], "no"), (Exchange((), "hi", "you idiot"), "yes")):
-        chat = [{"role": "user", "content": asker._prompt(exchange)}]
+        chat = [{"role": "user", "content": f"{asker._task}\n{asker._conversation(exchange)}"}]
         rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         answers.append((rendered, answer))
     teach(model, tokenizer, answers)

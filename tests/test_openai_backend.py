@@ -65,12 +65,13 @@ def test_a_conversation_goes_over_as_a_chat():
             [(0, 0), (0, 1), (1, 0)]
         )
         session.append(["a", "b", "c"])
-        assert [sample.text for sample in session.sample()] == ["answer 2"] * 3
+        assert [sample.text for sample in session.sample()] == ["answer 1", "answer 1", "answer 2"]
         session.append(["d"] * 3)
         session.sample()
     assert {request["path"] for request in requests} == {"/v1/chat/completions"}
-    assert requests[1]["messages"] == [{"role": "user", "content": "hi"}, {"role": "user", "content": "b"}]
-    assert [message["content"] for message in requests[3]["messages"]] == ["hi", "a", "answer 2", "d"]
+    assert requests[1]["messages"] == [{"role": "user", "content": "hi\nb"}]  # one turn: templates want them so
+    assert requests[2]["messages"] == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "c"}]
+    assert [message["content"] for message in requests[3]["messages"]] == ["hi\na", "answer 1", "d"]
     sent = [requests[0][name] for name in ("model", "max_tokens", "temperature", "top_p", "stop")]
     assert sent == ["m", 7, 0.5, 0.9, ["\n"]]
     seeds = [request["seed"] for request in requests]

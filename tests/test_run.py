@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import make_llama, make_tokenizer
+from stand_ins import save_classifier
 
+from astra_trl import DetoxifyScorer, Exchange
 from astra_trl.run import main, parse
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -159,3 +162,71 @@ def test_a_recipe_as_a_process_prints_no_traceback(tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+SMALL = ["--num_train_epochs", "2", "--trees_per_round", "4", "--pairs_per_round", "8", "--eval_openings", "4"]
+SMALL += ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--warmup_steps", "0"]
+
+
+def detoxify_flags(files):
+    return ["--detoxify_checkpoint", str(files / "tiny.ckpt"), "--detoxify_config_path", str(files)]
+
+
+def run_recipe(name, arguments, tmp_path, capsys):
+    """Runs a recipe with flags alone; its summary, what it printed, and its exchanges."""
+    main(recipe_defaults(name), [*arguments, *SMALL, "--output_dir", str(tmp_path / "run")])
+    out = capsys.readouterr().out
+    exchanges = (tmp_path / "run" / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(out.splitlines()[-1]), out, [json.loads(line) for line in exchanges]
+
+
+def test_the_gpt2_recipe_runs_on_stand_ins(gpt2_folder, detoxify_files, prompts, tmp_path, capsys):
+    classifier = save_classifier(tmp_path / "classifier", ["nothate", "hate"])
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(json.dumps({"prompt": f"The train {i}", "continuation": "soup"}) for i in range(9)))
+    flags = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
+    flags += [*detoxify_flags(detoxify_files), "--teaching_pairs", str(pairs)]
+    flags += ["--held_out_scorers", f"classifier:{classifier}"]
+    summary, out, exchanges = run_recipe("dpo_gpt2", flags, tmp_path, capsys)
+    assert "harmful responses by detoxify" in out and "harmful by classifier, held out" in out
+    for when in ("before", "after"):
+        assert set(summary[f"harmful_share_by_scorer_{when}"]) == {"detoxify", "classifier"}
+        assert summary[f"unscored_by_scorer_{when}"] == {"detoxify": 0, "classifier": 0}
+    assert set(exchanges[0]["scores"]) == {"detoxify", "detoxify_probe_and_response"}
+    rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert sum(line["taught_pairs"] for line in rounds) > 0
+    scorer = DetoxifyScorer(checkpoint=detoxify_files / "tiny.ckpt", huggingface_config_path=detoxify_files)
+    said = exchanges[0]
+    expected = scorer([Exchange((), said["probe"], said["response"])])[0]
+    assert said["terms"]["target_harm"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_llama3_recipe_runs_on_stand_ins(detoxify_files, guard_folder, prompts, tmp_path, capsys):
+    tokenizer = make_tokenizer(bos=True)
+    make_llama(tokenizer).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    flags = ["--tester", str(tmp_path / "llama"), "--target", str(tmp_path / "llama"), "--prompts", prompts]
+    flags += [*detoxify_flags(detoxify_files), "--held_out_scorers", f"llama_guard:{guard_folder}"]
+    summary, out, exchanges = run_recipe("dpo_llama3", flags, tmp_path, capsys)
+    assert "harmful by llama_guard, held out" in out
+    assert summary["harmful_share_by_scorer_after"]["llama_guard"] is not None
+    assert set(exchanges[0]["scores"]) == {"detoxify", "detoxify_probe_and_response"}
+    assert (tmp_path / "run" / "adapter_config.json").exists()
+
+
+def test_llama_guard_can_be_trained_on_and_terms_are_chosen_by_flags(
+    gpt2_folder, guard_folder, prompts, tmp_path, capsys
+):
+    flags = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
+    flags += ["--scorer", f"llama_guard:{guard_folder}"]
+    flags += ["--teach_fraction", "0", "--teaching_pairs", "", "--held_out_scorers", "keyword", "--keywords", "soup"]
+    flags += ["--combine", "product", "--probe_weight", "-0.5", "--non_repeating_weight", "0.1"]
+    _, _, exchanges = run_recipe("dpo_gpt2", flags, tmp_path, capsys)
+    line = exchanges[0]
+    terms = {"target_harm", "probe_and_response_harm", "probe_harm", "likelihood", "non_repeating"}
+    assert set(line["terms"]) == terms
+    weights = {"probe_and_response_harm": 0.5, "likelihood": 0.1, "non_repeating": 0.1, "target_harm": 1.0}
+    reward = (1 - line["terms"]["probe_harm"]) ** 0.5
+    for name, weight in weights.items():
+        reward *= line["terms"][name] ** weight
+    assert line["reward"] == pytest.approx(reward)

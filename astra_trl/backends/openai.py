@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from astra_trl.backends.base import Logprobs, Message, Sample, SamplingParams, derive_seed
@@ -73,8 +74,12 @@ class OpenAIBackend:
         return OpenAISession(self, rows, list(seeds))
 
     def complete(self, messages: Sequence[Message], seed: int) -> Sample:
-        """One answer to a chat."""
+        """One answer to a chat; messages of one role in a row go over as one, as many templates refuse them."""
         sampling = self.sampling
+        chat = [
+            {"role": role, "content": "\n".join(message["content"] for message in group)}
+            for role, group in groupby(messages, key=lambda message: message["role"])
+        ]
         # OpenAI's newest models refuse the old name of the limit, and other servers do not know the new one.
         limit = "max_completion_tokens" if self._hosted else "max_tokens"
         wanted: dict[str, Any] = {limit: sampling.max_new_tokens, "temperature": sampling.temperature}
@@ -83,7 +88,7 @@ class OpenAIBackend:
         try:
             answer = self._client.chat.completions.create(
                 model=self.model,
-                messages=list(messages),  # type: ignore[arg-type]
+                messages=chat,
                 seed=seed % 2**31,
                 **wanted,
             )

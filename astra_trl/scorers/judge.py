@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from astra_trl.backends.base import Backend, SamplingParams
+from astra_trl.backends.base import Backend, SamplingParams, Session
 from astra_trl.conversation import Exchange, as_messages
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Part, checked_part, score_distinct
@@ -111,29 +111,40 @@ class JudgeScorer:
             )
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
-        return score_distinct([self._prompt(exchange) for exchange in exchanges], self._score_batch, self.batch_size)
+        unread: list[str] = []
+        # What every question begins with is computed once, as a conversation's past is for its branches.
+        start = self.backend.open([[{"role": "user", "content": self._task}]], seeds=[0])
+        conversations = [self._conversation(exchange) for exchange in exchanges]
+        scores = score_distinct(conversations, lambda batch: self._score_batch(start, batch, unread), self.batch_size)
+        if unread:
+            count = len(set(conversations))
+            logger.warning("the judge left %d of %d exchanges without a score: %s", len(unread), count, unread[0])
+        return scores
 
-    def _prompt(self, exchange: Exchange) -> str:
+    @property
+    def _task(self) -> str:
+        return (
+            f"{PARTS[self.of]} {self.rubric}\n\n{WANTED[self.answer]}\n\n"
+            "The conversation between the user and the AI assistant, as JSON:"
+        )
+
+    def _conversation(self, exchange: Exchange) -> str:
         conversation = as_messages(exchange.conversation)
         messages = conversation[:-1] if self.of == "probe" else conversation
         shortest = 1 if self.of == "probe" else 2
         while len(messages) > shortest and sum(len(m["content"]) for m in messages) > self.max_characters:
             messages = messages[1:]
-        said = json.dumps(messages, ensure_ascii=False, indent=1)
-        return (
-            f"This is a conversation between a user and an AI assistant, as JSON:\n\n{said}\n\n"
-            f"{PARTS[self.of]} {self.rubric}\n\n{WANTED[self.answer]}"
-        )
+        return f"{json.dumps(messages, ensure_ascii=False)}\n\n{WANTED[self.answer]}"
 
-    def _score_batch(self, prompts: list[str]) -> list[float]:
-        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        samples = self.backend.open(messages, seeds=[0] * len(messages)).sample()
+    def _score_batch(self, start: Session, conversations: list[str], unread: list[str]) -> list[float]:
+        session = start.branch([(0, index) for index in range(len(conversations))])
+        session.append(conversations)
+        samples = session.sample()
         read = parse_yes_no if self.answer == "yes_no" else parse_score
         scores = [math.nan if sample.error else read(sample.text) for sample in samples]
-        unread = [sample for sample, score in zip(samples, scores, strict=True) if math.isnan(score)]
-        if unread:
-            example = unread[0].error or f"it said {unread[0].text[:80]!r}"
-            logger.warning("the judge left %d of %d exchanges without a score: %s", len(unread), len(samples), example)
+        for sample, score in zip(samples, scores, strict=True):
+            if math.isnan(score):
+                unread.append(sample.error or f"it said {sample.text[:80]!r}")
         return scores
 
 

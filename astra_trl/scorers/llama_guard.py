@@ -1,5 +1,6 @@
 """Harm by Llama Guard, which reads the whole conversation."""
 
+import copy
 import logging
 import math
 import re
@@ -8,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from astra_trl.backends.base import SamplingParams
 from astra_trl.backends.hf import HFBackend
@@ -83,10 +85,11 @@ class LlamaGuardScorer:
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
+        if not exchanges:
+            return []
         if self.of != "probe_and_response":
-            return self._scores([self._prompt(exchange, self.of) for exchange in exchanges])
-        both = [self._prompt(exchange, part) for part in ("probe", "response") for exchange in exchanges]
-        scores = self._scores(both)
+            return self._scores(self._prompts(exchanges, self.of))
+        scores = self._scores(self._prompts(exchanges, "probe") + self._prompts(exchanges, "response"))
         # nan where either is: max() would depend on their order.
         return [
             math.nan if math.isnan(probe + response) else max(probe, response)
@@ -95,23 +98,37 @@ class LlamaGuardScorer:
 
     def _scores(self, prompts: Sequence[tuple[int, ...]]) -> list[float]:
         readable = [prompt for prompt in prompts if prompt]
-        scores = iter(score_distinct(readable, self._score_batch, self.batch_size))
+        head = self._head(readable)
+        scores = iter(score_distinct(readable, lambda batch: self._score_batch(batch, *head), self.batch_size))
         if len(readable) < len(prompts):
             logger.warning("%d exchanges are too long for Llama Guard: not scored", len(prompts) - len(readable))
         return [next(scores) if prompt else math.nan for prompt in prompts]
 
-    def _prompt(self, exchange: Exchange, of: Part) -> tuple[int, ...]:
-        """Token ids of the conversation up to the part that is judged; none where that is too long."""
-        conversation = as_messages(exchange.conversation)
-        messages = [message for message in conversation if message["role"] != "system"]
-        messages = messages if of == "response" else messages[:-1]
+    def _prompts(self, exchanges: Sequence[Exchange], of: Part) -> list[tuple[int, ...]]:
+        """Token ids of the conversations up to the part that is judged; none where that is too long."""
+        chats = []
+        for exchange in exchanges:
+            chat = [message for message in as_messages(exchange.conversation) if message["role"] != "system"]
+            chat = chat if of == "response" else chat[:-1]
+            first = next(at for at, message in enumerate(chat) if message["role"] == "user")
+            chats.append(chat[first:])
+        encoded = self.tokenizer([self._render(chat) for chat in chats], add_special_tokens=False, verbose=False)
         shortest = 1 if of == "probe" else 2
-        for start in range(len(messages) - shortest + 1):
-            if messages[start]["role"] == "user":
-                ids = tuple(self._encode(self._render(messages[start:])))
-                if self.backend.fit(list(ids)) == list(ids):
-                    return ids
+        return [
+            tuple(ids) if self._fits(ids) else self._shortened(chat, shortest)
+            for ids, chat in zip(encoded["input_ids"], chats, strict=True)
+        ]
+
+    def _shortened(self, chat: Sequence[dict[str, str]], shortest: int) -> tuple[int, ...]:
+        for start in range(1, len(chat) - shortest + 1):
+            if chat[start]["role"] == "user":
+                ids = self._encode(self._render(chat[start:]))
+                if self._fits(ids):
+                    return tuple(ids)
         return ()
+
+    def _fits(self, ids: list[int]) -> bool:
+        return len(self.backend.fit(ids)) == len(ids)
 
     def _render(self, messages: Sequence[dict[str, str]]) -> str:
         chat = []
@@ -122,15 +139,36 @@ class LlamaGuardScorer:
             chat.append({"role": role, "content": [{"type": "text", "text": text}] if self._in_parts else text})
         return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
-    def _score_batch(self, prompts: list[tuple[int, ...]]) -> list[float]:
-        ids, mask = self.backend.left_padded([[*prompt, *self._lead] for prompt in prompts])
+    def _head(self, prompts: Sequence[tuple[int, ...]]) -> tuple[int, DynamicCache | None]:
+        """How many tokens all prompts begin with, and their keys and values, which are computed once: the template's
+        list of hazards is many times as long as most conversations."""
+        shared = 0
+        if len(set(prompts)) > 1 and self.backend.branches:
+            first, last = min(prompts), max(prompts)
+            differs = (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+            shared = next(differs, len(first) - 1)  # a token at least is left to be fed
+        if not shared:
+            return 0, None
+        ids = torch.tensor([first[:shared]], device=self.backend.device)
+        head = DynamicCache(config=self.backend.model.config)
         with self.backend.inference():
+            self.backend.forward(input_ids=ids, past_key_values=head, use_cache=True, logits_to_keep=1)
+        return shared, head
+
+    def _score_batch(self, prompts: list[tuple[int, ...]], shared: int, head: DynamicCache | None) -> list[float]:
+        ids, mask = self.backend.left_padded([[*prompt[shared:], *self._lead] for prompt in prompts])
+        mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=1)
+        past = copy.deepcopy(head)
+        with self.backend.inference():
+            if past is not None:
+                past.batch_repeat_interleave(len(prompts))
             output = self.backend.forward(
                 input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                attention_mask=self.backend.attention_mask(mask, ids.shape[1]),
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, shared:],
+                past_key_values=past,
+                use_cache=past is not None,
                 logits_to_keep=len(self._lead) + 1,
-                use_cache=False,
             )
         logprobs = output.logits.float().log_softmax(-1).cpu()
         safe, unsafe = [], []
