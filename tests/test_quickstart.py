@@ -7,7 +7,9 @@ import datasets
 import torch
 from test_prompts import write_zip
 
-from astra_trl import ASTDPOTrainer
+import astra_trl
+from astra_trl import ASTDPOTrainer, ASTSampler, evaluate
+from astra_trl.backends import ScriptedBackend
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -36,3 +38,22 @@ def test_quick_start(tmp_path, monkeypatch, gpt2_folder, detoxify_files):
     assert trainer.state.global_step == 2 * 4  # 14 pairs of 2 trees in batches of 4
     assert trainer.sampler.system.target.model is trainer.sampler.system.baseline.model
     assert (tmp_path / "tester" / "exchanges.jsonl").stat().st_size
+
+
+def test_several_scorers_as_the_readme_has_them(monkeypatch, gpt2_folder, detoxify_files, guard_folder):
+    (code,) = re.findall(r"```python\n(scorers = .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    for written, local in {
+        "LlamaGuardScorer()": f"LlamaGuardScorer({str(guard_folder)!r})",
+        '"Qwen/Qwen2.5-7B-Instruct"': "judge",
+    }.items():
+        assert written in code
+        code = code.replace(written, local)
+    checkpoint = torch.load(detoxify_files / "tiny.ckpt", weights_only=False)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *args, **kwargs: checkpoint)
+    judge = ScriptedBackend(lambda texts, sibling: "yes")
+    roles = {"judge": judge, "tester": str(gpt2_folder), "target": str(gpt2_folder)}
+    names = {name: getattr(astra_trl, name) for name in astra_trl.__all__} | roles
+    exec(code, names)
+    figures = evaluate(ASTSampler(names["system"], ["soup"], 1, 1), ["soup"], 0).figures
+    assert list(figures["harmful_share_by_scorer"]) == ["detoxify", "guard", "judge"]
+    assert figures["harmful_share_by_scorer"]["judge"] == 1.0
