@@ -71,7 +71,7 @@ def evaluate(
     single = ASTSampler(sampler.system, prompts, tree_width=1, tree_depth=sampler.tree_depth)
     seeds = [derive_seed(seed, index) for index in range(len(prompts))]
     system = sampler.system
-    likelihood_under = "baseline" if system.likelihood_backend is system.baseline else "target"
+    likelihood_under = "target" if system.likelihood_backend in (system.target, None) else "baseline"
     return Evaluation(single.grow(prompts, seeds, on_exchanges), system.harm, tuple(system.scorers), likelihood_under)
 
 

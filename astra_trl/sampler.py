@@ -9,7 +9,7 @@ from typing import TypeVar
 from astra_trl.backends.base import Logprobs, OutOfMemory, Session, derive_seed
 from astra_trl.conversation import Conversation, Exchange, Opening, Turn, as_conversation
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import load_prompts
+from astra_trl.prompts.base import cleaned, load_prompts
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
 
@@ -174,7 +174,7 @@ class ASTSampler:
 
 
 def checked_prompts(prompts: Sequence[Opening]) -> Sequence[Opening]:
-    """The prompts; `InputError` where there are none or one is neither text nor turns, or blank."""
+    """The prompts; `InputError` where there are none or one is neither text nor turns, broken or blank."""
     if not len(prompts):
         raise InputError("the prompt set is empty: give at least one opening")
     for index, prompt in enumerate(prompts):
@@ -185,7 +185,11 @@ def checked_prompts(prompts: Sequence[Opening]) -> Sequence[Opening]:
                     f"prompt {index} is not text but {type(turn).__name__}: a prompt set is a list of strings, or of "
                     "tuples of Turn"
                 )
-        if not any(turn.text.strip() for turn in as_conversation(prompt)):
+        try:
+            texts = [cleaned(turn.text) for turn in as_conversation(prompt)]
+        except ValueError as error:
+            raise InputError(f"prompt {index} {error}: mend or remove it") from None
+        if not any(texts):
             raise InputError(f"prompt {index} is empty: drop blank openings")
     return prompts
 

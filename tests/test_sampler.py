@@ -104,6 +104,8 @@ def test_a_system_without_its_harm_scorer_is_refused():
         (["fine", (Turn("user", " "),)], {}, "prompt 1 is empty"),
         ([("fine",)], {}, "prompt 0 is not text but str: .* or of tuples of Turn"),
         ([()], {}, "prompt 0 is empty"),
+        (["fine", "half \ud83d"], {}, "prompt 1 holds a NUL or half a surrogate pair"),
+        ([(Turn("user", "a\0"),)], {}, "prompt 0 holds a NUL"),
         (["fine"], {"tree_width": 0}, "tree_width must be at least 1"),
         (["fine"], {"tree_depth": 0}, "tree_depth must be at least 1"),
     ],

@@ -124,7 +124,7 @@ def test_pairs_come_from_a_file_each_once(tmp_path):
         ([{"prompt": "a", "text": "b"}], "has no column 'continuation': it has prompt, text"),
         ([], "has no column 'prompt'"),
         ([{"prompt": "a", "continuation": None}], "row 1 is not two texts"),
-        ([{"prompt": "a", "continuation": "b\\u0000"}], "row 1 is not two texts"),
+        ([{"prompt": "a", "continuation": "b\\u0000"}], "row 1 holds a NUL"),
         ([{"prompt": "a", "continuation": ""}], "holds no pair"),
     ],
 )

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # What a column of openings is usually called, tried in this order where more than one column holds text.
 COLUMNS = ("opening", "prompt", "text", "question", "messages")
-ROLES: tuple[Speaker, ...] = ("system", "user", "assistant")
+CHAT_SPEAKERS: tuple[Speaker, ...] = ("system", "user", "assistant")
 
 
 def load_prompts(
@@ -113,10 +113,13 @@ NAMED: dict[str, Callable[[], Mapping[str, Any]]] = {
 def split_openings(openings: Iterable[str]) -> dict[str, dict[str, list[str]]]:
     """Splits train, dev and test (80/5/15) of a set that comes without, each opening once; by hash, so that they do
     not depend on the set's order."""
-    names = sorted(dict.fromkeys(openings), key=lambda text: hashlib.sha256(text.encode()).digest())
-    ends = [0, round(0.8 * len(names)), round(0.85 * len(names)), len(names)]
-    parts = zip(("train", "dev", "test"), pairwise(ends), strict=True)
-    return {name: {"opening": names[start:end]} for name, (start, end) in parts}
+    rows = sorted(dict.fromkeys(openings), key=lambda text: hashlib.sha256(text.encode()).digest())
+    return {split: {"opening": rows[start:stop]} for split, (start, stop) in split_bounds(len(rows)).items()}
+
+
+def split_bounds(rows: int) -> dict[str, tuple[int, int]]:
+    """Where the splits train, dev and test (80/5/15) of so many rows begin and end."""
+    return dict(zip(("train", "dev", "test"), pairwise([0, round(0.8 * rows), round(0.85 * rows), rows]), strict=True))
 
 
 def load_hub(name: str, split: str) -> Any:
@@ -184,18 +187,18 @@ def _distinct(rows: Iterable[object], source: object) -> list[Opening]:
 def _opening(row: object) -> Opening:
     # A text, or the turns of a chat that hold any; `ValueError` with what is wrong with the row.
     if isinstance(row, str):
-        return _clean(row)
+        return cleaned(row)
     if not _is_chat(row):
         raise ValueError(f"is {'null' if row is None else type(row).__name__}, not text")
     turns = []
     for number, message in enumerate(row, start=1):  # type: ignore[var-annotated,arg-type]
         role, content = message["role"], message["content"]
-        speaker = next((name for name in ROLES if name == role), None)
+        speaker = next((name for name in CHAT_SPEAKERS if name == role), None)
         if speaker is None:
-            raise ValueError(f"has role {role!r} in message {number}, which is none of {', '.join(ROLES)}")
+            raise ValueError(f"has role {role!r} in message {number}, which is none of {', '.join(CHAT_SPEAKERS)}")
         if not isinstance(content, str):
             raise ValueError(f"has a message {number} whose content is {type(content).__name__}, not text")
-        turns += [Turn(speaker, text)] if (text := _clean(content)) else []
+        turns += [Turn(speaker, text)] if (text := cleaned(content)) else []
     return tuple(turns)
 
 
@@ -203,8 +206,13 @@ def _is_chat(row: object) -> bool:
     return isinstance(row, list) and all(isinstance(part, dict) and {"role", "content"} <= part.keys() for part in row)
 
 
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
+    """The text without white space around it; `ValueError` with what is wrong where it is broken."""
     # No tokenizer can encode half a surrogate pair; both come of broken exports.
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    try:
+        broken = b"\0" in text.encode()
+    except UnicodeEncodeError:
+        broken = True
+    if broken:
         raise ValueError("holds a NUL or half a surrogate pair")
     return text.strip()

@@ -13,13 +13,13 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
+from astra_trl.prompts.base import split_bounds
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -86,10 +86,11 @@ def build_convokit_reddit(
             partial.rename(result)
     # Saved as one, and split by slices: `datasets` cannot load an empty split it has saved, nor select one at the end.
     saved = datasets.Dataset.load_from_disk(result)
-    ends = [0, round(0.8 * len(saved)), round(0.85 * len(saved)), len(saved)]
-    parts = zip(("train", "dev", "test"), pairwise(ends), strict=True)
     return datasets.DatasetDict(
-        {name: datasets.Dataset.from_dict(saved[start:end], saved.features) for name, (start, end) in parts}
+        {
+            split: datasets.Dataset.from_dict(saved[start:stop], saved.features)
+            for split, (start, stop) in split_bounds(len(saved)).items()
+        }
     )
 
 

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import load_hub
+from astra_trl.prompts.base import cleaned, load_hub
 from astra_trl.prompts.files import READERS, read_file
 
 COLUMNS = ("prompt", "continuation")
@@ -35,17 +35,23 @@ def load_teaching_pairs(source: str | Path, limit: int | None = None, seed: int 
         if missing:
             raise InputError(f"'{source}' has no column '{missing[0]}': it has {', '.join(columns) or 'none'}")
         pairs = list(zip(*(columns[name] for name in COLUMNS), strict=True))
-    for number, pair in enumerate(pairs, start=1):
-        for text in pair:
-            if not isinstance(text, str) or "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-                raise InputError(f"'{source}', row {number} is not two texts without NUL: mend or remove it")
-    pairs = list(dict.fromkeys((prompt.strip(), text.strip()) for prompt, text in pairs))
+    pairs = list(dict.fromkeys(_cleaned(pair, number, source) for number, pair in enumerate(pairs, start=1)))
     pairs = [pair for pair in pairs if all(pair)]
     if not pairs:
         raise InputError(f"'{source}' holds no pair of prompt and continuation: give at least one")
     if limit is None or limit >= len(pairs):
         return pairs
     return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), limit))]
+
+
+def _cleaned(pair: tuple[object, object], number: int, source: object) -> tuple[str, str]:
+    prompt, continuation = pair
+    if not (isinstance(prompt, str) and isinstance(continuation, str)):
+        raise InputError(f"'{source}', row {number} is not two texts: mend or remove it")
+    try:
+        return cleaned(prompt), cleaned(continuation)
+    except ValueError as error:
+        raise InputError(f"'{source}', row {number} {error}: mend or remove it") from None
 
 
 def _realtoxicityprompts() -> list[tuple[str, str]]:
