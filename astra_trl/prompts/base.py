@@ -1,6 +1,5 @@
 """Openings from a named set, a local file or a Hub dataset."""
 
-import hashlib
 import json
 import logging
 import os
@@ -9,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from astra_trl.conversation import Opening, Speaker, Turn
 from astra_trl.errors import InputError
 from astra_trl.prompts.files import READERS, read_file, why
+from astra_trl.prompts.splits import split_openings
 
 logger = logging.getLogger(__name__)
 
@@ -108,18 +107,6 @@ NAMED: dict[str, Callable[[], Mapping[str, Any]]] = {
     "realtoxicityprompts": _realtoxicityprompts,  # huggingface.co/papers/2009.11462
     "advbench": _advbench,  # huggingface.co/papers/2307.15043
 }
-
-
-def split_openings(openings: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Splits train, dev and test (80/5/15) of a set that comes without, each opening once; by hash, so that they do
-    not depend on the set's order."""
-    rows = sorted(dict.fromkeys(openings), key=lambda text: hashlib.sha256(text.encode()).digest())
-    return {split: {"opening": rows[start:stop]} for split, (start, stop) in split_bounds(len(rows)).items()}
-
-
-def split_bounds(rows: int) -> dict[str, tuple[int, int]]:
-    """Where the splits train, dev and test (80/5/15) of so many rows begin and end."""
-    return dict(zip(("train", "dev", "test"), pairwise([0, round(0.8 * rows), round(0.85 * rows), rows]), strict=True))
 
 
 def load_hub(name: str, split: str) -> Any:

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import split_bounds
+from astra_trl.prompts.splits import split_bounds
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
