@@ -91,7 +91,7 @@ class RunArguments:
     cache_bytes: int | None = field(
         default=None,
         metadata={
-            "help": "Memory for the keys and values of each side's conversations. Default: 35% of a GPU's free memory."
+            "help": "Memory for the keys and values of each side's conversations. Default: 35%% of a GPU's free memory."
         },
     )
 
@@ -141,7 +141,8 @@ def run(
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     world = load_world(None if args.world == "embedded" else args.world) if args.world else None
     openings, held_out = _openings(args, world, training_args.seed)
-    teaching_pairs = load_teaching_pairs(args.teaching_pairs) if args.teaching_pairs else None
+    teaching = args.teaching_pairs if training_args.teach_fraction else None  # a fraction of 0 switches it off
+    teaching_pairs = load_teaching_pairs(teaching) if teaching else None
     system = _system(args, scorer_args, training_args, model_args, world)
     sampler = ASTSampler(system, openings, args.tree_width, args.tree_depth)
     peft_config = get_peft_config(model_args)

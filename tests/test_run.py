@@ -46,6 +46,17 @@ def test_every_recipe_holds_only_flags_that_exist(name):
     assert args.tree_width >= 2
 
 
+@pytest.mark.parametrize("name", ["dpo_sandbox", "dpo_gpt2", "dpo_llama3"])
+def test_help_lists_every_flag(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(recipe_defaults(name), ["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--tester", "--held_out_scorers", "--judge_rubric", "--teach_fraction", "--beta", "--lora_r"):
+        assert flag in shown
+    assert "35% of a GPU's free" in " ".join(shown.split())
+
+
 def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("beta: 0.5\ntree_depth: 5\n")
@@ -219,7 +230,7 @@ def test_llama_guard_can_be_trained_on_and_terms_are_chosen_by_flags(
 ):
     flags = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
     flags += ["--scorer", f"llama_guard:{guard_folder}"]
-    flags += ["--teach_fraction", "0", "--teaching_pairs", "", "--held_out_scorers", "keyword", "--keywords", "soup"]
+    flags += ["--teach_fraction", "0", "--held_out_scorers", "keyword", "--keywords", "soup"]
     flags += ["--combine", "product", "--probe_weight", "-0.5", "--non_repeating_weight", "0.1"]
     _, _, exchanges = run_recipe("dpo_gpt2", flags, tmp_path, capsys)
     line = exchanges[0]

@@ -79,6 +79,8 @@ def test_named_scorers_are_built_from_flags(tmp_path, detoxify_files, guard_fold
     assert (soup.words, fool.words) == (("soup",), ("fool",))
     assert (guard.categories, guard.batch_size) == ({"S1"}, 3)
     assert list(build_scorers(ScorerArguments(), world=soup)) == ["harm"]  # a world's own in place of --scorer
+    none = ScorerArguments(scorer="keyword", keywords=["soup"], held_out_scorers=["none"])
+    assert list(build_scorers(none)) == ["keyword"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class ScorerArguments:
     )
     held_out_scorers: list[str] | None = field(
         default=None,
-        metadata={"help": "Scorers that only the evaluation reports, named in the same way: where training does not."},
+        metadata={"help": "Scorers that only the evaluation reports, named in the same way; 'none' for none."},
     )
     keywords: list[str] | None = field(default=None, metadata={"help": "Words of the keyword scorer."})
     detoxify_category: str = field(default="toxicity", metadata={"help": "What detoxify measures."})
@@ -64,7 +64,8 @@ def build_scorers(args: ScorerArguments, world: Scorer | None = None) -> dict[st
     A sandbox world brings the scorer that is trained on.
     """
     scorers: dict[str, Scorer] = {} if world is None else {"harm": world}
-    for spec in (*(() if world else (args.scorer,)), *(args.held_out_scorers or ())):
+    held_out = [] if args.held_out_scorers in (None, ["none"]) else args.held_out_scorers
+    for spec in (*(() if world else (args.scorer,)), *held_out):
         kind, _, what = spec.partition(":")
         if kind not in NAMED:
             raise InputError(f"there is no scorer {kind!r}: choose one of {', '.join(NAMED)}")
