@@ -91,7 +91,7 @@ class RunArguments:
     cache_bytes: int | None = field(
         default=None,
         metadata={
-            "help": "Memory for the keys and values of each side's conversations. Default: 35%% of a GPU's free memory."
+            "help": "Memory for the keys and values of each side's conversations. Default: 35%% of what a GPU has free."
         },
     )
 

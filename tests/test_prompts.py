@@ -194,6 +194,22 @@ def test_a_line_of_a_megabyte_is_an_opening(tmp_path, suffix):
 # Hub datasets
 
 
+def test_a_chat_column_of_a_hub_dataset_is_found_beside_ids(monkeypatch):
+    chat = [{"role": "user", "content": "hi"}]
+    data = datasets.Dataset.from_list([{"id": "abc", "messages": chat}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: data)
+    assert load_prompts("org/set") == [(Turn("user", "hi"),)]
+    rows = [{"filename": "a.txt", "prompt": {"text": "hi", "toxicity": 0.1}}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows))
+    with pytest.raises(InputError, match="which column .* one of filename, prompt"):  # no silent guess at the names
+        load_prompts("org/set")
+
+
+def test_an_empty_list_does_not_make_a_column_of_openings(tmp_path):
+    rows = [{"comment": "hello", "tags": []}, {"comment": "there", "tags": []}]
+    assert load_prompts(write(tmp_path / "a.json", json.dumps(rows))) == ["hello", "there"]
+
+
 def test_named_hub_sets_are_split_and_no_opening_stands_in_two_splits(monkeypatch):
     texts = [f"opening {n}" for n in range(100)] * 2
 

@@ -54,7 +54,7 @@ def test_help_lists_every_flag(name, capsys):
     shown = capsys.readouterr().out
     for flag in ("--tester", "--held_out_scorers", "--judge_rubric", "--teach_fraction", "--beta", "--lora_r"):
         assert flag in shown
-    assert "35% of a GPU's free" in " ".join(shown.split())
+    assert "35% of what a GPU has free" in " ".join(shown.split())
 
 
 def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path):

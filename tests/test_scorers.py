@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 
@@ -32,6 +33,21 @@ def test_a_plain_function_measures_another_part_by_its_text():
     assert measuring(says_fool, "response") is says_fool
     assert measuring(says_fool, "probe")(both) == [1.0, 0.0]
     assert measuring(says_fool, "probe_and_response")(both) == [1.0, 1.0]
+
+
+@dataclass(frozen=True)
+class Says:
+    word: str
+    of: str = "response"
+
+    def __call__(self, exchanges):
+        return [float(self.word in getattr(exchange, self.of)) for exchange in exchanges]
+
+
+def test_a_frozen_scorer_measures_another_part():
+    scorer = Says("fool")
+    assert measuring(scorer, "probe")([say("nice", probe="fool"), say("fool")]) == [1.0, 0.0]
+    assert scorer.of == "response"
 
 
 def test_an_unknown_part_is_refused_with_the_list():

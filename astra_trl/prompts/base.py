@@ -129,13 +129,20 @@ def _read_hub(source: str, split: str, column: str | None) -> Iterable[object]:
     if not source.strip():
         raise InputError(f"the prompt set has no name: give one of {', '.join(NAMED)}, a file or a dataset id")
     dataset = load_hub(source, split)
-    text = [name for name, kind in dataset.features.items() if getattr(kind, "dtype", "").endswith("string")]
+    text = [name for name, kind in dataset.features.items() if _may_hold_text(kind)]
     return dataset[_pick(dataset.column_names, text, column, source)]
+
+
+def _may_hold_text(kind: Any) -> bool:
+    row = getattr(kind, "feature", None)  # of a list
+    return getattr(kind, "dtype", "").endswith("string") or (
+        isinstance(row, dict) and {"role", "content"} <= row.keys()
+    )
 
 
 def _column(columns: dict[str, list], column: str | None, source: object) -> list:
     def is_text(rows: list) -> bool:  # letters tell it from ids and figures: a CSV has no types
-        return any((isinstance(row, str) and any(map(str.isalpha, row))) or _is_chat(row) for row in rows)
+        return any(any(map(str.isalpha, row)) if isinstance(row, str) else row and _is_chat(row) for row in rows)
 
     text = [name for name, rows in columns.items() if is_text(rows)]
     return columns[_pick(list(columns), text, column, source)] if columns else []
@@ -146,8 +153,11 @@ def _pick(names: list[str], text: list[str], column: str | None, source: object)
         raise InputError(f"'{source}' has no column '{column}': give one of {', '.join(names)}")
     if column is not None or len(names) == 1:
         return column or names[0]
-    for name in text if len(text) == 1 else [name for name in COLUMNS if name in names]:
-        return name
+    # A column of a usual name that holds no text may still be the one: what else is text may be an id.
+    usual = [name for name in COLUMNS if name in names]
+    for name in usual or (text if len(text) == 1 else []):
+        if name in text:
+            return name
     raise InputError(f"which column of '{source}' holds the openings? Give column= one of {', '.join(names)}")
 
 

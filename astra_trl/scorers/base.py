@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from astra_trl.conversation import Exchange
@@ -46,11 +46,13 @@ def measuring(scorer: Scorer, of: Part) -> Scorer:
     A scorer with an attribute `of` is copied with that changed (the copy shares its model). Any other is taken to read
     responses, and gets the part's text as the response.
     """
-    if hasattr(scorer, "of"):
-        scorer = copy.copy(scorer)
-        scorer.of = of
-        return scorer
-    return scorer if of == "response" else PartAsResponse(scorer, of)
+    if not hasattr(scorer, "of"):
+        return scorer if of == "response" else PartAsResponse(scorer, of)
+    if is_dataclass(scorer) and not isinstance(scorer, type):
+        return replace(scorer, of=of)
+    scorer = copy.copy(scorer)
+    scorer.of = of
+    return scorer
 
 
 @dataclass(frozen=True)
