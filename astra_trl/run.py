@@ -90,9 +90,7 @@ class RunArguments:
     max_rows: int = field(default=128, metadata={"help": "Conversations that pass through a model at a time."})
     cache_bytes: int | None = field(
         default=None,
-        metadata={
-            "help": "Memory for the keys and values of each side's conversations. Default: 35%% of what a GPU has free."
-        },
+        metadata={"help": "Bytes for each side's keys and values. Default: 35%% of what a GPU has free."},
     )
 
 
