@@ -297,3 +297,24 @@ def test_data_loader_workers_serve_the_current_round(tmp_path):
     trainer = make_trainer(tmp_path, dataloader_num_workers=1, num_train_epochs=2, dataloader_prefetch_factor=2)
     trainer.train()
     assert trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_a_target_without_log_probabilities_trains_with_the_baselines(tmp_path, peft):
+    tokenizer = make_tokenizer()
+    model = make_gpt2(tokenizer)
+    target = ScriptedBackend(lambda texts, sibling: f"soup {len(texts[-1])}", gives_logprobs=False)
+    tester = HFBackend(model, tokenizer, SAMPLING)
+    # Under PEFT the baseline is the tester's own weights, with the adapter off.
+    baseline = HFBackend(model if peft else make_gpt2(tokenizer), tokenizer, SAMPLING)
+    system = ASTPrompterSystem(tester, target, baseline, lambda e: [len(x.probe) % 7 / 7 for x in e])
+    trainer = make_trainer(tmp_path, system, peft_config=LORA if peft else None, num_train_epochs=2)
+    trainer.train()
+    first, *_, last = lines(tmp_path / "exchanges.jsonl")
+    assert (first["round"], last["round"]) == (1, 2)
+    for said in (first, last):  # the frozen weights, in the last round as in the first
+        context = [i for _, text in said["context"] for i in tokenizer(text + "\n")["input_ids"]]
+        probe = tokenizer(said["probe"])["input_ids"]
+        logits = make_gpt2(tokenizer)(torch.tensor([context + probe])).logits[0].log_softmax(-1)
+        alone = [logits[len(context) + i - 1, token].item() for i, token in enumerate(probe)]
+        assert said["terms"]["likelihood"] == pytest.approx(sum(alone) / len(alone), abs=1e-4)
