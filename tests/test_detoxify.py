@@ -45,6 +45,11 @@ def test_equal_texts_pass_once_and_batches_are_sorted_by_length(detoxify_files, 
     assert seen == [["a", "nice day"], ["you fool", "you nice fool"]]
 
 
+def test_each_of_several_processes_on_a_cpu_can_load_it(detoxify_files):
+    scorer = make_scorer(detoxify_files, device="cpu:0")  # accelerate's name for it, unknown to torch.load
+    assert scorer(exchanges()) == make_scorer(detoxify_files)(exchanges())
+
+
 def test_what_it_does_not_have_is_refused(detoxify_files, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no category 'rude': choose one of toxicity, severe_toxicity"):
         make_scorer(detoxify_files, "rude")

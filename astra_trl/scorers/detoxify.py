@@ -47,12 +47,14 @@ class DetoxifyScorer:
     ) -> None:
         if variant not in MODEL_URLS:
             raise InputError(f"detoxify has no variant {variant!r}: choose one of {', '.join(MODEL_URLS)}")
+        # Of several processes on a CPU each has "cpu:0", which torch cannot load a checkpoint onto.
+        placed = PartialState().device if device is None else torch.device(device)
         source = str(checkpoint) if checkpoint is not None else MODEL_URLS[variant]
         try:
             self._detoxify = Detoxify(
                 variant,
                 checkpoint=None if checkpoint is None else source,
-                device=PartialState().device if device is None else device,
+                device="cpu" if placed.type == "cpu" else placed,
                 huggingface_config_path=None if huggingface_config_path is None else str(huggingface_config_path),
             )
         except (OSError, URLError, ValueError, pickle.UnpicklingError) as error:
