@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
+from astra_trl.backends.hf.loading import load_pretrained
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Part, checked_part, longest_input, score_distinct, text_of
@@ -48,21 +48,10 @@ class ClassifierScorer:
         batch_size: int = 64,
         model_init_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        init_kwargs = dict(model_init_kwargs or {})
-        placed = PartialState().device if device is None else torch.device(device)
-        if placed.type != "cpu":
-            init_kwargs.setdefault("device_map", placed)
-        try:
-            self.model, info = AutoModelForSequenceClassification.from_pretrained(
-                model_id, output_loading_info=True, **init_kwargs
-            )
-            where = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
-            self.tokenizer = AutoTokenizer.from_pretrained(model_id, **where)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise InputError(
-                f"classifier {model_id!r} could not be loaded: name a Hub id or a folder with its tokenizer ({reason})"
-            ) from error
+        init_kwargs = {**(model_init_kwargs or {}), "output_loading_info": True}
+        (self.model, info), self.tokenizer = load_pretrained(
+            AutoModelForSequenceClassification, model_id, "classifier", device, init_kwargs
+        )
         if info["missing_keys"]:
             raise InputError(
                 f"{model_id!r} is no classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would be "

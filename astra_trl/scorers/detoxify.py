@@ -6,9 +6,9 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from accelerate import PartialState
 from detoxify.detoxify import MODEL_URLS, Detoxify
 
+from astra_trl.backends.hf.loading import place
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Part, checked_part, longest_input, score_distinct, text_of
@@ -47,14 +47,12 @@ class DetoxifyScorer:
     ) -> None:
         if variant not in MODEL_URLS:
             raise InputError(f"detoxify has no variant {variant!r}: choose one of {', '.join(MODEL_URLS)}")
-        # Of several processes on a CPU each has "cpu:0", which torch cannot load a checkpoint onto.
-        placed = PartialState().device if device is None else torch.device(device)
         source = str(checkpoint) if checkpoint is not None else MODEL_URLS[variant]
         try:
             self._detoxify = Detoxify(
                 variant,
                 checkpoint=None if checkpoint is None else source,
-                device="cpu" if placed.type == "cpu" else placed,
+                device=place(device),
                 huggingface_config_path=None if huggingface_config_path is None else str(huggingface_config_path),
             )
         except (OSError, URLError, ValueError, pickle.UnpicklingError) as error:

@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,6 +21,7 @@ from transformers import (
 from astra_trl.backends.base import Message, SamplingParams
 from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
 from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText, encode_all
+from astra_trl.backends.hf.loading import load_pretrained
 from astra_trl.backends.hf.session import HFSession
 from astra_trl.errors import InputError
 
@@ -116,18 +116,7 @@ class HFBackend:
         `InputError` with `role` in its message where the model cannot be loaded.
         """
         init_kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
-        placed = PartialState().device if device is None else torch.device(device)
-        if placed.type != "cpu":
-            init_kwargs.setdefault("device_map", placed)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(model_id, **init_kwargs)
-            where = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_id, **where)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise InputError(
-                f"{role} {model_id!r} could not be loaded: name a Hub id or a folder with its tokenizer ({reason})"
-            ) from error
+        model, tokenizer = load_pretrained(AutoModelForCausalLM, model_id, role, device, init_kwargs, tokenizer)
         return cls(model, tokenizer, **fields)
 
     @staticmethod
