@@ -1,10 +1,10 @@
 """astra_trl: trains an LLM tester to find, in conversation, what makes a target LLM misbehave. Built on TRL."""
 
-import importlib
 from typing import TYPE_CHECKING
 
 from astra_trl.conversation import Conversation, Exchange, Turn
 from astra_trl.errors import InputError
+from astra_trl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from astra_trl.backends.base import SamplingParams
@@ -77,8 +77,4 @@ __all__ = [
     "load_teaching_pairs",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _PLACES:
-        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _PLACES)

@@ -1,8 +1,8 @@
 """What measures harm in exchanges. A scorer is any callable: a batch of exchanges in, a list of floats out."""
 
-import importlib
 from typing import TYPE_CHECKING
 
+from astra_trl.lazy import lazy_names
 from astra_trl.scorers.base import Scorer, measuring
 from astra_trl.scorers.keyword import KeywordScorer
 
@@ -30,8 +30,4 @@ __all__ = [
     "measuring",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _PLACES:
-        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _PLACES)
