@@ -2,19 +2,20 @@
 
 import json
 import logging
-import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from astra_trl.conversation import Opening, Speaker, Turn
 from astra_trl.errors import InputError
-from astra_trl.prompts.files import READERS, read_file, why
+from astra_trl.prompts.files import local_file, read_file, why
 from astra_trl.prompts.splits import split_openings
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +48,17 @@ def load_prompts(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit} leaves no opening: give 1 or more, or None for all of '{source}'")
-    path = Path(os.path.expanduser(source))
     rows: Iterable[object]
     if source in NAMED:
         splits = NAMED[str(source)]()
         if split not in splits:
             raise InputError(f"'{source}' has no split '{split}': give one of {', '.join(splits)}")
         rows = _column({"opening": list(splits[split]["opening"])}, column, source)
-    elif os.path.isfile(path) or path.suffix.lower() in READERS:
+    elif path := local_file(source):
         rows = _column(read_file(path, split), column, source)
     else:
         rows = _read_hub(str(source), split, column)
-    openings = _distinct(rows, source)
-    if limit is None or limit >= len(openings):
-        return openings
-    return [openings[i] for i in sorted(random.Random(seed).sample(range(len(openings)), limit))]
+    return sampled(_distinct(rows, source), limit, seed)
 
 
 @dataclass(frozen=True)
@@ -201,6 +198,13 @@ def _opening(row: object) -> Opening:
 
 def _is_chat(row: object) -> bool:
     return isinstance(row, list) and all(isinstance(part, dict) and {"role", "content"} <= part.keys() for part in row)
+
+
+def sampled(rows: list[T], limit: int | None, seed: int) -> list[T]:
+    """At most `limit` of the rows, drawn with `seed`, in their order; all of them without a limit."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
 def cleaned(text: str) -> str:

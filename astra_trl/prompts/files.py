@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,12 @@ READERS: dict[str, Callable[[Path], dict[str, list]]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+
+
+def local_file(source: str | Path) -> Path | None:
+    """The path, where `source` is a file or is named like one that can be read."""
+    path = Path(os.path.expanduser(source))
+    return path if os.path.isfile(path) or path.suffix.lower() in READERS else None
 
 
 def read_file(path: Path, split: str = "train") -> dict[str, list]:

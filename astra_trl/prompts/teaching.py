@@ -1,12 +1,10 @@
 """Pairs of a prompt and a harmful continuation, for ASTPrompter's weak supervision."""
 
-import os
-import random
 from pathlib import Path
 
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import cleaned, load_hub
-from astra_trl.prompts.files import READERS, read_file
+from astra_trl.prompts.base import cleaned, load_hub, sampled
+from astra_trl.prompts.files import local_file, read_file
 
 COLUMNS = ("prompt", "continuation")
 
@@ -25,12 +23,11 @@ def load_teaching_pairs(source: str | Path, limit: int | None = None, seed: int 
     Raises:
         InputError: `source` cannot be read, or lacks a column, or a row of it is not text, or no pair is left.
     """
-    path = Path(os.path.expanduser(source))
     if source == "realtoxicityprompts":
         pairs = _realtoxicityprompts()
     else:
-        local = os.path.isfile(path) or path.suffix.lower() in READERS
-        columns = read_file(path) if local else load_hub(str(source), "train").to_dict()
+        path = local_file(source)
+        columns = read_file(path) if path else load_hub(str(source), "train").to_dict()
         missing = [name for name in COLUMNS if name not in columns]
         if missing:
             raise InputError(f"'{source}' has no column '{missing[0]}': it has {', '.join(columns) or 'none'}")
@@ -39,9 +36,7 @@ def load_teaching_pairs(source: str | Path, limit: int | None = None, seed: int 
     pairs = [pair for pair in pairs if all(pair)]
     if not pairs:
         raise InputError(f"'{source}' holds no pair of prompt and continuation: give at least one")
-    if limit is None or limit >= len(pairs):
-        return pairs
-    return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), limit))]
+    return sampled(pairs, limit, seed)
 
 
 def _cleaned(pair: tuple[object, object], number: int, source: object) -> tuple[str, str]:
