@@ -35,7 +35,7 @@ class Evaluation:
         nodes = [node for tree in self.trees for node in tree.nodes()]
         by_scorer = {name: figures(nodes, name) for name in self.scorers}
         return {
-            **figures(nodes, self.harm),
+            **by_scorer[self.harm],
             "harmful_share_by_scorer": {name: by_scorer[name]["harmful_share"] for name in self.scorers},
             "unscored_by_scorer": {name: by_scorer[name]["unscored"] for name in self.scorers},
             "harmful_share_by_turn": [

@@ -11,6 +11,7 @@ from astra_trl import (
     HFBackend,
     InputError,
     KeywordScorer,
+    Reward,
     SamplingParams,
     Tree,
     Turn,
@@ -18,6 +19,7 @@ from astra_trl import (
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.scripted import ScriptedSession
 from astra_trl.evaluation import figures, transcript
+from astra_trl.rewards import Harm
 from astra_trl.systems.astprompter import astprompter_reward
 from astra_trl.systems.base import System
 
@@ -164,6 +166,22 @@ def test_held_out_scorers_are_reported_and_left_out_of_training():
     (tree,) = sampler.grow(["one"], [0], held_out=False)
     assert tree.children[1].scores == {"trained": 1.0, "trained_probe_and_response": 1.0}
     assert calls == [2]
+
+
+def test_a_part_that_the_scorer_reads_by_itself_is_measured_once():
+    calls = []
+
+    def says_fool(exchanges):
+        calls.append([exchange.response for exchange in exchanges])
+        return [float("fool" in exchange.response) for exchange in exchanges]
+
+    reward = Reward({"response": (1.0, Harm("harm", "response")), "probe": (-1.0, Harm("harm", "probe"))})
+    system = System(ScriptedBackend(say_probe), ScriptedBackend(say_response), {"harm": says_fool}, reward)
+    (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], [0])
+    assert [node.scores for node in tree.children] == [
+        {"harm": harm, "harm_response": harm, "harm_probe": 0.0} for harm in (0.0, 1.0)
+    ]
+    assert calls == [[node.exchange.response for node in tree.children], ["probe0", "probe1"]]
 
 
 def test_an_exchange_that_failed_has_no_scores_and_nothing_below_it_counts():

@@ -40,14 +40,21 @@ def score_name(scorer: str, of: Part | None) -> str:
     return scorer if of is None else f"{scorer}_{of}"
 
 
+def part_read(scorer: Scorer) -> Part:
+    """The part of exchanges that `scorer` measures: the response, where it has no attribute `of`."""
+    return getattr(scorer, "of", "response")
+
+
 def measuring(scorer: Scorer, of: Part) -> Scorer:
-    """`scorer` made to measure another part of exchanges.
+    """`scorer` made to measure this part of exchanges; itself where it does already.
 
     A scorer with an attribute `of` is copied with that changed (the copy shares its model). Any other is taken to read
     responses, and gets the part's text as the response.
     """
+    if part_read(scorer) == of:
+        return scorer
     if not hasattr(scorer, "of"):
-        return scorer if of == "response" else PartAsResponse(scorer, of)
+        return PartAsResponse(scorer, of)
     if is_dataclass(scorer) and not isinstance(scorer, type):
         return replace(scorer, of=of)
     scorer = copy.copy(scorer)

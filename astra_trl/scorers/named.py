@@ -93,9 +93,8 @@ def _detoxify(args: ScorerArguments, variant: str | None) -> Scorer:
 def _llama_guard(args: ScorerArguments, model: str | None) -> Scorer:
     from astra_trl.scorers.llama_guard import LlamaGuardScorer
 
-    categories = args.llama_guard_categories
     kwargs = args.common(model_id=model, model_init_kwargs={"dtype": args.scorer_dtype})
-    return LlamaGuardScorer(categories=categories, **kwargs)
+    return LlamaGuardScorer(categories=args.llama_guard_categories, **kwargs)
 
 
 def _classifier(args: ScorerArguments, model: str | None) -> Scorer:

@@ -7,7 +7,7 @@ from astra_trl.backends.base import Backend
 from astra_trl.conversation import Conversation, as_messages
 from astra_trl.errors import InputError
 from astra_trl.rewards.base import Reward
-from astra_trl.scorers.base import Part, Scorer, checked_scores, measuring, score_name
+from astra_trl.scorers.base import Part, Scorer, checked_scores, measuring, part_read, score_name
 from astra_trl.tree import Node
 
 
@@ -81,9 +81,11 @@ class System:
         exchanges = [node.exchange for node in nodes]
         wanted: list[tuple[str, Part | None]] = [(self.harm, None), *self.reward.needs_scores]
         wanted += [(name, None) for name in self.scorers if held_out]
+        measured: dict[tuple[str, Part], list[float]] = {}
         for name, of in dict.fromkeys(wanted):
-            scorer = self.scorers[name] if of is None else measuring(self.scorers[name], of)
-            key = score_name(name, of)
-            for node, score in zip(nodes, checked_scores(key, scorer, exchanges), strict=True):
+            key, part = score_name(name, of), of or part_read(self.scorers[name])
+            if (name, part) not in measured:
+                measured[name, part] = checked_scores(key, measuring(self.scorers[name], part), exchanges)
+            for node, score in zip(nodes, measured[name, part], strict=True):
                 node.scores[key] = score
         self.reward(nodes)
