@@ -1,6 +1,6 @@
 """What was said: turns, conversations, exchanges. Standard library only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,16 @@ ROLES: dict[Speaker, str] = {
     "assistant": "assistant",
     "tester": "user",
     "target": "assistant",
+}
+
+# The same to a chat model that stands in the tester's place, whose own turns are the assistant's.
+TESTER_ROLES: dict[Speaker, str] = {
+    "opening": "user",
+    "system": "system",
+    "user": "assistant",
+    "assistant": "user",
+    "tester": "assistant",
+    "target": "user",
 }
 
 
@@ -49,6 +59,6 @@ def as_conversation(opening: Opening) -> Conversation:
     return (Turn("opening", opening),) if isinstance(opening, str) else opening
 
 
-def as_messages(conversation: Sequence[Turn]) -> list[dict[str, str]]:
-    """The conversation in the chat format, a message a turn, with the target as the assistant."""
-    return [{"role": ROLES[turn.speaker], "content": turn.text} for turn in conversation]
+def as_messages(conversation: Sequence[Turn], roles: Mapping[Speaker, str] = ROLES) -> list[dict[str, str]]:
+    """The conversation in the chat format, a message a turn, the target as assistant unless told otherwise."""
+    return [{"role": roles[turn.speaker], "content": turn.text} for turn in conversation]

@@ -1,4 +1,4 @@
-"""The one error class for what a user can mend."""
+"""The error classes for what a user can mend."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The recipes print this error without a traceback; every other exception is a fault of the program and keeps its
     traceback.
     """
+
+
+class MissingExtra(InputError, ImportError):
+    """A package that only some users need is not installed; the message names the extra that brings it."""

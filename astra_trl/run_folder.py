@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow
 from pyarrow import parquet
 
 from astra_trl.errors import InputError
-from astra_trl.tree import Tree
+from astra_trl.tree import Node
 
 
 class RunFolder:
@@ -35,51 +35,67 @@ class RunFolder:
                 "or go on with that run by resume_from_checkpoint"
             )
 
-    def write_round(
-        self, number: int, trees: Sequence[Tree], records: Sequence[dict[str, Any]], figures: dict[str, Any]
-    ) -> None:
-        """Adds a collected round; its records are written last and under their name at once, so that they tell a
-        whole round from a broken one."""
-        self._records_file(number).parent.mkdir(parents=True, exist_ok=True)
+    def write_exchanges(self, number: int, nodes: Iterable[Mapping[str, Any]]) -> None:
+        """Adds exchanges of this round, each as `exchange_line` gives it."""
+        self.path.mkdir(parents=True, exist_ok=True)
         with self.exchanges.open("a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in _exchange_lines(number, trees))
+            file.writelines(json.dumps({"round": number, **line}, ensure_ascii=False) + "\n" for line in nodes)
+
+    def write_figures(self, number: int, figures: Mapping[str, Any]) -> None:
+        """Adds the line of this round."""
+        self.path.mkdir(parents=True, exist_ok=True)
         with self.rounds.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"round": number, **figures}) + "\n")
-        unfinished = self._records_file(number).with_suffix(".tmp")
+
+    def write_records(self, number: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Puts this round's records under their name at once, so that they tell a collected round from a broken one:
+        write them after all that belongs to collecting it."""
+        file = self._records_file(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".tmp")
         parquet.write_table(pyarrow.Table.from_pylist(list(records)), unfinished)
-        unfinished.replace(self._records_file(number))
+        unfinished.replace(file)
 
-    def read_round(self, number: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Records and figures of a round that was collected before."""
-        records = parquet.read_table(self._records_file(number)).to_pylist()
+    def read_records(self, number: int) -> list[dict[str, Any]]:
+        """The records of a round that was collected before."""
+        return parquet.read_table(self._records_file(number)).to_pylist()
+
+    def read_figures(self, number: int) -> dict[str, Any]:
+        """The line of a round, without its number."""
         figures = next(line for line in _lines(self.rounds) if line["round"] == number)
-        return records, {key: value for key, value in figures.items() if key != "round"}
+        return {key: value for key, value in figures.items() if key != "round"}
 
-    def forget_rounds_from(self, number: int) -> None:
-        """Drops this round and all later ones, for a run that takes up an earlier checkpoint."""
+    def read_nodes(self, number: int) -> list[Node]:
+        """The exchanges of a round as nodes without token ids."""
+        lines = _lines(self.exchanges) if self.exchanges.exists() else ()
+        return [
+            Node.from_json({"prompt_ids": [], "probe_ids": [], **line}) for line in lines if line["round"] == number
+        ]
+
+    def forget(self, later: Callable[[dict[str, Any]], bool]) -> None:
+        """Drops what a run that takes up an earlier checkpoint will write again: lines for which `later(line)` holds,
+        and records of rounds for which `later({"round": number, "step": 0})` does."""
         for file in (self.exchanges, self.rounds):
             if file.exists():
                 unfinished = file.with_suffix(".tmp")
                 with unfinished.open("w", encoding="utf-8") as kept:
                     kept.writelines(
-                        json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(file) if line["round"] < number
+                        json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(file) if not later(line)
                     )
                 unfinished.replace(file)
         for records in (self.path / "records").glob("round-*.parquet"):
-            if int(records.stem.removeprefix("round-")) >= number:
+            if later({"round": int(records.stem.removeprefix("round-")), "step": 0}):
                 records.unlink()
 
     def _records_file(self, number: int) -> Path:
         return self.path / "records" / f"round-{number:05d}.parquet"
 
 
-def _exchange_lines(number: int, trees: Sequence[Tree]) -> Iterator[str]:
-    for tree_index, tree in enumerate(trees):
-        for path, node in tree.walk():
-            # The token ids are in the records; here they would only be in the way of a reader.
-            said = {key: value for key, value in node.to_json().items() if not key.endswith("_ids")}
-            line = {"round": number, "tree": tree_index, "path": list(path), "depth": len(path), **said}
-            yield json.dumps(line, ensure_ascii=False)
+def exchange_line(node: Node, tree: int, path: Sequence[int]) -> dict[str, Any]:
+    """A line of `exchanges.jsonl`: where the exchange stands, what was said, and how it was measured."""
+    # The token ids are in the records; here they would only be in the way of a reader.
+    said = {key: value for key, value in node.to_json().items() if not key.endswith("_ids")}
+    return {"tree": tree, "path": list(path), "depth": len(path), **said}
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -3,13 +3,16 @@
 import itertools
 import logging
 import math
+import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from astra_trl.backends.base import Logprobs, OutOfMemory, Session, derive_seed
+from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, SavedRow, Session, derive_seed
 from astra_trl.conversation import Conversation, Exchange, Opening, Turn, as_conversation
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import cleaned, load_prompts
+from astra_trl.prompts.base import checked_prompts, load_prompts
+from astra_trl.records import Records
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
 
@@ -17,6 +20,49 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
+OnExchanges = Callable[[int], None]  # is told how many exchanges have been added
+
+
+def ignored(count: int) -> None:
+    """Tells nobody about new exchanges."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the tester is to speak: a conversation so far, and each side's row to go on from.
+
+    Args:
+        conversation (`Conversation`):
+            The opening and the exchanges since.
+        tree (`int`), path (`tuple[int, ...]`):
+            The tree it is from, and the child indices that lead to its last exchange.
+        rows (`list[SavedRow]`):
+            Tester's, target's and, where the baseline tells how likely a probe is, the baseline's.
+    """
+
+    conversation: Conversation
+    tree: int
+    path: tuple[int, ...]
+    rows: list[SavedRow]
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """Token ids that the tester continues."""
+        return self.rows[0].prompt_ids
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Context":
+        """The context whose fields these are, as `dataclasses.asdict` gives them."""
+        return cls(
+            tuple(Turn(**turn) for turn in data["conversation"]),
+            data["tree"],
+            tuple(data["path"]),
+            [SavedRow(**row) for row in data["rows"]],
+        )
+
+
+# Each side's row behind an exchange or an opening; a dictionary, as a part that runs out of memory is grown again.
+Saved = dict[Tree | Node, list[SavedRow]]
 
 
 class ASTSampler:
@@ -51,33 +97,106 @@ class ASTSampler:
         """Sibling groups of a whole tree: 1 + width + ... + width^(depth - 1)."""
         return sum(self.tree_width**level for level in range(self.tree_depth))
 
+    def draw(self, seed: int, count: int) -> list[Opening]:
+        """`count` random openings: without repetition as far as the set goes, as a round should not see the same one
+        twice for no reason."""
+        drawn = random.Random(seed).sample(range(len(self.prompts)), min(len(self.prompts), count))
+        return [self.prompts[drawn[number % len(drawn)]] for number in range(count)]
+
+    def collect(self, trees: int, seed: int = 0, on_exchanges: OnExchanges = ignored) -> Records:
+        """Trees grown from random openings by the tester as it is now: `preferences()`, `groups()` or `transitions()`
+        of what is returned are data sets for any of TRL's trainers.
+
+        Equal seeds give equal trees as long as the models are the same.
+        """
+        if trees < 1:
+            raise InputError(f"trees must be at least 1, got {trees}")
+        seeds = [derive_seed(seed, number) for number in range(trees)]
+        return Records(self.grow(self.draw(seed, trees), seeds, on_exchanges, held_out=False))
+
     def grow(
         self,
         openings: Sequence[Opening],
         seeds: Sequence[int],
-        on_exchanges: Callable[[int], None] = lambda count: None,
+        on_exchanges: OnExchanges = ignored,
         held_out: bool = True,
     ) -> list[Tree]:
         """One measured tree an opening, all grown together level by level, in parts where they are too many at a time.
 
-        A tree depends on its opening and its seed alone, not on the trees beside it. `on_exchanges` is told how many
-        exchanges have been added; `held_out=False` leaves out the scorers that only evaluation reports.
+        A tree depends on its opening and its seed alone, not on the trees beside it. `held_out=False` leaves out the
+        scorers that only evaluation reports.
         """
+        trees = self._grown(openings, seeds, self.tree_depth, on_exchanges)
+        self.system.measure([node for tree in trees for node in tree.nodes()], held_out)
+        for tree in trees:
+            self.system.credit(tree)
+        return trees
+
+    def contexts(
+        self, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
+    ) -> list[Context]:
+        """Wherever the tester speaks in one tree an opening: at the openings and after every exchange but the last
+        turn's, which is not grown. Nothing is measured; what follows a failed exchange is left out."""
+        saved: Saved = {}
+        trees = self._grown(openings, seeds, self.tree_depth - 1, on_exchanges, saved)
+        contexts = []
+        for index, tree in enumerate(trees):
+            contexts.append(Context(tree.opening, index, (), saved[tree]))
+            contexts += [
+                Context(node.exchange.conversation, index, path, saved[node])
+                for path, node in tree.walk()
+                if node.error is None
+            ]
+        return contexts
+
+    def answer(self, contexts: Sequence[Context], probes: Sequence[Sample], seeds: Sequence[int]) -> list[Node]:
+        """The measured exchange that each probe leads to: what the target answers in its context."""
+        system = self.system
+        reader = system.likelihood_backend
+
+        def sessions(part: Sequence[int]) -> list[Session]:
+            target = [contexts[index].rows[1] for index in part]
+            opened: list[Session] = [system.target.reopen(target, logprobs=reader is system.target)]
+            if reader is not None and reader is not system.target:
+                opened.append(reader.reopen([contexts[index].rows[2] for index in part], logprobs=True))
+            return opened
+
+        def answer_part(part: Sequence[int]) -> list[Node]:
+            # As a child of the context, so that one context is answered anew with each seed.
+            children = [(row, seeds[index]) for row, index in enumerate(part)]
+            branches = [session.branch(children) for session in sessions(part)]
+            return _exchanges([contexts[i].conversation for i in part], [probes[i] for i in part], *branches)
+
+        everything = range(len(contexts))
+        nodes = self._in_parts(everything, sessions(everything), answer_part)
+        system.measure(nodes, held_out=False)
+        for node in nodes:
+            system.credit(Tree(node.exchange.context, [node]))
+        return nodes
+
+    def _grown(
+        self,
+        openings: Sequence[Opening],
+        seeds: Sequence[int],
+        turns: int,
+        on_exchanges: OnExchanges,
+        saved: Saved | None = None,
+    ) -> list[Tree]:
         trees = [Tree(as_conversation(opening)) for opening in openings]
 
         def grow_part(part: Sequence[int]) -> list[list[Node]]:
             sessions = self._open([(trees[index], seeds[index]) for index in part])
-            return self._grow([trees[index].opening for index in part], sessions, 1, on_exchanges)
+            if saved is not None:
+                saved.update(_saved([trees[index] for index in part], sessions))
+            return self._grow([trees[index].opening for index in part], sessions, turns, on_exchanges, saved)
 
         everything = self._open(list(zip(trees, seeds, strict=True)))
         for tree, children in zip(trees, self._in_parts(range(len(trees)), everything, grow_part), strict=True):
             tree.children = children
-        nodes = [node for tree in trees for node in tree.nodes()]
-        for node in nodes:  # parents before children
-            if node.error is not None:
-                for child in node.children:
-                    child.error = child.error or "an earlier exchange of this conversation failed"
-        self.system.measure(nodes, held_out)
+            for node in tree.nodes():  # parents before children
+                if node.error is not None:
+                    for child in node.children:
+                        child.error = child.error or "an earlier exchange of this conversation failed"
         return trees
 
     def _open(self, trees: Sequence[tuple[Tree, int]]) -> list[Session]:
@@ -101,41 +220,29 @@ class ASTSampler:
         self,
         contexts: Sequence[Conversation],
         sessions: Sequence[Session],
-        turn: int,
-        on_exchanges: Callable[[int], None],
+        turns: int,
+        on_exchanges: OnExchanges,
+        saved: Saved | None,
     ) -> list[list[Node]]:
-        """The sibling group below each context, and all below it; the sessions hold a row for each context."""
-        last = turn == self.tree_depth
+        """The sibling group below each context, and all below it for that many turns; the sessions hold a row for each
+        context. What all sides go on from behind each exchange is put into `saved`."""
+        if turns == 0:
+            return [[] for _ in contexts]
 
         def grow_part(children: Sequence[tuple[int, int]]) -> list[Node]:
             branches = [session.branch(children) for session in sessions]
             tester, target, *reader = branches
-            probes = tester.sample()
-            texts = [probe.text for probe in probes]
-            likelihoods = target.append(texts)
-            for session in reader:
-                likelihoods = session.append(texts)
-            responses = target.sample()
-            for session in () if last else (tester, *reader):
-                session.append([response.text for response in responses])
-            nodes = [
-                Node(
-                    Exchange(contexts[row], probe.text, response.text),
-                    probe.prompt_ids,
-                    probe.ids,
-                    _mean(likelihood),
-                    probe.logprobs,
-                    error=probe.error or response.error,
-                )
-                for (row, _), probe, likelihood, response in zip(
-                    children, probes, likelihoods or [[]] * len(children), responses, strict=True
-                )
-            ]
+            nodes = _exchanges([contexts[row] for row, _ in children], tester.sample(), target, *reader)
             on_exchanges(len(nodes))
-            if not last:
-                below = self._grow([node.exchange.conversation for node in nodes], branches, turn + 1, on_exchanges)
-                for node, group in zip(nodes, below, strict=True):
-                    node.children = group
+            if turns > 1 or saved is not None:
+                for session in (tester, *reader):
+                    session.append([node.exchange.response for node in nodes])
+            if saved is not None:
+                saved.update(_saved(nodes, branches))
+            conversations = [node.exchange.conversation for node in nodes]
+            below = self._grow(conversations, branches, turns - 1, on_exchanges, saved)
+            for node, group in zip(nodes, below, strict=True):
+                node.children = group
             return nodes
 
         width = self.tree_width
@@ -173,25 +280,33 @@ class ASTSampler:
         self._rows_that_fit = rows
 
 
-def checked_prompts(prompts: Sequence[Opening]) -> Sequence[Opening]:
-    """The prompts; `InputError` where there are none or one is neither text nor turns, broken or blank."""
-    if not len(prompts):
-        raise InputError("the prompt set is empty: give at least one opening")
-    for index, prompt in enumerate(prompts):
-        turns = prompt if isinstance(prompt, tuple) else (prompt,)
-        for turn in turns:
-            if not isinstance(turn, Turn if turns is prompt else str):
-                raise InputError(
-                    f"prompt {index} is not text but {type(turn).__name__}: a prompt set is a list of strings, or of "
-                    "tuples of Turn"
-                )
-        try:
-            texts = [cleaned(turn.text) for turn in as_conversation(prompt)]
-        except ValueError as error:
-            raise InputError(f"prompt {index} {error}: mend or remove it") from None
-        if not any(texts):
-            raise InputError(f"prompt {index} is empty: drop blank openings")
-    return prompts
+def _exchanges(
+    contexts: Sequence[Conversation], probes: Sequence[Sample], target: Session, reader: Session | None = None
+) -> list[Node]:
+    """The exchange of each probe. The probes' likelihood is read by the target's session or, if there is one, by the
+    reader's."""
+    texts = [probe.text for probe in probes]
+    likelihoods = target.append(texts)
+    if reader is not None:
+        likelihoods = reader.append(texts)
+    return [
+        Node(
+            Exchange(context, probe.text, response.text),
+            probe.prompt_ids,
+            probe.ids,
+            _mean(likelihood),
+            probe.logprobs,
+            error=probe.error or response.error,
+        )
+        for context, probe, likelihood, response in zip(
+            contexts, probes, likelihoods or [[]] * len(probes), target.sample(), strict=True
+        )
+    ]
+
+
+def _saved(places: Sequence[T], sessions: Sequence[Session]) -> dict[T, list[SavedRow]]:
+    rows = zip(*(session.saved() for session in sessions), strict=True)
+    return {place: list(row) for place, row in zip(places, rows, strict=True)}
 
 
 def _mean(logprobs: Logprobs) -> float:

@@ -30,7 +30,10 @@ class Node:
         terms (`dict[str, float]`):
             Unweighted value of each reward term by name.
         reward (`float`, *optional*):
-            The number the tester is trained on; `None` where a term is nan.
+            What this exchange is worth by itself; `None` where a term is nan.
+        credit (`float`, *optional*):
+            The number the tester is trained on and siblings are compared by: the reward, or the reward with what
+            follows backed up; `None` where there is no reward.
         error (`str`, *optional*):
             Why this exchange could not be completed.
         children (`list[Node]`):
@@ -45,6 +48,7 @@ class Node:
     scores: dict[str, float] = field(default_factory=dict)
     terms: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
+    credit: float | None = None
     error: str | None = None
     children: list["Node"] = field(default_factory=list)
 
@@ -58,6 +62,7 @@ class Node:
             "scores": {name: _null_if_nan(value) for name, value in self.scores.items()},
             "terms": {name: _null_if_nan(value) for name, value in self.terms.items()},
             "reward": self.reward,
+            "credit": self.credit,
             "error": self.error,
             "prompt_ids": self.prompt_ids,
             "probe_ids": self.probe_ids,
@@ -77,6 +82,7 @@ class Node:
             scores={name: _nan_if_null(value) for name, value in data["scores"].items()},
             terms={name: _nan_if_null(value) for name, value in data["terms"].items()},
             reward=data["reward"],
+            credit=data["credit"],
             error=data["error"],
         )
 

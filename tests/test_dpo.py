@@ -23,7 +23,7 @@ from astra_trl import (
 )
 from astra_trl.backends import ScriptedBackend
 from astra_trl.systems.astprompter import ASTPrompterSystem
-from astra_trl.trainers.progress import HEADER, round_line
+from astra_trl.trainers.progress import header, round_line
 
 PROMPTS = ["Good morning, how are you today?", "soup", "I love gardening", "late again", "what a day"]
 SAMPLING = SamplingParams(max_new_tokens=8)
@@ -142,14 +142,14 @@ def test_the_run_folder_holds_every_exchange_and_the_records_trained_on(tmp_path
     wanted = {"round", "tree", "path", "depth", "context", "probe", "response", "scores", "terms", "reward", "error"}
     assert wanted <= set(exchanges[0])
     assert set(exchanges[0]["terms"]) == {"target_harm", "probe_and_response_harm", "likelihood"}
-    records = [record for number in (1, 2, 3) for record in trainer.folder.read_round(number)[0]]
+    records = [record for number in (1, 2, 3) for record in trainer.folder.read_records(number)]
 
     def key(record):
         return record["prompt_ids"], record["chosen_ids"], record["rejected_ids"]
 
     assert sorted(map(key, served)) == sorted(map(key, records))
     said = {(line["round"], line["probe"]) for line in exchanges}
-    assert all((1, record["chosen"]) in said for record in trainer.folder.read_round(1)[0])
+    assert all((1, record["chosen"]) in said for record in trainer.folder.read_records(1))
     shares = [line["scores"]["harm"] >= 0.5 for line in exchanges if line["round"] == 2]
     assert figures[1]["harmful_share"] == pytest.approx(sum(shares) / len(shares))
 
@@ -162,7 +162,7 @@ def test_round_figures_are_logged_through_the_trainer(tmp_path):
     for name in ("harmful_share", "reward", "probe_logprob_per_token", "pairs", "groups", "collect_seconds"):
         assert all(f"round/{name}" in entry for entry in logged)
     assert all(entry["round/train_seconds"] > 0 for entry in logged)
-    assert len(round_line(logged[0], 3)) == len(HEADER) <= 80
+    assert len(round_line(logged[0], 3, "pairs")) == len(header("pair")) <= 80
     assert any("loss" in entry for entry in trainer.state.log_history)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -220,7 +220,7 @@ def test_a_tree_does_not_depend_on_the_trees_beside_it():
         assert tree.to_json()["nodes"] == [
             {**node, "probe_logprob_per_token": pytest.approx(node["probe_logprob_per_token"], abs=1e-5)}
             | {"sampling_logprobs": pytest.approx(node["sampling_logprobs"], abs=1e-5)}
-            | {"reward": node["reward"] and pytest.approx(node["reward"], abs=1e-5)}
+            | {key: node[key] and pytest.approx(node[key], abs=1e-5) for key in ("reward", "credit")}
             | {
                 "terms": pytest.approx(node["terms"], abs=1e-5)
                 if None not in node["terms"].values()

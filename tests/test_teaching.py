@@ -10,8 +10,9 @@ from test_prompts import write
 
 from astra_trl import ASTDPOTrainer, ASTSampler, HFBackend, InputError, SamplingParams
 from astra_trl.backends import ScriptedBackend
-from astra_trl.collector import collect_trees
+from astra_trl.collector import Draws, collect_trees
 from astra_trl.prompts.teaching import load_teaching_pairs
+from astra_trl.records import preference_records
 from astra_trl.run_folder import RunFolder
 from astra_trl.teaching import Teaching, taught_records
 
@@ -65,8 +66,9 @@ def test_draws_are_taught_with_the_given_probability_and_belong_to_their_seed():
 
 
 def collect(sampler, teaching, **kwargs):
-    settings = {"pairs": 1000, "trees_at_a_time": 4, "max_trees": 12, "min_margin": 0.0, "seed": 3}
-    return collect_trees(sampler, teaching=teaching, **{**settings, **kwargs})
+    wanted = kwargs.pop("wanted", 1000)
+    draws = Draws(**{"seed": 3, "trees_at_a_time": 4, "max_trees": 12, **kwargs})
+    return collect_trees(sampler, draws, wanted, preference_records, teaching)
 
 
 def test_taught_draws_stand_in_for_trees_and_leave_the_others_as_they_are():
@@ -80,7 +82,7 @@ def test_taught_draws_stand_in_for_trees_and_leave_the_others_as_they_are():
     half = [collect(sampler, Teaching(PAIRS, 0.5), first=rank, step=2, max_trees=6) for rank in (0, 1)]
     shared = [record["rejected"] for _, records in half for record in records]
     assert sorted(shared) == sorted(record["rejected"] for record in taught)  # the same over two processes
-    everything, lessons = collect(sampler, Teaching(PAIRS, 1.0), pairs=6)
+    everything, lessons = collect(sampler, Teaching(PAIRS, 1.0), wanted=6)
     assert (everything, len(lessons)) == ([], 8)  # 6 pairs are there after two times 4 draws
 
 
@@ -93,7 +95,7 @@ def test_training_takes_taught_pairs_and_records_tell_them_from_trees(tmp_path):
     assert not torch.equal(before, trainer.model.transformer.h[0].attn.c_attn.weight)
     figures = lines(tmp_path / "rounds.jsonl")
     assert all(line["taught_pairs"] > 0 for line in figures)
-    records, _ = RunFolder(tmp_path).read_round(1)
+    records = RunFolder(tmp_path).read_records(1)
     taught = [record for record in records if record["tree"] is None]
     assert 0 < len(taught) < len(records) == 8
     assert {(record["prompt"], record["chosen"]) for record in taught} <= set(PAIRS)

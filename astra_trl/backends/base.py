@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from astra_trl.errors import InputError
 
@@ -66,6 +66,21 @@ class Sample:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SavedRow:
+    """A row of a session as plain data, to go on from in another session, process or run.
+
+    Args:
+        prompt_ids (`list[int]`):
+            Token ids the model would continue; empty where a backend has none.
+        state (`dict`):
+            What the backend needs to take the row up again; JSON.
+    """
+
+    prompt_ids: list[int]
+    state: dict[str, Any]
+
+
 class Session(Protocol):
     """One model's side of many conversations: a batch of growing rows."""
 
@@ -88,6 +103,9 @@ class Session(Protocol):
         Returns its log-probabilities per token under this model where the session was opened for them, else `None`.
         """
 
+    def saved(self) -> list[SavedRow]:
+        """Every row as plain data, for `Backend.reopen`; nothing of what was computed for it is kept."""
+
 
 class Backend(Protocol):
     """A model that can hold its side of many conversations."""
@@ -104,6 +122,9 @@ class Backend(Protocol):
         What a row says depends on its prompt, its seed and the siblings' indices that lead to it, never on the other
         rows. `logprobs` asks `append` for log-probabilities, which only a backend with `gives_logprobs` can return.
         """
+
+    def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> Session:
+        """A session with these rows, which may come from several sessions of this backend."""
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from astra_trl.backends.base import Logprobs, Message, Sample, SamplingParams, derive_seed
-from astra_trl.errors import InputError
+from astra_trl.backends.base import Logprobs, Message, Sample, SamplingParams, SavedRow, derive_seed
+from astra_trl.errors import InputError, MissingExtra
 
 try:
     import openai
 except ImportError as missing:
-    raise InputError(
+    raise MissingExtra(
         "an OpenAI-compatible endpoint needs the openai package: pip install 'astra-trl[api]'"
     ) from missing
 
@@ -72,6 +72,9 @@ class OpenAIBackend:
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt) for prompt in prompts
         ]
         return OpenAISession(self, rows, list(seeds))
+
+    def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> "OpenAISession":
+        return OpenAISession(self, [list(row.state["messages"]) for row in rows], [row.state["seed"] for row in rows])
 
     def complete(self, messages: Sequence[Message], seed: int) -> Sample:
         """One answer to a chat; messages of one role in a row go over as one, as many templates refuse them."""
@@ -134,3 +137,7 @@ class OpenAISession:
         for row, text in zip(self.rows, texts, strict=True):
             row.append({"role": "user", "content": text})
         return None
+
+    def saved(self) -> list[SavedRow]:
+        rows = zip(self.rows, self.seeds, strict=True)
+        return [SavedRow([], {"messages": [dict(message) for message in row], "seed": seed}) for row, seed in rows]

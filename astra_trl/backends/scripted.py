@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from astra_trl.backends.base import Logprobs, Message, Sample
+from astra_trl.backends.base import Logprobs, Message, Sample, SavedRow
 
 Reply = Callable[[tuple[str, ...], int], str]
 
@@ -34,6 +34,9 @@ class ScriptedBackend:
         texts = [text if isinstance(text, str) else "\n".join(m["content"] for m in text) for text in prompts]
         return ScriptedSession(self, [((text,), 0) for text in texts], logprobs)
 
+    def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> "ScriptedSession":
+        return ScriptedSession(self, [(tuple(row.state["texts"]), row.state["sibling"]) for row in rows], logprobs)
+
 
 @dataclass
 class ScriptedSession:
@@ -55,7 +58,7 @@ class ScriptedSession:
         samples = []
         for row, (texts, sibling) in enumerate(self.rows):
             text = self.backend.reply(texts, sibling)
-            samples.append(Sample(text, list("\n".join(texts).encode()), list(text.encode())))
+            samples.append(Sample(text, _ids(texts), list(text.encode())))
             self.rows[row] = ((*texts, text), sibling)
         return samples
 
@@ -64,3 +67,10 @@ class ScriptedSession:
         if not self.logprobs:
             return None
         return [[self.backend.logprob_per_token] * len(text.encode()) for text in texts]
+
+    def saved(self) -> list[SavedRow]:
+        return [SavedRow(_ids(texts), {"texts": list(texts), "sibling": sibling}) for texts, sibling in self.rows]
+
+
+def _ids(texts: Sequence[str]) -> list[int]:
+    return list("\n".join(texts).encode())

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from astra_trl.conversation import Opening, Speaker, Turn
+from astra_trl.conversation import Opening, Speaker, Turn, as_conversation
 from astra_trl.errors import InputError
 from astra_trl.prompts.files import local_file, read_file, why
 from astra_trl.prompts.splits import split_openings
@@ -176,6 +176,27 @@ def _distinct(rows: Iterable[object], source: object) -> list[Opening]:
     if total > len(seen):
         logger.warning("%s: skipped %d blank rows and %d duplicates", source, blank, total - blank - len(seen))
     return list(seen)
+
+
+def checked_prompts(prompts: Sequence[Opening]) -> Sequence[Opening]:
+    """The prompts; `InputError` where there are none or one is neither text nor turns, broken or blank."""
+    if not len(prompts):
+        raise InputError("the prompt set is empty: give at least one opening")
+    for index, prompt in enumerate(prompts):
+        turns = prompt if isinstance(prompt, tuple) else (prompt,)
+        for turn in turns:
+            if not isinstance(turn, Turn if turns is prompt else str):
+                raise InputError(
+                    f"prompt {index} is not text but {type(turn).__name__}: a prompt set is a list of strings, or of "
+                    "tuples of Turn"
+                )
+        try:
+            texts = [cleaned(turn.text) for turn in as_conversation(prompt)]
+        except ValueError as error:
+            raise InputError(f"prompt {index} {error}: mend or remove it") from None
+        if not any(texts):
+            raise InputError(f"prompt {index} is empty: drop blank openings")
+    return prompts
 
 
 def _opening(row: object) -> Opening:

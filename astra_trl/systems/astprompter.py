@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import InputError
-from astra_trl.rewards import Harm, Length, Likelihood, NonRepeating, Reward, Term
+from astra_trl.rewards import Credit, Harm, Length, Likelihood, NonRepeating, Reward, Term, immediate
 from astra_trl.rewards.base import Combine
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
@@ -67,6 +67,8 @@ class ASTPrompterSystem(System):
             evaluation to report.
         reward (`Reward`, *optional*):
             Defaults to the paper's, `astprompter_reward()`.
+        credit (`Credit`, *optional*, defaults to `immediate`):
+            See [`System`].
     """
 
     def __init__(
@@ -77,12 +79,15 @@ class ASTPrompterSystem(System):
         scorer: Scorer | Mapping[str, Scorer],
         *,
         reward: Reward | None = None,
+        credit: Credit = immediate,
     ) -> None:
         scorers = scorer if isinstance(scorer, Mapping) else {"harm": scorer}
         if not scorers:
             raise InputError("the system has no scorer: give one, or several by name")
         harm = next(iter(scorers))
-        super().__init__(tester, target, scorers, reward or astprompter_reward(harm), baseline=baseline, harm=harm)
+        super().__init__(
+            tester, target, scorers, reward or astprompter_reward(harm), baseline=baseline, harm=harm, credit=credit
+        )
 
 
 class HFASTSystem(ASTPrompterSystem):
@@ -100,6 +105,8 @@ class HFASTSystem(ASTPrompterSystem):
             Measures harm; see [`ASTPrompterSystem`].
         reward (`Reward`, *optional*):
             Defaults to the paper's, `astprompter_reward()`.
+        credit (`Credit`, *optional*, defaults to `immediate`):
+            See [`System`].
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             The tester's tokenizer; defaults to the one saved with the model.
         sampling (`SamplingParams`, *optional*):
@@ -125,6 +132,7 @@ class HFASTSystem(ASTPrompterSystem):
         scorer: Scorer | Mapping[str, Scorer],
         *,
         reward: Reward | None = None,
+        credit: Credit = immediate,
         processing_class: PreTrainedTokenizerBase | None = None,
         sampling: SamplingParams = ASTPROMPTER_SAMPLING,
         max_length: int | None = None,
@@ -175,4 +183,4 @@ class HFASTSystem(ASTPrompterSystem):
                     "tester and baseline have different vocabularies, so their log-probabilities cannot be compared: "
                     "the baseline must be the tester before training (baseline=None) or share its tokenizer"
                 )
-        super().__init__(tester_backend, target_backend, baseline_backend, scorer, reward=reward)
+        super().__init__(tester_backend, target_backend, baseline_backend, scorer, reward=reward, credit=credit)

@@ -7,6 +7,7 @@ from astra_trl.backends.base import Backend
 from astra_trl.conversation import Conversation, as_messages
 from astra_trl.errors import InputError
 from astra_trl.rewards.base import Reward
+from astra_trl.rewards.credit import Credit, immediate
 from astra_trl.scorers.base import Part, Scorer, checked_scores, measuring, part_read, score_name
 from astra_trl.tree import Node
 
@@ -31,6 +32,8 @@ class System:
             The frozen reference of the tester; `None` means the tester before training.
         harm (`str`, *optional*, defaults to `"harm"`):
             The scorer that training's figures are about.
+        credit (`Credit`, *optional*, defaults to `immediate`):
+            What of a tree's rewards an exchange gets credit for: its own, or with `Backup()` that of later turns too.
     """
 
     tester: Backend
@@ -39,6 +42,7 @@ class System:
     reward: Reward
     baseline: Backend | None = field(default=None, kw_only=True)
     harm: str = field(default="harm", kw_only=True)
+    credit: Credit = field(default=immediate, kw_only=True)
 
     def __post_init__(self) -> None:
         known = ", ".join(self.scorers) or "none"

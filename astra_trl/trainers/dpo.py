@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
 from torch.optim import Optimizer
@@ -11,8 +11,12 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from astra_trl.errors import InputError
+from astra_trl.records import Record, preference_records
 from astra_trl.sampler import ASTSampler
-from astra_trl.trainers.rounds import RoundsConfig, RoundsMixin, reference_model, trainable_tester
+from astra_trl.teaching import Teaching
+from astra_trl.trainers.roles import reference_model, trainable_tester
+from astra_trl.trainers.rounds import RoundsConfig, RoundsMixin
+from astra_trl.tree import Tree
 
 
 @dataclass
@@ -27,10 +31,21 @@ class ASTDPOConfig(RoundsConfig, DPOConfig):
     about 24 tokens is about 0.24 here.
     """
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs per device and forward pass."})
-    lr_scheduler_type: str = field(
-        default="constant", metadata={"help": "The learning rate schedule over all rounds."}
+    unit: ClassVar[str] = "pair"
+
+    pairs_per_round: int | None = field(
+        default=None,
+        metadata={"help": "Preference pairs a round trains on. Default: all that trees_per_round trees can hold."},
+    )
+    min_margin: float = field(
+        default=0.0, metadata={"help": "Siblings whose rewards differ by this much or less are no pair."}
+    )
+    teach_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a draw is a given prompt with a harmful continuation to learn, in place of a "
+            "tree: ASTPrompter's weak supervision."
+        },
     )
     max_length: int | None = field(
         default=None,
@@ -61,6 +76,7 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
     """
 
     _tag_names = ["trl", "astra-trl", "dpo"]
+    found = "pairs"
 
     def __init__(
         self,
@@ -76,6 +92,11 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
         args = args or ASTDPOConfig("tester")
         tester = trainable_tester(sampler.system)
         _check(sampler, args, tester.window)
+        if bool(args.teach_fraction) != (teaching_pairs is not None):
+            raise InputError(
+                f"teach_fraction={args.teach_fraction} and "
+                f"{'no' if teaching_pairs is None else len(teaching_pairs)} teaching_pairs: give both or neither"
+            )
         super().__init__(
             model=tester.model,
             ref_model=reference_model(sampler.system, peft=peft_config is not None),
@@ -86,7 +107,11 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.start_rounds(sampler, teaching_pairs)
+        self.teaching = None if teaching_pairs is None else Teaching(teaching_pairs, args.teach_fraction)
+        self.start_rounds(sampler, *args.full_round(sampler.groups_per_tree))
+
+    def records_of(self, trees: Sequence[Tree]) -> list[Record]:
+        return preference_records(trees, self.args.min_margin)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         # TRL would tokenise text here; our records come as the token ids that were sampled.
@@ -100,8 +125,6 @@ def _check(sampler: ASTSampler, args: ASTDPOConfig, window: int | None) -> None:
         raise InputError(
             "precompute_ref_log_probs needs all pairs beforehand, and rounds collect theirs: switch it off"
         )
-    if args.dataloader_persistent_workers:
-        raise InputError("dataloader_persistent_workers would keep serving the first round's pairs: switch it off")
     if args.max_length is not None and (window is None or window > args.max_length):
         raise InputError(
             f"max_length={args.max_length} would cut probes off contexts of up to {window or 'any number of'} tokens: "

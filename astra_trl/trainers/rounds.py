@@ -1,63 +1,61 @@
 """What makes an epoch of a TRL trainer a round: collect fresh trees with the current tester, train on them, once."""
 
-import copy
 import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 from transformers.utils import is_torch_bf16_gpu_available
 from trl.models import unwrap_model_for_generation
 
 from astra_trl.backends.base import derive_seed
-from astra_trl.backends.hf import HFBackend
-from astra_trl.collector import collect_trees, fill_round, preference_records
+from astra_trl.collector import Draws, collect_trees, fill_round
 from astra_trl.errors import InputError
 from astra_trl.evaluation import figures
-from astra_trl.run_folder import RunFolder
-from astra_trl.sampler import ASTSampler
-from astra_trl.systems.base import System
+from astra_trl.records import Record, no_records_reason
+from astra_trl.run_folder import RunFolder, exchange_line
+from astra_trl.sampler import ASTSampler, OnExchanges
 from astra_trl.teaching import Teaching
 from astra_trl.trainers.progress import RoundProgressCallback, collecting_bar
+from astra_trl.trainers.roles import bind_tester, trainable_tester
+from astra_trl.tree import Tree
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class RoundsConfig:
-    """What the trainers of this package add to TRL's config. An epoch is a round."""
+    """What the trainers of this package add to TRL's config. An epoch is a round.
 
+    A subclass names in `unit` what a round is full of ("pair", ...), and has a field for how many (`pairs_per_round`).
+    """
+
+    unit: ClassVar[str] = "record"
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "Pairs, or probes, per device and forward pass."}
+    )
+    lr_scheduler_type: str = field(
+        default="constant", metadata={"help": "The learning rate schedule over all rounds."}
+    )
     num_train_epochs: float = field(default=1000, metadata={"help": "Rounds: collect trees, train on them, once."})
     trees_per_round: int = field(
-        default=2, metadata={"help": "Trees grown at a time; more batches of them follow until the round is full."}
-    )
-    pairs_per_round: int | None = field(
-        default=None,
-        metadata={"help": "Preference pairs a round trains on. Default: all that trees_per_round trees can hold."},
+        default=2, metadata={"help": "Trees grown at a time by all processes; more follow until the round is full."}
     )
     max_trees_per_round: int | None = field(
         default=None,
         metadata={
-            "help": "Trees after which a round that is not full is topped up from its own pairs. Default: 8 times as "
-            "many as a full round needs."
+            "help": "Trees after which a round that is not full is topped up from its own records. Default: 8 times "
+            "as many as a full round needs."
         },
-    )
-    teach_fraction: float = field(
-        default=0.0,
-        metadata={
-            "help": "Probability that a draw is a given prompt with a harmful continuation to learn, in place of a "
-            "tree: ASTPrompter's weak supervision."
-        },
-    )
-    min_margin: float = field(
-        default=0.0, metadata={"help": "Siblings whose rewards differ by this much or less are no pair."}
     )
 
     def __post_init__(self: Any) -> None:
@@ -68,31 +66,43 @@ class RoundsConfig:
         if getattr(self, "activation_checkpointing", True) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()  # type: ignore[misc]  # a mixin: the next class is TRL's config
-        for name in ("trees_per_round", "pairs_per_round", "max_trees_per_round"):
+        for name in ("trees_per_round", f"{self.unit}s_per_round", "max_trees_per_round"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        if self.min_margin < 0:
+        if self.dataloader_persistent_workers:
+            raise InputError("dataloader_persistent_workers would keep serving the first round: switch it off")
+        if getattr(self, "min_margin", None) is not None and self.min_margin < 0:
             raise InputError(f"min_margin must be 0 or more, got {self.min_margin}")
 
-    def full_round(self, groups_per_tree: int) -> tuple[int, int]:
-        """Pairs a full round holds, and the trees after which filling it is given up."""
-        pairs = self.pairs_per_round or self.trees_per_round * groups_per_tree
-        needed = max(self.trees_per_round, math.ceil(pairs / groups_per_tree))
-        return pairs, self.max_trees_per_round or 8 * needed
+    def full_round(self: Any, groups_per_tree: int, multiple: int = 1) -> tuple[int, int]:
+        """Records a full round holds, and the trees after which filling it is given up.
+
+        Raises `InputError` where a number was given that is not a multiple of what one batch takes.
+        """
+        name = f"{self.unit}s_per_round"
+        given = getattr(self, name)
+        if given is not None and given % multiple:
+            raise InputError(
+                f"{name}={given} is no multiple of the {multiple} {self.unit}s of a batch over all processes: "
+                f"set {name} to {math.ceil(given / multiple) * multiple}, or change the batch size"
+            )
+        records = given or max(1, self.trees_per_round * groups_per_tree // multiple) * multiple
+        needed = max(self.trees_per_round, math.ceil(records / groups_per_tree))
+        return records, self.max_trees_per_round or 8 * needed
 
 
-class RoundRecords(torch.utils.data.Dataset[dict[str, Any]]):
+class RoundRecords(torch.utils.data.Dataset[Record]):
     """The current round's records behind a length that never changes, so that one data loader serves every round."""
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self.records: list[dict[str, Any]] = []
+        self.records: list[Record] = []
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         return self.records[index]
 
 
@@ -104,37 +114,41 @@ class RoundsMixin(Trainer):
     """
 
     args: Any
+    found = "records"  # the round's figure of how many usable records its trees held
+    teaching: Teaching | None = None
 
-    def start_rounds(self, sampler: ASTSampler, teaching_pairs: Sequence[tuple[str, str]] | None = None) -> None:
+    def start_rounds(self, sampler: ASTSampler, size: int, max_trees: int) -> None:
         """Called once TRL's trainer is built: from here on the tester that is sampled is the one being trained."""
         self.sampler = sampler
-        if bool(self.args.teach_fraction) != (teaching_pairs is not None):
-            raise InputError(
-                f"teach_fraction={self.args.teach_fraction} and "
-                f"{'no' if teaching_pairs is None else len(teaching_pairs)} teaching_pairs: give both or neither"
-            )
-        self.teaching = None if teaching_pairs is None else Teaching(teaching_pairs, self.args.teach_fraction)
         self.folder = RunFolder(self.args.output_dir)
-        bind_tester(sampler.system, self.model)
-        pairs, self._max_trees = self.args.full_round(sampler.groups_per_tree)
-        self.train_dataset = RoundRecords(pairs)
+        bind_tester(sampler.system, self.tester_in(self.accelerator.unwrap_model(self.model)))
+        self.round_size, self._max_trees = size, max_trees
+        self.train_dataset = RoundRecords(size)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(RoundProgressCallback())
+            self.add_callback(RoundProgressCallback(self.args.unit, self.found))
         self.add_callback(_RoundCallback(self))
+
+    def tester_in(self, trained: Any) -> PreTrainedModel:
+        """The tester within what the optimizer sees, which is the tester itself unless a subclass trains more."""
+        return trained
+
+    def records_of(self, trees: Sequence[Tree]) -> list[Record]:
+        """What trees hold to train on."""
+        raise NotImplementedError
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains for `num_train_epochs` rounds. Raises `InputError` where `output_dir` holds another run."""
+        self.refuse_another_run(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def refuse_another_run(self, resume_from_checkpoint: str | bool | None) -> None:
+        """`InputError` where this would be another run in the folder."""
         if not resume_from_checkpoint and self.folder.exchanges.exists():
             self.folder.refuse_if_used()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def begin_round(self, number: int, resumed_inside: bool) -> None:
         """Puts the records of this round in front of the trainer: fresh ones, or those it was interrupted in."""
-        if resumed_inside:
-            records, self.round_figures = self.folder.read_round(number)
-        else:
-            records, self.round_figures = self._collect(number)
-        self.train_dataset.records = records
+        self.train_dataset.records = self.resume_round(number) if resumed_inside else self.collect_round(number)
         self._round_start = time.perf_counter()
 
     def end_round(self, number: int) -> None:
@@ -144,50 +158,73 @@ class RoundsMixin(Trainer):
         # TRL's own `log` would mix the running means of the training steps into this line and start them anew.
         Trainer.log(self, {"round": number, **logs})
 
-    def _collect(self, number: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        args, system, processes = self.args, self.sampler.system, self.accelerator.num_processes
+    def resume_round(self, number: int) -> list[Record]:
+        """The records that this round was trained on so far."""
+        self.round_figures = self.folder.read_figures(number)
+        return self.folder.read_records(number)
+
+    def collect_round(self, number: int) -> list[Record]:
+        """Fresh records for this round, and the run folder's lines about them."""
         start = time.perf_counter()
-        with (
-            collecting_bar(number, hidden=args.disable_tqdm or not self.is_world_process_zero()) as bar,
-            self._gathered_tester() as model,
-        ):
-            trainable_tester(system).model = model
-            trees, taught = collect_trees(
-                self.sampler,
-                pairs=math.ceil(len(self.train_dataset) / processes),
-                trees_at_a_time=args.trees_per_round,
-                max_trees=math.ceil(self._max_trees / processes),
-                min_margin=args.min_margin,
-                seed=derive_seed(args.seed, "round", number),
-                teaching=self.teaching,
-                on_exchanges=bar.update,
-                first=self.accelerator.process_index,
-                step=processes,
-            )
+        with self.collecting(number) as (draws, wanted, on_exchanges):
+            trees, taught = collect_trees(self.sampler, draws, wanted, self.records_of, self.teaching, on_exchanges)
         trees, taught = gather_object(trees), gather_object(taught)
-        pairs = preference_records(trees, args.min_margin)
-        found = pairs + taught
-        records = fill_round(found, len(self.train_dataset), derive_seed(args.seed, "fill", number), trees)
-        if len(found) < len(records) and self.is_world_process_zero():
-            logger.warning(
-                "round %d: only %d pairs of different reward in %d trees, so %d of its %d records stand in it again",
-                *(number, len(found), len(trees), len(records) - len(found), len(records)),
-            )
-        round_figures = {
-            **figures((node for tree in trees for node in tree.nodes()), system.harm),
+        usable = self.records_of(trees)
+        reason = no_records_reason(trees, self.args.unit)
+        records = self.filled(number, usable + taught, len(trees), reason)
+        self.round_figures = {
+            **figures((node for tree in trees for node in tree.nodes()), self.sampler.system.harm),
             "trees": len(trees),
             "groups": sum(1 for tree in trees for _ in tree.sibling_groups()),
-            "pairs": len(pairs),
+            self.found: len(usable),
             **({"taught_pairs": len(taught)} if self.teaching else {}),
             "collect_seconds": time.perf_counter() - start,
         }
         if self.is_world_process_zero():
-            self.folder.write_round(number, trees, records, round_figures)
-        return records, round_figures
+            lines = (exchange_line(node, i, path) for i, tree in enumerate(trees) for path, node in tree.walk())
+            self.folder.write_exchanges(number, lines)
+            self.folder.write_figures(number, self.round_figures)
+            self.folder.write_records(number, records)
+        return records
+
+    def forget_later(self, number: int, resumed_inside: bool) -> None:
+        """Drops from the run folder what comes after the place where a run is resumed: round `number`, inside of it
+        once its records have been trained on."""
+        self.folder.forget(lambda line: line["round"] >= number + resumed_inside)
+
+    def filled(self, number: int, found: Sequence[Record], trees: int, reason: str = "") -> list[Record]:
+        """The records of a full round out of those that were found; `InputError` with the reason where none were."""
+        unit, size = self.args.unit, self.round_size
+        records = fill_round(found, size, derive_seed(self.args.seed, "fill", number), reason)
+        if len(found) < size and self.is_world_process_zero():
+            logger.warning(
+                "round %d: only %d usable %ss in %d trees, so %d of its %d records stand in it again",
+                *(number, len(found), unit, trees, size - len(found), size),
+            )
+        return records
 
     @contextmanager
-    def _gathered_tester(self) -> Iterator[PreTrainedModel]:
-        """The tester for sampling, its weights gathered the way TRL gathers them where training has sharded them."""
+    def collecting(self, number: int) -> Iterator[tuple[Draws, int, OnExchanges]]:
+        """This process's draws of a round, how many records are wanted of them, and whom to tell of exchanges; while
+        it lasts, the tester's weights are gathered where training has sharded them."""
+        args, processes = self.args, self.accelerator.num_processes
+        draws = Draws(
+            seed=derive_seed(args.seed, "round", number),
+            trees_at_a_time=math.ceil(args.trees_per_round / processes),
+            max_trees=math.ceil(self._max_trees / processes),
+            first=self.accelerator.process_index,
+            step=processes,
+        )
+        with (
+            collecting_bar(number, hidden=args.disable_tqdm or not self.is_world_process_zero()) as bar,
+            self._gathered() as trained,
+        ):
+            trainable_tester(self.sampler.system).model = self.tester_in(trained)
+            yield draws, math.ceil(self.round_size / processes), bar.update
+
+    @contextmanager
+    def _gathered(self) -> Iterator[Any]:
+        """What is trained, for sampling: its weights gathered the way TRL gathers them where training shards them."""
         zero = getattr(self.accelerator.state, "deepspeed_plugin", None)
         if zero is not None and zero.zero_stage == 3:
             with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
@@ -218,7 +255,7 @@ class _RoundCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         number, resumed_inside = _position(state.epoch)
         if state.global_step and self.trainer.is_world_process_zero():
-            self.trainer.folder.forget_rounds_from(number + resumed_inside)
+            self.trainer.forget_later(number, resumed_inside)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_round(*_position(state.epoch))
@@ -232,42 +269,3 @@ def _position(epoch: float | None) -> tuple[int, bool]:
     epoch = epoch or 0.0
     finished = int(epoch + 1e-6)
     return finished + 1, epoch - finished > 1e-6
-
-
-def bind_tester(system: System, model: PreTrainedModel) -> None:
-    """Makes `model`, as TRL wrapped it, the system's tester. Roles that shared the tester's weights stay what they
-    were: the same weights with the adapter off."""
-    tester = trainable_tester(system)
-    for role in (system.target, system.baseline):
-        if isinstance(role, HFBackend) and role.model is tester.model:
-            role.model, role.use_adapter = model, False
-    tester.model = model
-
-
-def trainable_tester(system: System) -> HFBackend:
-    """The system's tester; `InputError` where it is nothing that TRL can train."""
-    if not isinstance(system.tester, HFBackend):
-        raise InputError(
-            f"the tester's backend {type(system.tester).__name__} cannot be trained: use a transformers model"
-        )
-    return system.tester
-
-
-def reference_model(system: System, peft: bool) -> PreTrainedModel | None:
-    """The frozen reference for TRL: the baseline, a copy of the tester, or `None` where it is the adapter off.
-
-    Raises `InputError` where training would change the target.
-    """
-    tester = trainable_tester(system).model
-    peft = peft or is_peft_model(tester)
-    if not peft and getattr(system.target, "model", None) is tester:
-        raise InputError(
-            "tester and target are one loaded model, so training would change the target: pass peft_config, which "
-            "trains an adapter beside it, or load the target a second time"
-        )
-    baseline = getattr(system.baseline, "model", None)
-    if baseline is not None and baseline is not tester:
-        return baseline
-    if peft:
-        return None
-    return copy.deepcopy(tester).eval().requires_grad_(False)

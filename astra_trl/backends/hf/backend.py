@@ -18,9 +18,9 @@ from transformers import (
     StopStringCriteria,
 )
 
-from astra_trl.backends.base import Message, SamplingParams
+from astra_trl.backends.base import Message, SamplingParams, SavedRow
 from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
-from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText, encode_all
+from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText, encode_all, row_from_json
 from astra_trl.backends.hf.loading import load_pretrained
 from astra_trl.backends.hf.session import HFSession
 from astra_trl.errors import InputError
@@ -135,12 +135,21 @@ class HFBackend:
         self._set_budget()
         return HFSession(self, self.dialogue.open(prompts), list(seeds), logprobs)
 
+    def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> HFSession:
+        self._set_budget()
+        states = [row.state for row in rows]
+        return HFSession(self, [row_from_json(state) for state in states], [s["key"] for s in states], logprobs)
+
     def fit(self, ids: list[int]) -> list[int]:
         """The ids, or their newest ones (and the head) where they leave less than an utterance of the window free."""
         if self.window is None or len(ids) <= self.window - self.sampling.max_new_tokens:
             return ids
         head = self.dialogue.head
         return head + ids[len(ids) - (self.window - self.sampling.max_new_tokens - len(head)) :]
+
+    def texts(self, utterances: Sequence[list[int]]) -> list[str]:
+        """Sampled utterances as text, without special tokens."""
+        return self.tokenizer.batch_decode(utterances, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def utterance_ids(self, text: str) -> list[int]:
         """Token ids of an utterance as this model could have sampled it: cut at `max_new_tokens`, or with an end."""

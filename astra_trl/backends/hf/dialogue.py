@@ -32,6 +32,16 @@ class ChatRow:
 
 
 Row = PlainRow | ChatRow
+
+
+def row_from_json(data: dict[str, Any]) -> Row:
+    """The row whose fields these are, as `dataclasses.asdict` gives them."""
+    if "messages" not in data:
+        return PlainRow(data["ids"])
+    messages = tuple((role, tuple(parts)) for role, parts in data["messages"])
+    return ChatRow(data["ids"], messages, data["text"])
+
+
 Messages = tuple[tuple[str, tuple[str, ...]], ...]
 
 

@@ -6,12 +6,13 @@ blocks padded on the left, so that a row's columns have holes: positions come fr
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, derive_seed
+from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, SavedRow, derive_seed
 from astra_trl.backends.hf.cache import KeyValues
 from astra_trl.backends.hf.decoding import decode, inverse
 from astra_trl.backends.hf.dialogue import Row
@@ -84,7 +85,7 @@ class HFSession:
                 sampled, logprobs = generate(backend, prompts, keys)
         self.utterances += 1
         said = [ids[:-1] if ids and ids[-1] in backend.eos else ids for ids in sampled]
-        texts = backend.tokenizer.batch_decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts = backend.texts(said)
         self.rows = [
             backend.dialogue.said(row, ids, text) for row, ids, text in zip(self.rows, said, texts, strict=True)
         ]
@@ -111,6 +112,13 @@ class HFSession:
                     logprobs = score(backend, wanted)
         self.rows = [row for row, _, _ in heard]
         return logprobs
+
+    def saved(self) -> list[SavedRow]:
+        # A session counts its utterances and those of rows from several differ, so that the count goes into the key.
+        return [
+            SavedRow(self.backend.fit(row.ids), {**asdict(row), "key": derive_seed(key, "saved", self.utterances)})
+            for row, key in zip(self.rows, self.keys, strict=True)
+        ]
 
     @contextmanager
     def _running(self) -> Iterator[None]:

@@ -1,0 +1,41 @@
+"""Credit assignment: what an exchange is worth to the tester, given what grew from it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from astra_trl.errors import InputError
+from astra_trl.tree import Tree
+
+# Sets `credit` on every node of a tree whose rewards are known; `None` where a node has no reward.
+Credit = Callable[[Tree], None]
+
+
+def immediate(tree: Tree) -> None:
+    """An exchange's credit is its reward, whatever followed."""
+    for node in tree.nodes():
+        node.credit = node.reward
+
+
+@dataclass(frozen=True)
+class Backup:
+    """An exchange's credit is its reward and, discounted, the best that came of it.
+
+    `G(n) = r(n) + gamma * max of G over the children`, MALIBU's future reward. Children without a reward are left out.
+
+    Args:
+        gamma (`float`, *optional*, defaults to `0.9`):
+            Discount of each further turn, in [0, 1].
+    """
+
+    gamma: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise InputError(f"gamma must lie in [0, 1], got {self.gamma}")
+
+    def __call__(self, tree: Tree) -> None:
+        for node in reversed(list(tree.nodes())):  # children before parents
+            node.credit = node.reward
+            later = [child.credit for child in node.children if child.credit is not None]
+            if node.reward is not None and later:
+                node.credit = node.reward + self.gamma * max(later)
