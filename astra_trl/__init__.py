@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from astra_trl.evaluation import evaluate
     from astra_trl.prompts.base import load_prompts
     from astra_trl.prompts.teaching import load_teaching_pairs
+    from astra_trl.records import Records
     from astra_trl.rewards.base import Reward
+    from astra_trl.rewards.credit import Backup
     from astra_trl.sampler import ASTSampler
     from astra_trl.scorers.classifier import ClassifierScorer
     from astra_trl.scorers.detoxify import DetoxifyScorer
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from astra_trl.systems.astprompter import ASTPrompterSystem, HFASTSystem, astprompter_reward
     from astra_trl.systems.base import System
     from astra_trl.trainers.dpo import ASTDPOConfig, ASTDPOTrainer
+    from astra_trl.trainers.grpo import ASTGRPOConfig, ASTGRPOTrainer
+    from astra_trl.trainers.ppo import ASTPPOConfig, ASTPPOTrainer
+    from astra_trl.trainers.rloo import ASTRLOOConfig, ASTRLOOTrainer
     from astra_trl.tree import Node, Tree
 
 __version__ = "0.1.0"
@@ -30,8 +35,15 @@ __version__ = "0.1.0"
 _PLACES = {
     "ASTDPOConfig": "trainers.dpo",
     "ASTDPOTrainer": "trainers.dpo",
+    "ASTGRPOConfig": "trainers.grpo",
+    "ASTGRPOTrainer": "trainers.grpo",
+    "ASTPPOConfig": "trainers.ppo",
+    "ASTPPOTrainer": "trainers.ppo",
     "ASTPrompterSystem": "systems.astprompter",
+    "ASTRLOOConfig": "trainers.rloo",
+    "ASTRLOOTrainer": "trainers.rloo",
     "ASTSampler": "sampler",
+    "Backup": "rewards.credit",
     "ClassifierScorer": "scorers.classifier",
     "DetoxifyScorer": "scorers.detoxify",
     "HFASTSystem": "systems.astprompter",
@@ -40,6 +52,7 @@ _PLACES = {
     "KeywordScorer": "scorers.keyword",
     "LlamaGuardScorer": "scorers.llama_guard",
     "Node": "tree",
+    "Records": "records",
     "Reward": "rewards.base",
     "SamplingParams": "backends.base",
     "System": "systems.base",
@@ -53,8 +66,15 @@ _PLACES = {
 __all__ = [
     "ASTDPOConfig",
     "ASTDPOTrainer",
+    "ASTGRPOConfig",
+    "ASTGRPOTrainer",
+    "ASTPPOConfig",
+    "ASTPPOTrainer",
     "ASTPrompterSystem",
+    "ASTRLOOConfig",
+    "ASTRLOOTrainer",
     "ASTSampler",
+    "Backup",
     "ClassifierScorer",
     "Conversation",
     "DetoxifyScorer",
@@ -66,6 +86,7 @@ __all__ = [
     "KeywordScorer",
     "LlamaGuardScorer",
     "Node",
+    "Records",
     "Reward",
     "SamplingParams",
     "System",

@@ -1,0 +1,234 @@
+"""PPO by TRL's PPOTrainer: it samples probes for the contexts of fresh trees, and the target answers them."""
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from peft import get_peft_model
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from astra_trl.backends.base import Sample, derive_seed
+from astra_trl.collector import collect_contexts
+from astra_trl.errors import InputError
+from astra_trl.evaluation import figures
+from astra_trl.records import Record, context_text
+from astra_trl.rewards.credit import immediate
+from astra_trl.run_folder import exchange_line
+from astra_trl.sampler import ASTSampler, Context
+from astra_trl.trainers.ppo_modules import TargetReward, ValueModel
+from astra_trl.trainers.roles import reference_model, trainable_tester, use_sampling
+from astra_trl.trainers.rounds import RoundRecords, RoundsConfig, RoundsMixin
+from astra_trl.trainers.trl_ppo import PPOConfig, ResumablePPOTrainer
+from astra_trl.tree import Node
+
+
+@dataclass
+class ASTPPOConfig(RoundsConfig, PPOConfig):
+    """TRL's `PPOConfig` with what a round is.
+
+    > These parameters have default values different from [`~trl.experimental.ppo.PPOConfig`]: `learning_rate` 1e-5,
+    > `per_device_train_batch_size` 4, `gradient_accumulation_steps` 4, `num_train_epochs` 1000, `lr_scheduler_type`
+    > `"constant"`, `stop_token` `"eos"`, `num_sample_generations` 0. `temperature` and `response_length` are the
+    > tester's.
+
+    TRL samples the probes here, from the whole distribution: the tester's `top_p`, `top_k`, `repetition_penalty` and
+    `min_new_tokens` hold for growing trees and for evaluation only.
+    """
+
+    unit: ClassVar[str] = "context"
+    _VALID_DICT_FIELDS = [*PPOConfig._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    # TRL's other configs have these two, for recipes to load models with.
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for from_pretrained when models are loaded from ids."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether models may bring Python code of their own from the Hub."}
+    )
+    gradient_accumulation_steps: int = field(
+        default=4, metadata={"help": "Forward passes an update: probes sampled and answered together."}
+    )
+    contexts_per_round: int | None = field(
+        default=None,
+        metadata={
+            "help": "Contexts a round trains on, one probe each. Default: as many whole batches as trees_per_round "
+            "trees hold."
+        },
+    )
+    temperature: float | None = field(default=None, metadata={"help": "As the tester samples."})
+    response_length: int | None = field(default=None, metadata={"help": "Longest probe: the tester's max_new_tokens."})
+    stop_token: str | None = field(
+        default="eos", metadata={"help": "What ends a probe: 'eos', or nothing before response_length is reached."}
+    )
+    num_sample_generations: int = field(
+        default=0, metadata={"help": "TRL's table of samples during training; exchanges.jsonl has all of them."}
+    )
+
+
+class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
+    """Trains the tester of a system with PPO: a round's contexts are those of fresh trees, grown by the tester as it
+    is then; TRL samples a probe for each, the target answers, and the exchange's reward is the score.
+
+    A probe whose exchange could not be measured gets the mean reward of those beside it, so that it teaches nothing
+    in particular; it is counted as unrewarded. TRL's loop heeds no callback that asks it to stop.
+
+    Args:
+        sampler (`ASTSampler`):
+            System and prompts, tree width and depth. The system's credit is immediate: no later turn is played.
+        args (`ASTPPOConfig`, *optional*):
+            Defaults to `ASTPPOConfig("tester")`.
+        value_model (`nn.Module`, *optional*):
+            As TRL takes it; defaults to a head on a copy of the tester or, with an adapter, on the tester without it.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            Defaults to the tokenizer of the system's tester.
+        callbacks, optimizers, peft_config:
+            As in TRL.
+    """
+
+    _tag_names = ["trl", "astra-trl", "ppo"]
+    config_class = ASTPPOConfig
+    found = "contexts"
+
+    def __init__(
+        self,
+        sampler: ASTSampler,
+        args: ASTPPOConfig | None = None,
+        *,
+        value_model: torch.nn.Module | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        args = args or ASTPPOConfig("tester")
+        tester, system = trainable_tester(sampler.system), sampler.system
+        if system.credit is not immediate:
+            raise InputError("PPO plays no later turn that credit could come from: use credit='immediate', or GRPO")
+        if tester.sampling.stop_strings:
+            raise InputError("TRL's PPO knows no stop_strings to end probes with: leave them out, or use GRPO")
+        use_sampling(args, tester, temperature="temperature", response_length="max_new_tokens")
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        size, max_trees = args.full_round(sampler.groups_per_tree, batch * PartialState().num_processes)
+        reference = reference_model(system, peft=peft_config is not None)
+        model = tester.model if peft_config is None else get_peft_model(tester.model, peft_config)
+        super().__init__(
+            args=args,
+            processing_class=processing_class or tester.tokenizer,
+            model=model,
+            ref_model=reference,
+            reward_model=TargetReward(self.rewards_of),
+            value_model=value_model or ValueModel(model),
+            train_dataset=RoundRecords(size),
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.start_rounds(sampler, size, max_trees)
+
+    def tester_in(self, trained: Any) -> PreTrainedModel:
+        return trained.policy
+
+    def collect_round(self, number: int) -> list[Record]:
+        start = time.perf_counter()
+        with self.collecting(number) as (draws, wanted, on_exchanges):
+            contexts = collect_contexts(self.sampler, draws, wanted, on_exchanges)
+        found = gather_object([_record(context) for context in contexts])
+        trees = len({record["tree"] for record in found})
+        records = self.filled(number, found, trees)
+        random.Random(derive_seed(self.args.seed, "order", number)).shuffle(records)  # each batch of all depths
+        self.nodes: list[Node] = []
+        self.round_figures = {
+            "trees": trees,
+            self.found: len(found),
+            "collect_seconds": time.perf_counter() - start,
+        }
+        if self.is_world_process_zero():
+            self.folder.write_records(number, records)
+        return records
+
+    def resume_round(self, number: int) -> list[Record]:
+        self.nodes = self.folder.read_nodes(number)
+        records = self.folder.read_records(number)
+        self.round_figures = {"trees": len({record["tree"] for record in records}), self.found: len(records)}
+        return records
+
+    def forget_later(self, number: int, resumed_inside: bool) -> None:
+        def later(line: dict[str, Any]) -> bool:
+            step = line.get("step", math.inf)  # a round's own line is written at its end
+            return line["round"] >= number + resumed_inside or (
+                line["round"] == number and step > self.state.global_step
+            )
+
+        self.folder.forget(later)
+
+    def rewards_of(self, rows: list[list[int]]) -> list[float]:
+        """What TRL's scores are made of: the reward of each row's exchange, once the target has answered its probe."""
+        first = len(self._update)
+        records = self._records[first : first + len(rows)]
+        tester = trainable_tester(self.sampler.system)
+        contexts = [_context(record) for record in records]
+        probes = []
+        for row, record in zip(rows, records, strict=True):
+            length = len(record["prompt_ids"])
+            assert row[:length] == record["prompt_ids"], "TRL scores other rows than it was given"
+            ids = row[length:]
+            said = ids[:-1] if ids and ids[-1] in tester.eos else ids
+            probes.append(Sample(tester.texts([said])[0], record["prompt_ids"], ids))
+        place = (self.args.seed, "answer", self.state.global_step, self.accelerator.process_index)
+        seeds = [derive_seed(*place, first + index) for index in range(len(rows))]
+        nodes = self.sampler.answer(contexts, probes, seeds)
+        self._update += [
+            (context.tree, (*context.path, 0), node) for context, node in zip(contexts, nodes, strict=True)
+        ]
+        rewards = [node.reward for node in nodes if node.reward is not None]
+        if not rewards:
+            raise InputError(
+                f"none of {len(nodes)} exchanges has a reward, as a reward term is nan in each: see to the scorer"
+            )
+        mean = math.fsum(rewards) / len(rewards)
+        return [mean if node.reward is None else node.reward for node in nodes]
+
+    def batches(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
+        args, position = self.args, self.accelerator.process_index * self.args.local_batch_size
+        for update in range(first, self.updates_per_epoch):
+            start = update * args.batch_size + position
+            self._records = self.train_dataset.records[start : start + args.local_batch_size]
+            self._update: list[tuple[int, tuple[int, ...], Node]] = []
+            prompts = {"input_ids": [record["prompt_ids"] for record in self._records]}
+            yield self.processing_class.pad(prompts, padding_side="left", return_tensors="pt")
+
+    def end_update(self) -> None:
+        update = gather_object(self._update)
+        self.nodes += [node for _, _, node in update]
+        if self.is_world_process_zero():
+            lines = (exchange_line(node, tree, path) for tree, path, node in update)
+            number = math.ceil(self.state.epoch)
+            self.folder.write_exchanges(number, ({"step": self.state.global_step, **line} for line in lines))
+
+    def end_round(self, number: int) -> None:
+        self.round_figures |= figures(self.nodes, self.sampler.system.harm)
+        if self.is_world_process_zero():
+            self.folder.write_figures(number, self.round_figures)
+        super().end_round(number)
+
+
+def _record(context: Context) -> Record:
+    return {
+        "tree": context.tree,
+        "depth": len(context.path),
+        "prompt": context_text(context.conversation),
+        "prompt_ids": context.prompt_ids,
+        "context": json.dumps(asdict(context)),
+    }
+
+
+def _context(record: Record) -> Context:
+    return Context.from_json(json.loads(record["context"]))

@@ -1,0 +1,178 @@
+"""TRL's PPOTrainer (up to TRL 1.12) with what its other trainers have: epochs, and checkpoints to go on from."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import is_peft_model
+from safetensors.torch import load_model, save_model
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+
+from astra_trl.errors import InputError, MissingExtra
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*trl.experimental")  # who asks for PPO knows
+    try:
+        from trl.experimental.ppo import PPOConfig, PPOTrainer
+    except ModuleNotFoundError as missing:
+        if missing.name != "trl.experimental.ppo":
+            raise
+        raise MissingExtra(
+            "TRL removed its PPOTrainer in 1.13: pip install 'astra-trl[ppo]' brings the last TRL that has it, or "
+            "train with GRPO (ASTGRPOTrainer)"
+        ) from missing
+
+__all__ = ["VALUE_MODEL_NAME", "PPOConfig", "ResumablePPOTrainer"]
+
+VALUE_MODEL_NAME = "value_model.safetensors"
+
+
+class ResumablePPOTrainer(PPOTrainer):
+    """TRL's PPOTrainer with the events of epochs, batches that a subclass makes, and a `train` that goes on from a
+    checkpoint.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase`):
+            The policy's tokenizer, which is saved with it; a pad token is not needed.
+        args, model and the rest:
+            As in TRL.
+    """
+
+    model: Any
+    processing_class: Any
+    is_distributed_loading_by_transformers = False  # which Trainer asks for when it saves, and TRL does not set
+
+    def __init__(self, args: PPOConfig, processing_class: PreTrainedTokenizerBase, model: Any, **given: Any) -> None:
+        self.saved_processing_class = processing_class
+        padded = with_pad_token(processing_class)
+        if padded.pad_token_id >= model.config.get_text_config().vocab_size:
+            # TRL pads probes with it where it samples a batch in parts, and looks their log-probabilities up.
+            batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            args.local_rollout_forward_batch_size = max(args.local_rollout_forward_batch_size, batch)
+        if is_peft_model(model) and PartialState().num_processes > 1:
+            raise InputError(
+                "TRL's PPO does not find an adapter's reference in several processes: use one, or train with GRPO"
+            )
+        super().__init__(args=args, processing_class=padded, model=model, **given)
+        self.model_wrapped = self.model
+        self.updates_per_epoch = self.train_dataset_len // self.args.batch_size
+        self.dataloader = _Epochs(self)
+        self._resumed_from: Path | None = None
+
+    def batches(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
+        """An epoch's batches (`input_ids`, padded on the left) from number `first` on."""
+        raise NotImplementedError
+
+    def end_update(self) -> None:
+        """Called after each update."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> None:
+        """Trains for `num_train_epochs` epochs, from the beginning or on from a checkpoint (`True`: the last one)."""
+        set_seed(self.local_seed)  # TRL seeds torch alone, and the order within a batch is numpy's
+        self._resumed_from = self._checkpoint(resume_from_checkpoint)
+        updates, events = self.args.num_total_batches, _EpochEvents(self)
+        if self._resumed_from is not None:
+            self._load(self._resumed_from)
+            self.args.num_total_batches = updates - self._saved_state.global_step
+        self.callback_handler.callbacks.insert(0, events)  # before those that read what it restores
+        try:
+            super().train()
+        finally:
+            self.args.num_total_batches = updates
+            self.callback_handler.remove_callback(events)
+
+    def restore_state(self) -> None:
+        """Lets the loop, which TRL starts from nothing, go on from the checkpoint."""
+        if self._resumed_from is None:
+            return
+        for name in ("epoch", "global_step", "episode", "log_history", "num_input_tokens_seen", "total_flos"):
+            setattr(self.state, name, getattr(self._saved_state, name))
+        self.state.max_steps += self.state.global_step
+        self._load_rng_state(str(self._resumed_from))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # With the policy's own tokenizer, and out of what several processes are wrapped in, where TRL finds no policy.
+        trained, padded = self.model, self.processing_class
+        self.model, self.processing_class = self.accelerator.unwrap_model(trained), self.saved_processing_class
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self.model, self.processing_class = trained, padded
+
+    def save_value_model(self) -> None:
+        """Puts the value model, which TRL leaves out, into the checkpoint of this step."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.is_dir():
+            save_model(self.accelerator.unwrap_model(self.model).value_model, str(folder / VALUE_MODEL_NAME))
+
+    def _checkpoint(self, resume_from_checkpoint: str | bool | None) -> Path | None:
+        if not resume_from_checkpoint:
+            return None
+        last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        if last is None:
+            raise InputError(f"there is no checkpoint in {self.args.output_dir!r} to resume from")
+        if self.is_deepspeed_enabled:
+            raise InputError("PPO cannot go on from a checkpoint under DeepSpeed: start anew, or train with GRPO")
+        if not (Path(last) / VALUE_MODEL_NAME).exists():
+            raise InputError(
+                f"{str(last)!r} has no {VALUE_MODEL_NAME}, so PPO cannot go on from it: name an earlier checkpoint"
+            )
+        return Path(last)
+
+    def _load(self, checkpoint: Path) -> None:
+        """Loads policy, value model, optimizer and schedule, and the state they were saved in."""
+        trained, device = self.accelerator.unwrap_model(self.model), self.accelerator.device
+        load_model(trained.value_model, str(checkpoint / VALUE_MODEL_NAME), device=str(device))
+        whole, self.model = self.model, trained.policy
+        try:
+            self._load_from_checkpoint(str(checkpoint))
+        finally:
+            self.model = whole
+        # Trainer's own way asks for attributes that TRL's PPOTrainer, which is built without it, does not have.
+        for holder, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
+            holder.load_state_dict(torch.load(checkpoint / name, map_location=device, weights_only=True))
+        self._saved_state = type(self.state).load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
+class _Epochs:
+    # TRL's loop iterates over its data loader again and again: each time is an epoch.
+    def __init__(self, trainer: ResumablePPOTrainer) -> None:
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        trainer = self.trainer
+        trainer.control = trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+        yield from trainer.batches(trainer.state.global_step % trainer.updates_per_epoch)
+
+
+class _EpochEvents(TrainerCallback):
+    # What TRL's loop, which knows no epochs, does not tell by itself.
+    def __init__(self, trainer: ResumablePPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_state()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        trainer.end_update()
+        if state.global_step % trainer.updates_per_epoch == 0:
+            trainer.control = trainer.callback_handler.on_epoch_end(args, state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.save_value_model()
+
+
+def with_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy with a pad token that no text holds, by whose id TRL tells padding; the tokenizer itself where it has
+    one that does not end texts too."""
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_special_tokens({"pad_token": "<|no text|>"})
+    return tokenizer
