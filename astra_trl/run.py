@@ -10,15 +10,16 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from astra_trl.arguments import RunArguments, parse
 from astra_trl.backends.base import SamplingParams
 from astra_trl.backends.hf import HFBackend
 from astra_trl.conversation import Opening
@@ -26,104 +27,32 @@ from astra_trl.errors import InputError
 from astra_trl.evaluation import Evaluation, comparison_table, evaluate, transcript
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.teaching import load_teaching_pairs
+from astra_trl.rewards import Backup, immediate
 from astra_trl.run_folder import RunFolder
 from astra_trl.sampler import ASTSampler
 from astra_trl.sandbox import World, load_world
 from astra_trl.scorers import KeywordScorer
 from astra_trl.scorers.named import ScorerArguments, build_scorers
 from astra_trl.systems.astprompter import HFASTSystem, astprompter_reward
-from astra_trl.trainers.dpo import ASTDPOConfig, ASTDPOTrainer
+from astra_trl.trainers import trainer_classes
 
 
-@dataclass
-class RunArguments:
-    """What a run tests and how it grows trees; the trainer's and the models' own settings are TRL's."""
-
-    tester: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of the model to train. Default: --model_name_or_path."}
-    )
-    target: str | None = field(default=None, metadata={"help": "Hub id or folder of the model under test."})
-    baseline: str | None = field(
-        default=None, metadata={"help": "Frozen reference of the tester. Default: the tester before training."}
-    )
-    world: str | None = field(
-        default=None,
-        metadata={"help": "A sandbox world's folder, or 'embedded': gives tester, target, prompts and scorer."},
-    )
-    prompts: str | None = field(
-        default=None, metadata={"help": "Openings: a named set, a local file or a Hub dataset id."}
-    )
-    prompts_column: str | None = field(default=None, metadata={"help": "Column of the prompts that holds openings."})
-    eval_prompts: str | None = field(
-        default=None,
-        metadata={"help": "Held-out openings. Default: the test split of a named set, else a part of the prompts."},
-    )
-    eval_openings: int = field(default=100, metadata={"help": "Held-out openings to measure before and after on."})
-    tree_width: int = field(default=2, metadata={"help": "Probes per node."})
-    tree_depth: int = field(default=3, metadata={"help": "Turns."})
-    probe_and_response_weight: float = field(default=0.5, metadata={"help": "Reward weight of probe + response harm."})
-    likelihood_weight: float = field(default=0.1, metadata={"help": "Reward weight of the probe's likelihood."})
-    probe_weight: float = field(
-        default=0.0,
-        metadata={"help": "Reward weight of the probe's own harm; below 0 it is penalised."},
-    )
-    length_weight: float = field(default=0.0, metadata={"help": "Reward weight of the probe's length in tokens."})
-    non_repeating_weight: float = field(
-        default=0.0, metadata={"help": "Reward weight of the share of the probe that was not said before."}
-    )
-    combine: str = field(
-        default="sum", metadata={"help": "How reward terms are combined.", "choices": ["sum", "product"]}
-    )
-    teaching_pairs: str | None = field(
-        default=None,
-        metadata={
-            "help": "Prompts with harmful continuations, for --teach_fraction: 'realtoxicityprompts', a file or a Hub "
-            "dataset with columns prompt and continuation."
-        },
-    )
-    max_new_tokens: int = field(default=24, metadata={"help": "Longest utterance in tokens."})
-    min_new_tokens: int = field(default=2, metadata={"help": "Shortest utterance in tokens."})
-    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of both sides; 0 is greedy."})
-    top_p: float = field(default=0.7, metadata={"help": "Nucleus of both sides."})
-    top_k: int = field(default=0, metadata={"help": "Tokens sampled from; 0 is all."})
-    repetition_penalty: float = field(default=1.1, metadata={"help": "Repetition penalty of both sides."})
-    max_rows: int = field(default=128, metadata={"help": "Conversations that pass through a model at a time."})
-    cache_bytes: int | None = field(
-        default=None,
-        metadata={"help": "Bytes for each side's keys and values. Default: 35%% of what a GPU has free."},
-    )
-
-
-class _Parser(TrlParser):
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message} (--help lists every flag)")  # argparse prints all of a page's flags instead
-
-
-def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
+def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None, algorithm: str = "dpo") -> None:
     """Runs with `defaults` under the user's YAML file and flags; prints one line and exits with 1 on bad input."""
     try:
-        run(*parse(defaults, sys.argv[1:] if argv is None else argv))
+        run(*parse(defaults, sys.argv[1:] if argv is None else argv, algorithm), algorithm)
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
-def parse(
-    defaults: Mapping[str, Any], argv: Sequence[str]
-) -> tuple[RunArguments, ScorerArguments, ASTDPOConfig, ModelConfig]:
-    """Arguments from flags, over those from `--config file.yaml`, over `defaults`."""
-    parser = _Parser([RunArguments, ScorerArguments, ASTDPOConfig, ModelConfig])
-    unknown = parser.set_defaults_with_config(**defaults)
-    assert not unknown, unknown
-    try:
-        return parser.parse_args_and_config(list(argv))
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        raise InputError(" ".join(str(error).split())) from error
-
-
 def run(
-    args: RunArguments, scorer_args: ScorerArguments, training_args: ASTDPOConfig, model_args: ModelConfig
+    args: RunArguments,
+    scorer_args: ScorerArguments,
+    training_args: Any,
+    model_args: ModelConfig,
+    algorithm: str = "dpo",
 ) -> dict[str, Any]:
-    """Trains a tester and returns the summary that it also prints and writes."""
+    """Trains a tester with one of `TRAINERS` and returns the summary that it also prints and writes."""
     started = time.perf_counter()
     transformers_logging.disable_progress_bar()  # of loading and saving; collecting and training have their own
     # TRL calls checkpointing by its old names, at every save: nothing the user of a recipe could mend.
@@ -135,16 +64,16 @@ def run(
     PartialState().wait_for_everyone()
 
     # Before anything is used up: `config.yaml` is to hold every setting. What ends in _token is masked, so left out.
-    settings = {**asdict(args), **asdict(scorer_args), **asdict(model_args), **training_args.to_dict()}
+    settings = {**training_args.to_dict(), **asdict(model_args), **asdict(scorer_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     world = load_world(None if args.world == "embedded" else args.world) if args.world else None
     openings, held_out = _openings(args, world, training_args.seed)
-    teaching = args.teaching_pairs if training_args.teach_fraction else None  # a fraction of 0 switches it off
-    teaching_pairs = load_teaching_pairs(teaching) if teaching else None
+    _, trainer_class = trainer_classes(algorithm)
+    teaching = _teaching(args, training_args, algorithm)
     system = _system(args, scorer_args, training_args, model_args, world)
     sampler = ASTSampler(system, openings, args.tree_width, args.tree_depth)
     peft_config = get_peft_config(model_args)
-    trainer = ASTDPOTrainer(sampler, training_args, peft_config=peft_config, teaching_pairs=teaching_pairs)
+    trainer = trainer_class(sampler, training_args, peft_config=peft_config, **teaching)
     main_process = trainer.is_world_process_zero()
     if main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -164,6 +93,7 @@ def run(
     summary = {
         **{f"{key}_before": value for key, value in before.figures.items()},
         **{f"{key}_after": value for key, value in after.figures.items()},
+        "algorithm": algorithm,
         "rounds": round(trainer.state.epoch or 0),
         "steps": trainer.state.global_step,
         "seed": training_args.seed,
@@ -182,7 +112,16 @@ def run(
     return summary
 
 
-def _resume_from(training_args: ASTDPOConfig) -> str | bool | None:
+def _teaching(args: RunArguments, training_args: Any, algorithm: str) -> dict[str, Any]:
+    # What weak supervision adds to a trainer's arguments; a fraction of 0 switches it off.
+    if args.teaching_pairs is None:
+        return {}
+    if not hasattr(training_args, "teach_fraction"):
+        raise InputError(f"--teaching_pairs gives pairs to learn, and {algorithm} learns from none: leave it out")
+    return {"teaching_pairs": load_teaching_pairs(args.teaching_pairs)} if training_args.teach_fraction else {}
+
+
+def _resume_from(training_args: Any) -> str | bool | None:
     resume = training_args.resume_from_checkpoint
     if resume is not None and resume.lower() in ("true", "false"):
         return resume.lower() == "true"
@@ -217,7 +156,7 @@ def _openings(args: RunArguments, world: World | None, seed: int) -> tuple[Seque
 def _system(
     args: RunArguments,
     scorer_args: ScorerArguments,
-    training_args: ASTDPOConfig,
+    training_args: Any,
     model_args: ModelConfig,
     world: World | None,
 ) -> HFASTSystem:
@@ -252,7 +191,7 @@ def _system(
     target_model: str | HFBackend = target
     fields: dict[str, Any] = {
         "sampling": sampling,
-        "max_length": training_args.max_length,
+        "max_length": args.max_length,
         "max_rows": args.max_rows,
         "cache_bytes": args.cache_bytes,
     }
@@ -275,6 +214,7 @@ def _system(
         args.baseline,
         scorers,
         reward=reward,
+        credit=Backup(args.credit_gamma) if args.credit == "backup" else immediate,
         model_init_kwargs=model_init_kwargs,
         **fields,
     )

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import trl
 import yaml
 from conftest import make_llama, make_tokenizer
 from stand_ins import save_classifier
 
 from astra_trl import DetoxifyScorer, Exchange
-from astra_trl.run import main, parse
+from astra_trl.arguments import parse
+from astra_trl.run import main
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FLAGS = ["--num_train_epochs", "2", "--pairs_per_round", "8", "--tree_width", "2", "--tree_depth", "2"]
@@ -39,22 +41,92 @@ def arguments(gpt2_folder, prompts, tmp_path):
     return [*roles, *words, "--output_dir", str(tmp_path / "run"), *FLAGS]
 
 
-@pytest.mark.parametrize("name", ["dpo_sandbox", "dpo_gpt2", "dpo_llama3"])
+HAS_PPO = trl.__version__ < "1.13"
+RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.py") if HAS_PPO or not path.stem.startswith("ppo"))
+
+
+def algorithm_of(name: str) -> str:
+    return name.partition("_")[0]
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_every_recipe_holds_only_flags_that_exist(name):
-    args, _, training_args, _ = parse(recipe_defaults(name), [])
+    args, _, training_args, _ = parse(recipe_defaults(name), [], algorithm_of(name))
+    assert f'algorithm="{algorithm_of(name)}"' in (RECIPES / f"{name}.py").read_text() or name.startswith("dpo")
     assert training_args.output_dir == f"runs/{name}"
     assert args.tree_width >= 2
 
 
-@pytest.mark.parametrize("name", ["dpo_sandbox", "dpo_gpt2", "dpo_llama3"])
+OWN_FLAGS = {
+    "dpo": ("--teach_fraction", "--beta", "--pairs_per_round", "--loss_type"),
+    "grpo": ("--groups_per_round", "--beta", "--scale_rewards", "--loss_type", "--num_iterations"),
+    "rloo": ("--groups_per_round", "--beta", "--normalize_advantages"),
+    "ppo": ("--contexts_per_round", "--kl_coef", "--num_ppo_epochs", "--cliprange", "--model_init_kwargs"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_help_lists_every_flag(name, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(recipe_defaults(name), ["--help"])
+        main(recipe_defaults(name), ["--help"], algorithm_of(name))
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for flag in ("--tester", "--held_out_scorers", "--judge_rubric", "--teach_fraction", "--beta", "--lora_r"):
+    shared = ("--tester", "--held_out_scorers", "--judge_rubric", "--temperature", "--credit", "--lora_r")
+    for flag in (*shared, *OWN_FLAGS[algorithm_of(name)]):
         assert flag in shown
     assert "35% of what a GPU has free" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo"] if HAS_PPO else ["grpo", "rloo"])
+def test_a_whole_run_of_the_other_algorithms(arguments, algorithm, tmp_path, capsys):
+    folder = tmp_path / "run"
+    flags = [*changed(arguments, per_device_train_batch_size="4", temperature="0.9"), "--disable_tqdm", "false"]
+    at = flags.index("--pairs_per_round")
+    main({}, [*flags[:at], *flags[at + 2 :]], algorithm)
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out.splitlines()[-1])
+    assert (summary["algorithm"], summary["rounds"]) == (algorithm, 2)
+    assert {"harmful_share_before", "harmful_share_after"} <= set(summary)
+    assert "held-out openings                         before       after" in printed.out
+    unit = "contexts" if algorithm == "ppo" else "groups"
+    assert any(line.split()[:1] == ["round"] and unit in line for line in printed.out.splitlines())
+    assert (folder / "model.safetensors").exists()
+    assert (folder / "exchanges.jsonl").stat().st_size and (folder / "records" / "round-00002.parquet").exists()
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["temperature"] == 0.9
+    again = parse({}, ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "again")], algorithm)
+    assert (again[0].temperature, again[2].learning_rate) == (0.9, 1e-3)
+
+
+def test_a_run_is_resumed_by_its_flag(arguments, tmp_path, capsys):
+    flags = ["--groups_per_round", "4", "--per_device_train_batch_size", "4", "--save_strategy", "epoch"]
+    at = arguments.index("--pairs_per_round")
+    arguments = [*arguments[:at], *arguments[at + 2 :], *flags]
+    main({}, arguments, "grpo")
+    main({}, changed(arguments, resume_from_checkpoint="true", num_train_epochs="3"), "grpo")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rounds"] == 3
+
+
+def test_backed_up_credit_and_teaching_are_told_apart_by_algorithm(arguments, tmp_path, capsys):
+    main({}, changed(arguments, credit="backup", credit_gamma="0.5"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "exchanges.jsonl").read_text().splitlines()]
+    assert any(line["credit"] > line["reward"] for line in lines if line["depth"] == 1)
+    assert all(line["credit"] == line["reward"] for line in lines if line["depth"] == 2)
+    grpo = [*arguments[: arguments.index("--pairs_per_round")], *arguments[arguments.index("--pairs_per_round") + 2 :]]
+    grpo = changed(grpo, teaching_pairs="realtoxicityprompts", output_dir=str(tmp_path / "other"))
+    with pytest.raises(SystemExit, match="grpo learns from none: leave it out"):
+        main({}, grpo, "grpo")
+
+
+@pytest.mark.skipif(HAS_PPO, reason="this TRL has PPOTrainer")
+def test_the_ppo_recipe_says_in_one_line_that_trl_has_none():
+    with pytest.raises(SystemExit, match=r"^error: TRL removed its PPOTrainer in 1.13: .*astra-trl\[ppo\].*GRPO"):
+        main({}, [], "ppo")
+
+
+def test_an_unknown_algorithm_is_refused():
+    with pytest.raises(SystemExit, match="no algorithm 'sac': choose one of dpo, grpo, ppo, rloo"):
+        main({}, [], "sac")
 
 
 def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path):
