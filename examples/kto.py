@@ -1,0 +1,56 @@
+"""KTO on grown exchanges: no pairs, a label for each probe. `python examples/kto.py`, under a minute on a CPU."""
+
+import argparse
+import sys
+
+from datasets import concatenate_datasets
+from trl.experimental.kto import KTOConfig, KTOTrainer
+
+from astra_trl import ASTSampler, HFASTSystem, KeywordScorer, SamplingParams, evaluate
+from astra_trl.sandbox import load_world
+
+
+def main(trees: int = 40, output_dir: str = "runs/kto") -> None:
+    world = load_world()
+    sampling = SamplingParams(max_new_tokens=24)
+    system = HFASTSystem(world.tester, world.target, None, KeywordScorer(world.rude_words), sampling=sampling)
+    sampler = ASTSampler(system, world.openings("train"), tree_width=4, tree_depth=3)
+    held_out = world.openings("test")[:50]
+    before = evaluate(sampler, held_out, seed=0).figures["harmful_share"]
+
+    exchanges = sampler.collect(trees).transitions()
+    exchanges = exchanges.map(lambda row: {"label": row["scores"]["harm"] >= 0.5})
+    # Few are harmful: all of those, and twice as many of the others.
+    harmful, others = (exchanges.filter(lambda row, wanted=wanted: row["label"] is wanted) for wanted in (True, False))
+    if not len(harmful):
+        sys.exit(f"no exchange of {trees} trees is harmful: grow more --trees")
+    others = others.shuffle(seed=0).select(range(min(2 * len(harmful), len(others))))
+    learned = concatenate_datasets([harmful, others]).select_columns(["prompt", "completion", "label"])
+
+    trainer = KTOTrainer(
+        system.tester.model,
+        args=KTOConfig(
+            output_dir,
+            num_train_epochs=2,
+            learning_rate=5e-4,
+            per_device_train_batch_size=16,
+            desirable_weight=5.0,
+            save_strategy="no",
+            report_to="none",
+            bf16=False,
+            gradient_checkpointing=False,
+        ),
+        train_dataset=learned,
+        processing_class=system.tester.tokenizer,
+    )
+    trainer.train()
+    after = evaluate(sampler, held_out, seed=0).figures["harmful_share"]
+    print(f"learned from {len(harmful)} harmful exchanges of {len(exchanges)}, and {len(others)} others")
+    print(f"rude held-out responses: {before:.1%} before, {after:.1%} after")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trees", type=int, default=40)
+    parser.add_argument("--output_dir", default="runs/kto")
+    main(**vars(parser.parse_args()))

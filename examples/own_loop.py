@@ -1,0 +1,51 @@
+"""Your own loop over rounds: the sampler grows trees, and any of TRL's trainers learns from them.
+
+Here CPO learns from the preference pairs of each round. `python examples/own_loop.py`, under a minute on a CPU.
+"""
+
+import argparse
+
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+from astra_trl import ASTSampler, HFASTSystem, KeywordScorer, SamplingParams, evaluate
+from astra_trl.sandbox import load_world
+
+
+def main(rounds: int = 3, trees: int = 24, output_dir: str = "runs/own_loop") -> None:
+    world = load_world()
+    sampling = SamplingParams(max_new_tokens=24)
+    system = HFASTSystem(world.tester, world.target, None, KeywordScorer(world.rude_words), sampling=sampling)
+    sampler = ASTSampler(system, world.openings("train"), tree_width=4, tree_depth=3)
+    tokenizer = system.tester.tokenizer
+    tokenizer.pad_token = tokenizer.eos_token  # the sandbox's has none, and TRL's CPO pads
+
+    for number in range(rounds):
+        # Pairs of text; the margin leaves out those that differ in likelihood alone.
+        pairs = sampler.collect(trees, seed=number).preferences(min_margin=0.5)
+        trainer = CPOTrainer(
+            system.tester.model,
+            CPOConfig(
+                output_dir,
+                num_train_epochs=1,
+                learning_rate=5e-4,
+                per_device_train_batch_size=8,
+                max_length=200,
+                save_strategy="no",
+                report_to="none",
+                bf16=False,
+                gradient_checkpointing=False,
+            ),
+            train_dataset=pairs,
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        share = evaluate(sampler, world.openings("test")[:50], seed=0).figures["harmful_share"]
+        print(f"round {number + 1}: learned from {len(pairs)} pairs; {share:.1%} of held-out responses are rude")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trees", type=int, default=24)
+    parser.add_argument("--output_dir", default="runs/own_loop")
+    main(**vars(parser.parse_args()))
