@@ -15,7 +15,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_quick_start(tmp_path, monkeypatch, gpt2_folder, detoxify_files):
-    (code,) = re.findall(r"```python\n(from astra_trl import .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(from astra_trl import .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     replaced = {
         "meta-llama/Llama-3.1-8B": str(gpt2_folder),
         'device="cuda"': 'device="cpu"',
@@ -57,3 +57,18 @@ def test_several_scorers_as_the_readme_has_them(monkeypatch, gpt2_folder, detoxi
     figures = evaluate(ASTSampler(names["system"], ["soup"], 1, 1), ["soup"], 0).figures
     assert list(figures["harmful_share_by_scorer"]) == ["detoxify", "guard", "judge"]
     assert figures["harmful_share_by_scorer"]["judge"] == 1.0
+
+
+def test_another_algorithm_and_plain_data_sets_as_the_readme_has_them(tmp_path, monkeypatch, gpt2_folder):
+    _, grpo = re.findall(r"```python\n(from astra_trl import .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (records,) = re.findall(r"```python\n(records = .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    shorter = 'ASTGRPOConfig("tester", num_train_epochs=1, save_strategy="no", report_to="none", '
+    assert 'ASTGRPOConfig("tester", ' in grpo
+    monkeypatch.chdir(tmp_path)
+    names = {name: getattr(astra_trl, name) for name in ("HFASTSystem", "ASTSampler")}
+    names |= {"tester": str(gpt2_folder), "target": str(gpt2_folder), "prompts": ["soup", "I love gardening"]}
+    names["scorer"] = lambda exchanges: [len(exchange.probe) % 2 for exchange in exchanges]
+    exec(grpo.replace('ASTGRPOConfig("tester", ', shorter), names)
+    assert names["trainer"].state.global_step == 8 * 21 * 4 // 8
+    exec(records.replace("trees=24", "trees=2"), names)
+    assert len(names["records"].transitions()) == 2 * 84
