@@ -47,13 +47,14 @@ class RunFolder:
         with self.rounds.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"round": number, **figures}) + "\n")
 
-    def write_records(self, number: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """Puts this round's records under their name at once, so that they tell a collected round from a broken one:
-        write them after all that belongs to collecting it."""
+    def write_records(self, number: int, records: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> None:
+        """Puts this round's records, and the figures of collecting them, under their name at once, so that they tell a
+        collected round from a broken one: write them after all else that belongs to collecting it."""
         file = self._records_file(number)
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".tmp")
-        parquet.write_table(pyarrow.Table.from_pylist(list(records)), unfinished)
+        table = pyarrow.Table.from_pylist(list(records)).replace_schema_metadata({"figures": json.dumps(figures)})
+        parquet.write_table(table, unfinished)
         unfinished.replace(file)
 
     def read_records(self, number: int) -> list[dict[str, Any]]:
@@ -61,9 +62,8 @@ class RunFolder:
         return parquet.read_table(self._records_file(number)).to_pylist()
 
     def read_figures(self, number: int) -> dict[str, Any]:
-        """The line of a round, without its number."""
-        figures = next(line for line in _lines(self.rounds) if line["round"] == number)
-        return {key: value for key, value in figures.items() if key != "round"}
+        """The figures that the records of a round were written with."""
+        return json.loads(parquet.read_schema(self._records_file(number)).metadata[b"figures"])
 
     def read_nodes(self, number: int) -> list[Node]:
         """The exchanges of a round as nodes without token ids."""

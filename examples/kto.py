@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from datasets import concatenate_datasets
-from trl.experimental.kto import KTOConfig, KTOTrainer
+from trl import KTOConfig, KTOTrainer
 
 from astra_trl import ASTSampler, HFASTSystem, KeywordScorer, SamplingParams, evaluate
 from astra_trl.sandbox import load_world

@@ -11,9 +11,8 @@ import pytest
 import torch
 from conftest import make_gpt2, make_tokenizer
 from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
-from trl.experimental.kto import KTOConfig, KTOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 

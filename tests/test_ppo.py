@@ -195,7 +195,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, peft_config):
         resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
         torch.testing.assert_close(weights(resumed.model), weights(whole.model), rtol=0, atol=0)
         assert lines(folder / "exchanges.jsonl") == lines(tmp_path / "whole" / "exchanges.jsonl")
-        timed = {"collect_seconds", "trees", "contexts"}  # of the part that was not collected again
+        timed = {"collect_seconds"}
         for mine, theirs in zip(
             lines(folder / "rounds.jsonl"), lines(tmp_path / "whole" / "rounds.jsonl"), strict=True
         ):

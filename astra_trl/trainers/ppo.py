@@ -151,14 +151,12 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             "collect_seconds": time.perf_counter() - start,
         }
         if self.is_world_process_zero():
-            self.folder.write_records(number, records)
+            self.folder.write_records(number, records, self.round_figures)
         return records
 
     def resume_round(self, number: int) -> list[Record]:
         self.nodes = self.folder.read_nodes(number)
-        records = self.folder.read_records(number)
-        self.round_figures = {"trees": len({record["tree"] for record in records}), self.found: len(records)}
-        return records
+        return super().resume_round(number)
 
     def forget_later(self, number: int, resumed_inside: bool) -> None:
         def later(line: dict[str, Any]) -> bool:

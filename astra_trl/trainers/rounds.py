@@ -184,7 +184,7 @@ class RoundsMixin(Trainer):
             lines = (exchange_line(node, i, path) for i, tree in enumerate(trees) for path, node in tree.walk())
             self.folder.write_exchanges(number, lines)
             self.folder.write_figures(number, self.round_figures)
-            self.folder.write_records(number, records)
+            self.folder.write_records(number, records, self.round_figures)
         return records
 
     def forget_later(self, number: int, resumed_inside: bool) -> None:
