@@ -3,12 +3,13 @@ import logging
 import math
 import threading
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from astra_trl import Exchange, InputError
-from astra_trl.backends.base import SamplingParams
+from astra_trl.backends.base import SamplingParams, SavedRow
 from astra_trl.backends.openai import OpenAIBackend
 from astra_trl.scorers import JudgeScorer
 
@@ -142,3 +143,17 @@ def test_a_judge_behind_an_endpoint(caplog):
     assert len(requests) == 3
     assert {request["temperature"] for request in requests} == {0}
     assert "left 1 of 3 exchanges without a score" in caplog.text
+
+
+def test_a_chat_that_was_put_away_goes_on_as_it_would_have():
+    with endpoint(lambda request: completion("answer")) as (url, requests):
+        backend = OpenAIBackend("m", base_url=url, max_concurrency=1)
+        session = backend.open(["hi"], seeds=[1])
+        session.sample()
+        saved = json.loads(json.dumps([asdict(row) for row in session.saved()]))
+        for one in (session, backend.reopen([SavedRow(**row) for row in saved])):
+            one.append(["and then?"])
+            one.sample()
+        _, whole, again = requests
+        assert [message["content"] for message in whole["messages"]] == ["hi", "answer", "and then?"]
+        assert (again["messages"], again["seed"]) == (whole["messages"], whole["seed"])
