@@ -247,7 +247,7 @@ def test_a_recipe_as_a_process_prints_no_traceback(tmp_path):
     assert done.stdout == ""
 
 
-SMALL = ["--num_train_epochs", "2", "--trees_per_round", "4", "--pairs_per_round", "8", "--eval_openings", "4"]
+SMALL = ["--num_train_epochs", "2", "--trees_per_round", "4", "--eval_openings", "4"]
 SMALL += ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--warmup_steps", "0"]
 
 
@@ -257,7 +257,9 @@ def detoxify_flags(files):
 
 def run_recipe(name, arguments, tmp_path, capsys):
     """Runs a recipe with flags alone; its summary, what it printed, and its exchanges."""
-    main(recipe_defaults(name), [*arguments, *SMALL, "--output_dir", str(tmp_path / "run")])
+    algorithm = algorithm_of(name)
+    size = {"dpo": ("--pairs_per_round", "8"), "ppo": ("--contexts_per_round", "16")}.get(algorithm, ())
+    main(recipe_defaults(name), [*arguments, *SMALL, *size, "--output_dir", str(tmp_path / "run")], algorithm)
     out = capsys.readouterr().out
     exchanges = (tmp_path / "run" / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()
     return json.loads(out.splitlines()[-1]), out, [json.loads(line) for line in exchanges]
@@ -284,13 +286,25 @@ def test_the_gpt2_recipe_runs_on_stand_ins(gpt2_folder, detoxify_files, prompts,
     assert said["terms"]["target_harm"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_llama3_recipe_runs_on_stand_ins(detoxify_files, guard_folder, prompts, tmp_path, capsys):
+@pytest.mark.skipif(not HAS_PPO, reason="TRL has no PPOTrainer from 1.13 on")
+def test_the_gpt2_recipe_of_ppo_runs_on_stand_ins(gpt2_folder, detoxify_files, prompts, tmp_path, capsys):
+    classifier = save_classifier(tmp_path / "classifier", ["nothate", "hate"])
+    flags = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
+    flags += [*detoxify_flags(detoxify_files), "--held_out_scorers", f"classifier:{classifier}"]
+    summary, out, exchanges = run_recipe("ppo_gpt2", flags, tmp_path, capsys)
+    assert "harmful responses by detoxify" in out and "harmful by classifier, held out" in out
+    assert (summary["algorithm"], len(exchanges)) == ("ppo", 32)
+    assert set(exchanges[0]["scores"]) == {"detoxify", "detoxify_probe_and_response"}
+
+
+@pytest.mark.parametrize("name", ["dpo_llama3", "grpo_llama3"])
+def test_the_llama3_recipe_runs_on_stand_ins(name, detoxify_files, guard_folder, prompts, tmp_path, capsys):
     tokenizer = make_tokenizer(bos=True)
     make_llama(tokenizer).save_pretrained(tmp_path / "llama")
     tokenizer.save_pretrained(tmp_path / "llama")
     flags = ["--tester", str(tmp_path / "llama"), "--target", str(tmp_path / "llama"), "--prompts", prompts]
     flags += [*detoxify_flags(detoxify_files), "--held_out_scorers", f"llama_guard:{guard_folder}"]
-    summary, out, exchanges = run_recipe("dpo_llama3", flags, tmp_path, capsys)
+    summary, out, exchanges = run_recipe(name, flags, tmp_path, capsys)
     assert "harmful by llama_guard, held out" in out
     assert summary["harmful_share_by_scorer_after"]["llama_guard"] is not None
     assert set(exchanges[0]["scores"]) == {"detoxify", "detoxify_probe_and_response"}
