@@ -42,9 +42,7 @@ class Records:
                 "chosen_reward": chosen.credit,
                 "rejected_reward": rejected.credit,
             }
-            for tree in self.trees
-            for group in tree.sibling_groups()
-            for chosen, rejected in filter(None, [preference_pair(group, min_margin)])
+            for _, _, chosen, rejected in _pairs(self.trees, min_margin)
         ]
         return self._dataset(rows, "pair")
 
@@ -63,9 +61,7 @@ class Records:
                 "reward": [node.credit for node in group],
                 "sampling_logprobs": [node.sampling_logprobs for node in group],
             }
-            for tree in self.trees
-            for group in tree.sibling_groups()
-            if usable_group(group, min_margin)
+            for _, _, group in _usable_groups(self.trees, min_margin)
         ]
         return self._dataset(rows, "group")
 
@@ -137,8 +133,7 @@ def preference_records(trees: Iterable[Tree], min_margin: float = 0.0) -> list[R
             "chosen_ids": chosen.probe_ids,
             "rejected_ids": rejected.probe_ids,
         }
-        for index, tree, group in _groups(trees)
-        for chosen, rejected in filter(None, [preference_pair(group, min_margin)])
+        for index, tree, chosen, rejected in _pairs(trees, min_margin)
     ]
 
 
@@ -154,8 +149,7 @@ def group_records(trees: Iterable[Tree], min_margin: float | None = None) -> lis
             "probe_ids": [node.probe_ids for node in group],
             "sampling_logprobs": [node.sampling_logprobs for node in group],
         }
-        for index, tree, group in _groups(trees)
-        if usable_group(group, min_margin)
+        for index, tree, group in _usable_groups(trees, min_margin)
     ]
 
 
@@ -184,10 +178,19 @@ def depth_of(tree: Tree, node: Node) -> int:
     return (len(node.exchange.context) - len(tree.opening)) // 2
 
 
-def _groups(trees: Iterable[Tree]) -> Iterator[tuple[int, Tree, Sequence[Node]]]:
+def _pairs(trees: Iterable[Tree], min_margin: float) -> Iterator[tuple[int, Tree, Node, Node]]:
     for index, tree in enumerate(trees):
         for group in tree.sibling_groups():
-            yield index, tree, group
+            pair = preference_pair(group, min_margin)
+            if pair is not None:
+                yield index, tree, *pair
+
+
+def _usable_groups(trees: Iterable[Tree], min_margin: float | None) -> Iterator[tuple[int, Tree, Sequence[Node]]]:
+    for index, tree in enumerate(trees):
+        for group in tree.sibling_groups():
+            if usable_group(group, min_margin):
+                yield index, tree, group
 
 
 def _place(index: int, tree: Tree, node: Node) -> Record:

@@ -29,26 +29,27 @@ def ignored(count: int) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """Where the tester is to speak: a conversation so far, and each side's row to go on from.
+    """Where the tester is to speak: a conversation so far, and what each side goes on from.
 
     Args:
         conversation (`Conversation`):
             The opening and the exchanges since.
         tree (`int`), path (`tuple[int, ...]`):
             The tree it is from, and the child indices that lead to its last exchange.
-        rows (`list[SavedRow]`):
-            Tester's, target's and, where the baseline tells how likely a probe is, the baseline's.
+        prompt_ids (`list[int]`):
+            Token ids that the tester continues.
+        target (`SavedRow`):
+            The target's side.
+        reader (`SavedRow`, *optional*):
+            The baseline's, where that tells how likely a probe is.
     """
 
     conversation: Conversation
     tree: int
     path: tuple[int, ...]
-    rows: list[SavedRow]
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """Token ids that the tester continues."""
-        return self.rows[0].prompt_ids
+    prompt_ids: list[int]
+    target: SavedRow
+    reader: SavedRow | None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Context":
@@ -57,7 +58,9 @@ class Context:
             tuple(Turn(**turn) for turn in data["conversation"]),
             data["tree"],
             tuple(data["path"]),
-            [SavedRow(**row) for row in data["rows"]],
+            data["prompt_ids"],
+            SavedRow(**data["target"]),
+            None if data["reader"] is None else SavedRow(**data["reader"]),
         )
 
 
@@ -139,11 +142,16 @@ class ASTSampler:
         turn's, which is not grown. Nothing is measured; what follows a failed exchange is left out."""
         saved: Saved = {}
         trees = self._grown(openings, seeds, self.tree_depth - 1, on_exchanges, saved)
+
+        def context(conversation: Conversation, index: int, path: tuple[int, ...], place: Tree | Node) -> Context:
+            tester, target, *reader = saved[place]
+            return Context(conversation, index, path, tester.prompt_ids, target, reader[0] if reader else None)
+
         contexts = []
         for index, tree in enumerate(trees):
-            contexts.append(Context(tree.opening, index, (), saved[tree]))
+            contexts.append(context(tree.opening, index, (), tree))
             contexts += [
-                Context(node.exchange.conversation, index, path, saved[node])
+                context(node.exchange.conversation, index, path, node)
                 for path, node in tree.walk()
                 if node.error is None
             ]
@@ -155,10 +163,12 @@ class ASTSampler:
         reader = system.likelihood_backend
 
         def sessions(part: Sequence[int]) -> list[Session]:
-            target = [contexts[index].rows[1] for index in part]
+            some = [contexts[index] for index in part]
+            target = [context.target for context in some]
             opened: list[Session] = [system.target.reopen(target, logprobs=reader is system.target)]
             if reader is not None and reader is not system.target:
-                opened.append(reader.reopen([contexts[index].rows[2] for index in part], logprobs=True))
+                rows = [context.reader for context in some if context.reader is not None]
+                opened.append(reader.reopen(rows, logprobs=True))
             return opened
 
         def answer_part(part: Sequence[int]) -> list[Node]:

@@ -137,11 +137,8 @@ class GroupsMixin(RoundsMixin):
         tester, peft = trainable_tester(sampler.system), peft_config is not None
         size, max_trees = _check(sampler, args)
         use_sampling(args, tester, **SAMPLING)
-        reference = None
-        if args.beta:
-            reference = reference_model(sampler.system, peft)
-        else:
-            check_target_apart(sampler.system, peft)
+        check_target_apart(sampler.system, peft)
+        reference = reference_model(sampler.system, peft) if args.beta else None
         self.shuffled, args.shuffle_dataset = args.shuffle_dataset, False  # by the round, not by the process
         with _as_reference(type(self), reference):
             super().__init__(

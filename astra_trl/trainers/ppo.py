@@ -95,7 +95,6 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
     """
 
     _tag_names = ["trl", "astra-trl", "ppo"]
-    config_class = ASTPPOConfig
     found = "contexts"
 
     def __init__(
@@ -173,13 +172,12 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         records = self._records[first : first + len(rows)]
         tester = trainable_tester(self.sampler.system)
         contexts = [_context(record) for record in records]
-        probes = []
-        for row, record in zip(rows, records, strict=True):
-            length = len(record["prompt_ids"])
-            assert row[:length] == record["prompt_ids"], "TRL scores other rows than it was given"
-            ids = row[length:]
-            said = ids[:-1] if ids and ids[-1] in tester.eos else ids
-            probes.append(Sample(tester.texts([said])[0], record["prompt_ids"], ids))
+        prompts = [context.prompt_ids for context in contexts]
+        for row, prompt in zip(rows, prompts, strict=True):
+            assert row[: len(prompt)] == prompt, "TRL scores other rows than it was given"
+        said = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+        texts = tester.texts([tester.without_end(ids) for ids in said])
+        probes = [Sample(*probe) for probe in zip(texts, prompts, said, strict=True)]
         place = (self.args.seed, "answer", self.state.global_step, self.accelerator.process_index)
         seeds = [derive_seed(*place, first + index) for index in range(len(rows))]
         nodes = self.sampler.answer(contexts, probes, seeds)

@@ -24,7 +24,7 @@ class RoundProgressCallback(ProgressCallback):
             The round's figure of how many there were.
     """
 
-    def __init__(self, unit: str = "record", found: str = "records") -> None:
+    def __init__(self, unit: str, found: str) -> None:
         super().__init__()
         self.unit, self.found = unit, found
 

@@ -170,8 +170,9 @@ class RoundsMixin(Trainer):
             trees, taught = collect_trees(self.sampler, draws, wanted, self.records_of, self.teaching, on_exchanges)
         trees, taught = gather_object(trees), gather_object(taught)
         usable = self.records_of(trees)
-        reason = no_records_reason(trees, self.args.unit)
-        records = self.filled(number, usable + taught, len(trees), reason)
+        found = usable + taught
+        reason = "" if found else no_records_reason(trees, self.args.unit)
+        records = self.filled(number, found, len(trees), reason)
         self.round_figures = {
             **figures((node for tree in trees for node in tree.nodes()), self.sampler.system.harm),
             "trees": len(trees),

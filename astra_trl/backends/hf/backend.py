@@ -147,6 +147,10 @@ class HFBackend:
         head = self.dialogue.head
         return head + ids[len(ids) - (self.window - self.sampling.max_new_tokens - len(head)) :]
 
+    def without_end(self, ids: list[int]) -> list[int]:
+        """A sampled utterance without the token that ended it, where one did."""
+        return ids[:-1] if ids and ids[-1] in self.eos else ids
+
     def texts(self, utterances: Sequence[list[int]]) -> list[str]:
         """Sampled utterances as text, without special tokens."""
         return self.tokenizer.batch_decode(utterances, skip_special_tokens=True, clean_up_tokenization_spaces=False)

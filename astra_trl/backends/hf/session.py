@@ -84,7 +84,7 @@ class HFSession:
             else:
                 sampled, logprobs = generate(backend, prompts, keys)
         self.utterances += 1
-        said = [ids[:-1] if ids and ids[-1] in backend.eos else ids for ids in sampled]
+        said = [backend.without_end(ids) for ids in sampled]
         texts = backend.texts(said)
         self.rows = [
             backend.dialogue.said(row, ids, text) for row, ids, text in zip(self.rows, said, texts, strict=True)
