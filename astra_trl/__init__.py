@@ -9,7 +9,7 @@ from astra_trl.lazy import lazy_names
 if TYPE_CHECKING:
     from astra_trl.backends.base import SamplingParams
     from astra_trl.backends.hf import HFBackend
-    from astra_trl.evaluation import evaluate
+    from astra_trl.evaluation import ASTEvaluator, Evaluation
     from astra_trl.prompts.base import load_prompts
     from astra_trl.prompts.teaching import load_teaching_pairs
     from astra_trl.records import Records
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "ASTDPOConfig": "trainers.dpo",
     "ASTDPOTrainer": "trainers.dpo",
+    "ASTEvaluator": "evaluation",
     "ASTGRPOConfig": "trainers.grpo",
     "ASTGRPOTrainer": "trainers.grpo",
     "ASTPPOConfig": "trainers.ppo",
@@ -46,6 +47,7 @@ _PLACES = {
     "Backup": "rewards.credit",
     "ClassifierScorer": "scorers.classifier",
     "DetoxifyScorer": "scorers.detoxify",
+    "Evaluation": "evaluation",
     "HFASTSystem": "systems.astprompter",
     "HFBackend": "backends.hf",
     "JudgeScorer": "scorers.judge",
@@ -58,7 +60,6 @@ _PLACES = {
     "System": "systems.base",
     "Tree": "tree",
     "astprompter_reward": "systems.astprompter",
-    "evaluate": "evaluation",
     "load_prompts": "prompts.base",
     "load_teaching_pairs": "prompts.teaching",
 }
@@ -66,6 +67,7 @@ _PLACES = {
 __all__ = [
     "ASTDPOConfig",
     "ASTDPOTrainer",
+    "ASTEvaluator",
     "ASTGRPOConfig",
     "ASTGRPOTrainer",
     "ASTPPOConfig",
@@ -78,6 +80,7 @@ __all__ = [
     "ClassifierScorer",
     "Conversation",
     "DetoxifyScorer",
+    "Evaluation",
     "Exchange",
     "HFASTSystem",
     "HFBackend",
@@ -93,7 +96,6 @@ __all__ = [
     "Tree",
     "Turn",
     "astprompter_reward",
-    "evaluate",
     "load_prompts",
     "load_teaching_pairs",
 ]

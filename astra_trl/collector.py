@@ -68,7 +68,7 @@ def collect_trees(
         free = [(opening, seed) for pair, (_, opening, seed) in zip(forced, batch, strict=True) if pair is None]
         if free:
             openings, seeds = zip(*free, strict=True)
-            grown = sampler.grow(openings, seeds, on_exchanges, held_out=False)
+            grown = sampler.grow(openings, seeds, on_exchanges)
             found += len(records_of(grown))
             trees += grown
         if found + len(taught) >= wanted:

@@ -20,11 +20,13 @@ from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from astra_trl.arguments import RunArguments, parse
-from astra_trl.backends.base import SamplingParams
+from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.hf import HFBackend
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
-from astra_trl.evaluation import Evaluation, comparison_table, evaluate, transcript
+from astra_trl.evaluation import ASTEvaluator, Evaluation
+from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
+from astra_trl.evaluation.tables import show, transcript
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.rewards import Backup, immediate
@@ -35,6 +37,7 @@ from astra_trl.scorers import KeywordScorer
 from astra_trl.scorers.named import ScorerArguments, build_scorers
 from astra_trl.systems.astprompter import HFASTSystem, astprompter_reward
 from astra_trl.trainers import trainer_classes
+from astra_trl.tree import Tree
 
 
 def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None, algorithm: str = "dpo") -> None:
@@ -68,31 +71,44 @@ def run(
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     world = load_world(None if args.world == "embedded" else args.world) if args.world else None
     openings, held_out = _openings(args, world, training_args.seed)
+    eval_dataset = None
+    if training_args.eval_strategy != "no":
+        openings, eval_dataset = _dev_openings(args, world, openings, training_args.seed)
     _, trainer_class = trainer_classes(algorithm)
     teaching = _teaching(args, training_args, algorithm)
     system = _system(args, scorer_args, training_args, model_args, world)
     sampler = ASTSampler(system, openings, args.tree_width, args.tree_depth)
     peft_config = get_peft_config(model_args)
-    trainer = trainer_class(sampler, training_args, peft_config=peft_config, **teaching)
+    trainer = trainer_class(sampler, training_args, eval_dataset=eval_dataset, peft_config=peft_config, **teaching)
     main_process = trainer.is_world_process_zero()
     if main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.config.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-    def measure(when: str) -> Evaluation:
-        total = len(held_out) * args.tree_depth
-        hidden = training_args.disable_tqdm or not main_process
-        with tqdm(total=total, desc=f"{when} training", unit=" exchanges", leave=False, disable=hidden) as bar:
-            return evaluate(sampler, held_out, training_args.seed, bar.update)
+    evaluator = ASTEvaluator(
+        sampler, held_out, seed=training_args.seed, output_dir=folder.path / "evaluation", writes=main_process
+    )
+    PartialState().wait_for_everyone()  # so that none finds what another has written meanwhile
 
-    before = measure("before")
+    def measure(arm: str, tester: Backend | None = None, baseline: Backend | None = None) -> list[Tree]:
+        total = len(held_out) * (1 if arm == OPENINGS else args.tree_depth)
+        hidden = training_args.disable_tqdm or not main_process
+        with tqdm(total=total, desc=f"evaluating: {arm}", unit=" exchanges", leave=False, disable=hidden) as bar:
+            evaluator.on_exchanges = bar.update
+            return evaluator.measure(arm, tester, baseline=baseline, replace=True)
+
+    untrained = system.tester if system.baseline is not None else trainer.baseline() or system.tester
+    measure(BASELINE, untrained, trainer.baseline() or untrained)
+    measure(OPENINGS)
     trainer.train(resume_from_checkpoint=resume)
-    after = measure("after")
+    after = measure(TESTER, baseline=trainer.baseline())
+    evaluation = evaluator.evaluation()
     trainer.save_model()
+    trainer.save_state()
 
     summary = {
-        **{f"{key}_before": value for key, value in before.figures.items()},
-        **{f"{key}_after": value for key, value in after.figures.items()},
+        **{f"{key}_before": value for key, value in evaluation.headline(BASELINE).items()},
+        **{f"{key}_after": value for key, value in evaluation.headline(TESTER).items()},
         "algorithm": algorithm,
         "rounds": round(trainer.state.epoch or 0),
         "steps": trainer.state.global_step,
@@ -100,15 +116,17 @@ def run(
         "seconds": round(time.perf_counter() - started, 1),
     }
     if world is not None:
-        found = world.topics_found(node.exchange for tree in after.trees for node in tree.nodes())
+        found = world.topics_found(node.exchange for tree in after for node in tree.nodes())
         summary["topics_found"] = len(found)
         summary["topics"] = sorted(found)
     if main_process:
-        _report(before, after, folder, summary)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    if main_process:
-        print(json.dumps(summary))
+        _report(evaluation, folder, summary)
+    try:
+        if training_args.push_to_hub:
+            trainer.push_to_hub()
+    finally:
+        if main_process:
+            print(json.dumps(summary))
     return summary
 
 
@@ -144,13 +162,35 @@ def _openings(args: RunArguments, world: World | None, seed: int) -> tuple[Seque
     if args.eval_prompts is not None or args.prompts in NAMED:
         split = "test" if args.eval_prompts is None or args.eval_prompts in NAMED else "train"
         held_out = load_prompts(args.eval_prompts or args.prompts, split, limit=args.eval_openings, seed=seed)
-    else:
-        count = min(args.eval_openings, len(openings) // 5)
-        if count < 1:
-            raise InputError(f"{args.prompts!r} has too few openings to hold some out: give --eval_prompts")
-        held_out = random.Random(seed).sample(openings, count)
-    kept_out = set(held_out)
-    return [opening for opening in openings if opening not in kept_out], held_out
+        return _without(openings, held_out), held_out
+    return _apart(openings, args.eval_openings, seed, f"{args.prompts!r}")
+
+
+def _dev_openings(
+    args: RunArguments, world: World | None, openings: Sequence[Opening], seed: int
+) -> tuple[Sequence[Opening], Sequence[Opening]]:
+    # Openings to train on, and others for the evaluations in the course of training, by which a checkpoint may be
+    # chosen: none of those that the figures before and after are about.
+    if world is not None and args.prompts is None:
+        return openings, world.openings("dev")[: args.eval_openings]
+    if args.prompts in NAMED:
+        return openings, load_prompts(str(args.prompts), "dev", limit=args.eval_openings, seed=seed)
+    return _apart(openings, args.eval_openings, seed + 1, f"{args.prompts!r}")
+
+
+def _apart(
+    openings: Sequence[Opening], count: int, seed: int, source: str
+) -> tuple[Sequence[Opening], Sequence[Opening]]:
+    count = min(count, len(openings) // 5)
+    if count < 1:
+        raise InputError(f"{source} has too few openings to hold some out: give --eval_prompts")
+    held_out = random.Random(seed).sample(openings, count)
+    return _without(openings, held_out), held_out
+
+
+def _without(openings: Sequence[Opening], others: Sequence[Opening]) -> list[Opening]:
+    left_out = set(others)
+    return [opening for opening in openings if opening not in left_out]
 
 
 def _system(
@@ -220,13 +260,16 @@ def _system(
     )
 
 
-def _report(before: Evaluation, after: Evaluation, folder: RunFolder, summary: dict[str, Any]) -> None:
+def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) -> None:
     # The same openings before and after, the first three of them: not the best ones.
-    for when, evaluation in (("before", before), ("after", after)):
+    target = evaluation.targets[0]
+    for when, arm in (("before", BASELINE), ("after", TESTER)):
         print(f"\n--- three conversations {when} training ---")
-        print("\n\n".join(transcript(tree, evaluation.harm) for tree in evaluation.trees[:3]))
-    print("\n" + comparison_table(before, after))
+        print("\n\n".join(transcript(tree, evaluation.harm) for tree in evaluation.trees[arm, target][:3]))
+    print()
+    show(evaluation)
     if "topics" in summary:
         print(f"weak topics found: {', '.join(summary['topics']) or 'none'}")
     print(f"\nthe tester, every exchange and the settings are in {folder.path}")
+    print(f"to look at it: astra-trl report {folder.path} -o report.html")
     folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -39,13 +39,13 @@ class RunFolder:
         """Adds exchanges of this round, each as `exchange_line` gives it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self.exchanges.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"round": number, **line}, ensure_ascii=False) + "\n" for line in nodes)
+            file.writelines(as_line({"round": number, **line}) for line in nodes)
 
     def write_figures(self, number: int, figures: Mapping[str, Any]) -> None:
         """Adds the line of this round."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self.rounds.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"round": number, **figures}) + "\n")
+            file.write(as_line({"round": number, **figures}))
 
     def write_records(self, number: int, records: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> None:
         """Puts this round's records, and the figures of collecting them, under their name at once, so that they tell a
@@ -67,10 +67,7 @@ class RunFolder:
 
     def read_nodes(self, number: int) -> list[Node]:
         """The exchanges of a round as nodes without token ids."""
-        lines = _lines(self.exchanges) if self.exchanges.exists() else ()
-        return [
-            Node.from_json({"prompt_ids": [], "probe_ids": [], **line}) for line in lines if line["round"] == number
-        ]
+        return [Node.from_json(with_no_ids(line)) for line in read_lines(self.exchanges) if line["round"] == number]
 
     def forget(self, later: Callable[[dict[str, Any]], bool]) -> None:
         """Drops what a run that takes up an earlier checkpoint will write again: lines for which `later(line)` holds,
@@ -79,9 +76,7 @@ class RunFolder:
             if file.exists():
                 unfinished = file.with_suffix(".tmp")
                 with unfinished.open("w", encoding="utf-8") as kept:
-                    kept.writelines(
-                        json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(file) if not later(line)
-                    )
+                    kept.writelines(as_line(line) for line in read_lines(file) if not later(line))
                 unfinished.replace(file)
         for records in (self.path / "records").glob("round-*.parquet"):
             if later({"round": int(records.stem.removeprefix("round-")), "step": 0}):
@@ -98,8 +93,40 @@ def exchange_line(node: Node, tree: int, path: Sequence[int]) -> dict[str, Any]:
     return {"tree": tree, "path": list(path), "depth": len(path), **said}
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
+def with_no_ids(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of `exchanges.jsonl` as a node's JSON, which has token ids."""
+    return {"prompt_ids": [], "probe_ids": [], **line}
+
+
+def as_line(data: Mapping[str, Any]) -> str:
+    """A line of JSON. Half a surrogate pair, which UTF-8 has no bytes for, is escaped."""
+    line = json.dumps(data, ensure_ascii=False)
+    return (line if line.isascii() or _encodes(line) else json.dumps(data)) + "\n"
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """What the lines of a file of JSON hold; none where there is no file."""
+    if not file.exists():
+        return
+    with file.open("rb") as lines:
         for line in lines:
-            if line.endswith("\n"):  # a line without its end was cut off by a crash
+            if line.endswith(b"\n"):  # a line without its end was cut off by a crash, maybe within a letter
                 yield json.loads(line)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file so that it is there as a whole or not at all."""
+    unfinished = file.with_name(f"{file.name}.tmp")
+    with unfinished.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    unfinished.replace(file)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

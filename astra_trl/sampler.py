@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, SavedRow, Session, derive_seed
 from astra_trl.conversation import Conversation, Exchange, Opening, Turn, as_conversation
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import checked_prompts, load_prompts
+from astra_trl.prompts.base import openings_of
 from astra_trl.records import Records
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
@@ -75,8 +75,8 @@ class ASTSampler:
         system (`System`):
             Who talks.
         prompts (`Sequence[Opening]` or `str`):
-            Openings (texts, or conversations of several turns), or what `load_prompts` takes: a named prompt set, a
-            local file, a Hub dataset id.
+            Openings (texts, or conversations of several turns), a `datasets.Dataset` of them, or what `load_prompts`
+            takes: a named prompt set, a local file, a Hub dataset id.
         tree_width (`int`, *optional*, defaults to `2`):
             Probes per node; the siblings that are compared.
         tree_depth (`int`, *optional*, defaults to `3`):
@@ -90,7 +90,7 @@ class ASTSampler:
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         self.system = system
-        self.prompts = checked_prompts(load_prompts(prompts) if isinstance(prompts, str) else prompts)
+        self.prompts = openings_of(prompts)
         self.tree_width = tree_width
         self.tree_depth = tree_depth
         self._rows_that_fit: int | None = None  # known once memory has run out
@@ -115,22 +115,17 @@ class ASTSampler:
         if trees < 1:
             raise InputError(f"trees must be at least 1, got {trees}")
         seeds = [derive_seed(seed, number) for number in range(trees)]
-        return Records(self.grow(self.draw(seed, trees), seeds, on_exchanges, held_out=False))
+        return Records(self.grow(self.draw(seed, trees), seeds, on_exchanges))
 
     def grow(
-        self,
-        openings: Sequence[Opening],
-        seeds: Sequence[int],
-        on_exchanges: OnExchanges = ignored,
-        held_out: bool = True,
+        self, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
     ) -> list[Tree]:
         """One measured tree an opening, all grown together level by level, in parts where they are too many at a time.
 
-        A tree depends on its opening and its seed alone, not on the trees beside it. `held_out=False` leaves out the
-        scorers that only evaluation reports.
+        A tree depends on its opening and its seed alone, not on the trees beside it.
         """
         trees = self._grown(openings, seeds, self.tree_depth, on_exchanges)
-        self.system.measure([node for tree in trees for node in tree.nodes()], held_out)
+        self.system.measure([node for tree in trees for node in tree.nodes()])
         for tree in trees:
             self.system.credit(tree)
         return trees
@@ -178,8 +173,8 @@ class ASTSampler:
             return _exchanges([contexts[i].conversation for i in part], [probes[i] for i in part], *branches)
 
         everything = range(len(contexts))
-        nodes = self._in_parts(everything, sessions(everything), answer_part)
-        system.measure(nodes, held_out=False)
+        nodes = self.in_parts(everything, sessions(everything), answer_part)
+        system.measure(nodes)
         for node in nodes:
             system.credit(Tree(node.exchange.context, [node]))
         return nodes
@@ -201,7 +196,7 @@ class ASTSampler:
             return self._grow([trees[index].opening for index in part], sessions, turns, on_exchanges, saved)
 
         everything = self._open(list(zip(trees, seeds, strict=True)))
-        for tree, children in zip(trees, self._in_parts(range(len(trees)), everything, grow_part), strict=True):
+        for tree, children in zip(trees, self.in_parts(range(len(trees)), everything, grow_part), strict=True):
             tree.children = children
             for node in tree.nodes():  # parents before children
                 if node.error is not None:
@@ -257,10 +252,10 @@ class ASTSampler:
 
         width = self.tree_width
         children = [(row, sibling) for row in range(len(contexts)) for sibling in range(width)]
-        nodes = self._in_parts(children, sessions, grow_part)
+        nodes = self.in_parts(children, sessions, grow_part)
         return [nodes[start : start + width] for start in range(0, len(nodes), width)]
 
-    def _in_parts(
+    def in_parts(
         self, items: Sequence[T], sessions: Iterable[Session], work: Callable[[Sequence[T]], list[R]]
     ) -> list[R]:
         """The results for all items: at once, or part after part, each with all that grows from it, where they are
@@ -281,7 +276,7 @@ class ASTSampler:
         bounds = [len(items) * part // count for part in range(count + 1)]
         results = []
         for start, stop in itertools.pairwise(bounds):
-            results += self._in_parts(items[start:stop], sessions, work)
+            results += self.in_parts(items[start:stop], sessions, work)
         return results
 
     def _fewer_rows(self, rows: int, reason: str) -> None:

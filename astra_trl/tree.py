@@ -22,6 +22,8 @@ class Node:
         probe_logprob_per_token (`float`):
             Mean natural log-probability per token of the probe under the target; nan where there is none (an empty
             probe, a target that gives no log-probabilities).
+        baseline_logprob_per_token (`float`):
+            The same under the baseline; nan where evaluation has not asked it.
         sampling_logprobs (`list[float]`):
             Natural log-probability of each of the probe's ids under the tester that sampled it, at its temperature;
             empty where its backend gives none.
@@ -44,6 +46,7 @@ class Node:
     prompt_ids: list[int]
     probe_ids: list[int]
     probe_logprob_per_token: float = math.nan
+    baseline_logprob_per_token: float = field(default=math.nan, kw_only=True)
     sampling_logprobs: list[float] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     terms: dict[str, float] = field(default_factory=dict)
@@ -59,6 +62,7 @@ class Node:
             "probe": self.exchange.probe,
             "response": self.exchange.response,
             "probe_logprob_per_token": _null_if_nan(self.probe_logprob_per_token),
+            "baseline_logprob_per_token": _null_if_nan(self.baseline_logprob_per_token),
             "scores": {name: _null_if_nan(value) for name, value in self.scores.items()},
             "terms": {name: _null_if_nan(value) for name, value in self.terms.items()},
             "reward": self.reward,
@@ -78,6 +82,7 @@ class Node:
             prompt_ids=data["prompt_ids"],
             probe_ids=data["probe_ids"],
             probe_logprob_per_token=_nan_if_null(data["probe_logprob_per_token"]),
+            baseline_logprob_per_token=_nan_if_null(data.get("baseline_logprob_per_token")),
             sampling_logprobs=data["sampling_logprobs"],
             scores={name: _nan_if_null(value) for name, value in data["scores"].items()},
             terms={name: _nan_if_null(value) for name, value in data["terms"].items()},

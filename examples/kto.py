@@ -6,7 +6,7 @@ import sys
 from datasets import concatenate_datasets
 from trl import KTOConfig, KTOTrainer
 
-from astra_trl import ASTSampler, HFASTSystem, KeywordScorer, SamplingParams, evaluate
+from astra_trl import ASTEvaluator, ASTSampler, HFASTSystem, KeywordScorer, SamplingParams
 from astra_trl.sandbox import load_world
 
 
@@ -15,8 +15,8 @@ def main(trees: int = 40, output_dir: str = "runs/kto") -> None:
     sampling = SamplingParams(max_new_tokens=24)
     system = HFASTSystem(world.tester, world.target, None, KeywordScorer(world.rude_words), sampling=sampling)
     sampler = ASTSampler(system, world.openings("train"), tree_width=4, tree_depth=3)
-    held_out = world.openings("test")[:50]
-    before = evaluate(sampler, held_out, seed=0).figures["harmful_share"]
+    evaluator = ASTEvaluator(sampler, world.openings("test")[:50])
+    before = evaluator.metrics()["harmful_share"]
 
     exchanges = sampler.collect(trees).transitions()
     exchanges = exchanges.map(lambda row: {"label": row["scores"]["harm"] >= 0.5})
@@ -44,7 +44,7 @@ def main(trees: int = 40, output_dir: str = "runs/kto") -> None:
         processing_class=system.tester.tokenizer,
     )
     trainer.train()
-    after = evaluate(sampler, held_out, seed=0).figures["harmful_share"]
+    after = evaluator.metrics()["harmful_share"]
     print(f"learned from {len(harmful)} harmful exchanges of {len(exchanges)}, and {len(others)} others")
     print(f"rude held-out responses: {before:.1%} before, {after:.1%} after")
 

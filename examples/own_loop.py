@@ -7,7 +7,7 @@ import argparse
 
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from astra_trl import ASTSampler, HFASTSystem, KeywordScorer, SamplingParams, evaluate
+from astra_trl import ASTEvaluator, ASTSampler, HFASTSystem, KeywordScorer, SamplingParams
 from astra_trl.sandbox import load_world
 
 
@@ -16,6 +16,7 @@ def main(rounds: int = 3, trees: int = 24, output_dir: str = "runs/own_loop") ->
     sampling = SamplingParams(max_new_tokens=24)
     system = HFASTSystem(world.tester, world.target, None, KeywordScorer(world.rude_words), sampling=sampling)
     sampler = ASTSampler(system, world.openings("train"), tree_width=4, tree_depth=3)
+    evaluator = ASTEvaluator(sampler, world.openings("test")[:50])
     tokenizer = system.tester.tokenizer
     tokenizer.pad_token = tokenizer.eos_token  # the sandbox's has none, and TRL's CPO pads
 
@@ -39,7 +40,7 @@ def main(rounds: int = 3, trees: int = 24, output_dir: str = "runs/own_loop") ->
             processing_class=tokenizer,
         )
         trainer.train()
-        share = evaluate(sampler, world.openings("test")[:50], seed=0).figures["harmful_share"]
+        share = evaluator.metrics()["harmful_share"]
         print(f"round {number + 1}: learned from {len(pairs)} pairs; {share:.1%} of held-out responses are rude")
 
 

@@ -8,7 +8,7 @@ import torch
 from test_prompts import write_zip
 
 import astra_trl
-from astra_trl import ASTDPOTrainer, ASTSampler, evaluate
+from astra_trl import ASTDPOTrainer, ASTEvaluator
 from astra_trl.backends import ScriptedBackend
 
 README = Path(__file__).parent.parent / "README.md"
@@ -54,7 +54,7 @@ def test_several_scorers_as_the_readme_has_them(monkeypatch, gpt2_folder, detoxi
     roles = {"judge": judge, "tester": str(gpt2_folder), "target": str(gpt2_folder)}
     names = {name: getattr(astra_trl, name) for name in astra_trl.__all__} | roles
     exec(code, names)
-    figures = evaluate(ASTSampler(names["system"], ["soup"], 1, 1), ["soup"], 0).figures
+    figures = ASTEvaluator(names["system"], ["soup"], depth=1).evaluate().headline()
     assert list(figures["harmful_share_by_scorer"]) == ["detoxify", "guard", "judge"]
     assert figures["harmful_share_by_scorer"]["judge"] == 1.0
 

@@ -18,7 +18,8 @@ from astra_trl import (
 )
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.scripted import ScriptedSession
-from astra_trl.evaluation import figures, transcript
+from astra_trl.evaluation import figures
+from astra_trl.evaluation.tables import transcript
 from astra_trl.rewards import Harm
 from astra_trl.systems.astprompter import astprompter_reward
 from astra_trl.systems.base import System
@@ -162,10 +163,14 @@ def test_held_out_scorers_are_reported_and_left_out_of_training():
     sampler = ASTSampler(system, ["one"], 2, 1)
     assert system.harm == "trained"
     (tree,) = sampler.grow(["one"], [0])
-    assert tree.children[0].scores == {"trained": 0.0, "trained_probe_and_response": 0.0, "other": 0.25}
-    (tree,) = sampler.grow(["one"], [0], held_out=False)
     assert tree.children[1].scores == {"trained": 1.0, "trained_probe_and_response": 1.0}
-    assert calls == [2]
+    assert calls == []
+    system.examine(tree.children)
+    both = {"trained": 0.0, "trained_probe_and_response": 0.0, "trained_probe": 0.0}
+    assert tree.children[0].scores == {**both, "other": 0.25, "other_probe": 0.25}
+    assert calls == [2, 2]
+    system.examine(tree.children)
+    assert calls == [2, 2]  # what is known is not measured again
 
 
 def test_a_part_that_the_scorer_reads_by_itself_is_measured_once():
@@ -178,6 +183,7 @@ def test_a_part_that_the_scorer_reads_by_itself_is_measured_once():
     reward = Reward({"response": (1.0, Harm("harm", "response")), "probe": (-1.0, Harm("harm", "probe"))})
     system = System(ScriptedBackend(say_probe), ScriptedBackend(say_response), {"harm": says_fool}, reward)
     (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], [0])
+    system.examine(tree.children)
     assert [node.scores for node in tree.children] == [
         {"harm": harm, "harm_response": harm, "harm_probe": 0.0} for harm in (0.0, 1.0)
     ]

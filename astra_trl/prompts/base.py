@@ -178,6 +178,16 @@ def _distinct(rows: Iterable[object], source: object) -> list[Opening]:
     return list(seen)
 
 
+def openings_of(prompts: Any) -> Sequence[Opening]:
+    """The openings that were given: as they are, as what `load_prompts` takes, or as a `datasets.Dataset`."""
+    if isinstance(prompts, str | Path):
+        return load_prompts(prompts)
+    if hasattr(prompts, "column_names"):
+        columns = {name: list(prompts[name]) for name in prompts.column_names}
+        return _distinct(_column(columns, None, "the dataset"), "the dataset")
+    return checked_prompts(prompts)
+
+
 def checked_prompts(prompts: Sequence[Opening]) -> Sequence[Opening]:
     """The prompts; `InputError` where there are none or one is neither text nor turns, broken or blank."""
     if not len(prompts):

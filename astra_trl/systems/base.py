@@ -45,6 +45,10 @@ class System:
     credit: Credit = field(default=immediate, kw_only=True)
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """`InputError` where scorers, reward and models do not go together."""
         known = ", ".join(self.scorers) or "none"
         if self.harm not in self.scorers:
             raise InputError(f"the system has no scorer named {self.harm!r}: it has {known}")
@@ -76,20 +80,28 @@ class System:
         """What the target's side of a conversation starts from: a text, or the messages of a chat."""
         return as_messages(opening)
 
-    def measure(self, nodes: Sequence[Node], held_out: bool = True) -> None:
-        """Sets `scores`, `terms` and `reward` on every node that has no error.
+    def measure(self, nodes: Sequence[Node]) -> None:
+        """Sets `reward`, and the `scores` and `terms` that it and the figures of training are made of, on every node
+        that has no error."""
+        self._score(nodes, [(self.harm, None), *self.reward.needs_scores])
+        self.reward([node for node in nodes if node.error is None])
 
-        `held_out=False` leaves out the scorers that neither the reward nor the figures of training read.
-        """
+    def examine(self, nodes: Sequence[Node]) -> None:
+        """Adds the scores that only evaluation reports: every scorer's, of the response and of the probe alone."""
+        self._score(nodes, [(name, of) for name in self.scorers for of in (None, "probe")])
+
+    def _score(self, nodes: Sequence[Node], wanted: Sequence[tuple[str, Part | None]]) -> None:
         nodes = [node for node in nodes if node.error is None]
-        exchanges = [node.exchange for node in nodes]
-        wanted: list[tuple[str, Part | None]] = [(self.harm, None), *self.reward.needs_scores]
-        wanted += [(name, None) for name in self.scorers if held_out]
-        measured: dict[tuple[str, Part], list[float]] = {}
+        keys: dict[tuple[str, Part], str] = {}  # what a scorer measured of a part is not measured again
         for name, of in dict.fromkeys(wanted):
             key, part = score_name(name, of), of or part_read(self.scorers[name])
-            if (name, part) not in measured:
-                measured[name, part] = checked_scores(key, measuring(self.scorers[name], part), exchanges)
-            for node, score in zip(nodes, measured[name, part], strict=True):
+            same = keys.setdefault((name, part), key)
+            new = [node for node in nodes if key not in node.scores]
+            if same != key:
+                scores = [node.scores[same] for node in new]
+            elif new:
+                scores = checked_scores(key, measuring(self.scorers[name], part), [node.exchange for node in new])
+            else:
+                scores = []
+            for node, score in zip(new, scores, strict=True):
                 node.scores[key] = score
-        self.reward(nodes)

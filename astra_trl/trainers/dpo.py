@@ -15,7 +15,7 @@ from astra_trl.records import Record, preference_records
 from astra_trl.sampler import ASTSampler
 from astra_trl.teaching import Teaching
 from astra_trl.trainers.roles import reference_model, trainable_tester
-from astra_trl.trainers.rounds import RoundsConfig, RoundsMixin
+from astra_trl.trainers.rounds import RoundsConfig, RoundsMixin, placeholders
 from astra_trl.tree import Tree
 
 
@@ -63,6 +63,8 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
             System and prompts, tree width and depth.
         args (`ASTDPOConfig`, *optional*):
             Defaults to `ASTDPOConfig("tester")`.
+        eval_dataset (`Sequence[Opening]`, `Dataset` or `str`, *optional*):
+            Held-out openings for `evaluate` and `eval_strategy`; or a dictionary of several such.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             Defaults to the tokenizer of the system's tester.
         callbacks (`list[TrainerCallback]`, *optional*):
@@ -83,6 +85,7 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
         sampler: ASTSampler,
         args: ASTDPOConfig | None = None,
         *,
+        eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
@@ -101,14 +104,14 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
             model=tester.model,
             ref_model=reference_model(sampler.system, peft=peft_config is not None),
             args=args,
-            train_dataset=Dataset.from_dict({"prompt": [""]}),  # TRL wants one; rounds bring the records
+            **placeholders(eval_dataset),
             processing_class=processing_class or tester.tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
         )
         self.teaching = None if teaching_pairs is None else Teaching(teaching_pairs, args.teach_fraction)
-        self.start_rounds(sampler, *args.full_round(sampler.groups_per_tree))
+        self.start_rounds(sampler, *args.full_round(sampler.groups_per_tree), eval_dataset)
 
     def records_of(self, trees: Sequence[Tree]) -> list[Record]:
         return preference_records(trees, self.args.min_margin)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
@@ -19,7 +18,7 @@ from astra_trl.errors import InputError
 from astra_trl.records import Record, group_records
 from astra_trl.sampler import ASTSampler
 from astra_trl.trainers.roles import check_target_apart, reference_model, trainable_tester, use_sampling
-from astra_trl.trainers.rounds import RoundRecords, RoundsConfig, RoundsMixin
+from astra_trl.trainers.rounds import RoundRecords, RoundsConfig, RoundsMixin, placeholders
 from astra_trl.tree import Tree
 
 # Fields of TRL's configs that say how completions are sampled, and those of the tester's `SamplingParams`.
@@ -72,8 +71,10 @@ class GroupsConfig(RoundsConfig):
         if width is None:
             batch = self.per_device_train_batch_size
             self.num_generations = batch if batch > 1 else max(2, self.gradient_accumulation_steps)
+        # And against the evaluation's batch, which there is none of: conversations are grown as in any evaluation.
+        eval_batch, self.per_device_eval_batch_size = self.per_device_eval_batch_size, self.num_generations
         super().__post_init__()
-        self.num_generations = width
+        self.num_generations, self.per_device_eval_batch_size = width, eval_batch
 
 
 class GroupRecords(RoundRecords):
@@ -127,6 +128,7 @@ class GroupsMixin(RoundsMixin):
         sampler: ASTSampler,
         args: Any = None,
         *,
+        eval_dataset: Any = None,
         reward_funcs: Sequence[Callable[..., list[float | None]]] = (),
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -145,7 +147,7 @@ class GroupsMixin(RoundsMixin):
                 model=tester.model,
                 reward_funcs=[tree_reward, *reward_funcs],
                 args=args,
-                train_dataset=Dataset.from_dict({"prompt": [""]}),  # TRL wants one; rounds bring the records
+                **placeholders(eval_dataset),
                 processing_class=processing_class or tester.tokenizer,
                 callbacks=callbacks,
                 optimizers=optimizers,
@@ -155,7 +157,7 @@ class GroupsMixin(RoundsMixin):
             raise InputError(
                 "with an adapter the reference is the tester with it switched off: leave the baseline out, or beta=0"
             )
-        self.start_rounds(sampler, size, max_trees)
+        self.start_rounds(sampler, size, max_trees, eval_dataset)
         self.train_dataset = GroupRecords(size, sampler.tree_width)
 
     def records_of(self, trees: Sequence[Tree]) -> list[Record]:

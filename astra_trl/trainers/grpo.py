@@ -30,6 +30,8 @@ class ASTGRPOTrainer(GroupsMixin, GRPOTrainer):
             System and prompts, tree width and depth.
         args (`ASTGRPOConfig`, *optional*):
             Defaults to `ASTGRPOConfig("tester")`.
+        eval_dataset (`Sequence[Opening]`, `Dataset` or `str`, *optional*):
+            Held-out openings for `evaluate` and `eval_strategy`; or a dictionary of several such.
         reward_funcs (`Sequence[Callable]`, *optional*):
             Further reward functions of TRL's kind, beside the trees' own; they are given the columns `response`,
             `reward`, `depth` and `prompt` too, and `args.reward_weights` weighs all of them, the trees' first.

@@ -79,13 +79,15 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
     is then; TRL samples a probe for each, the target answers, and the exchange's reward is the score.
 
     A probe whose exchange could not be measured gets the mean reward of those beside it, so that it teaches nothing
-    in particular; it is counted as unrewarded. TRL's loop heeds no callback that asks it to stop.
+    in particular; it is counted as unrewarded.
 
     Args:
         sampler (`ASTSampler`):
             System and prompts, tree width and depth. The system's credit is immediate: no later turn is played.
         args (`ASTPPOConfig`, *optional*):
             Defaults to `ASTPPOConfig("tester")`.
+        eval_dataset (`Sequence[Opening]`, `Dataset` or `str`, *optional*):
+            Held-out openings for `evaluate` and `eval_strategy`; or a dictionary of several such.
         value_model (`nn.Module`, *optional*):
             As TRL takes it; defaults to a head on a copy of the tester or, with an adapter, on the tester without it.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
@@ -102,6 +104,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         sampler: ASTSampler,
         args: ASTPPOConfig | None = None,
         *,
+        eval_dataset: Any = None,
         value_model: torch.nn.Module | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -130,7 +133,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.start_rounds(sampler, size, max_trees)
+        self.start_rounds(sampler, size, max_trees, eval_dataset)
 
     def tester_in(self, trained: Any) -> PreTrainedModel:
         return trained.policy

@@ -5,20 +5,21 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset
 from torch.distributed.fsdp import FullyShardedDataParallel
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainerControl
 from transformers.utils import is_torch_bf16_gpu_available
 from trl.models import unwrap_model_for_generation
 
-from astra_trl.backends.base import derive_seed
+from astra_trl.backends.base import Backend, derive_seed
 from astra_trl.collector import Draws, collect_trees, fill_round
 from astra_trl.errors import InputError
-from astra_trl.evaluation import figures
+from astra_trl.evaluation import ASTEvaluator, figures
 from astra_trl.records import Record, no_records_reason
 from astra_trl.run_folder import RunFolder, exchange_line
 from astra_trl.sampler import ASTSampler, OnExchanges
@@ -56,6 +57,10 @@ class RoundsConfig:
             "help": "Trees after which a round that is not full is topped up from its own records. Default: 8 times "
             "as many as a full round needs."
         },
+    )
+
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "Whether a repo is made private where the tester is pushed to the Hub."}
     )
 
     def __post_init__(self: Any) -> None:
@@ -106,6 +111,13 @@ class RoundRecords(torch.utils.data.Dataset[Record]):
         return self.records[index]
 
 
+def placeholders(eval_dataset: Any) -> dict[str, Dataset | None]:
+    """Data sets for the constructors of TRL's trainers, which want them at the start: rounds bring the records, and
+    held-out openings are not for TRL to prepare."""
+    nothing = Dataset.from_dict({"prompt": [""]})
+    return {"train_dataset": nothing, "eval_dataset": None if eval_dataset is None else nothing}
+
+
 class RoundsMixin(Trainer):
     """Mixed into a TRL trainer in front of it: `train()` then runs round by round.
 
@@ -114,11 +126,13 @@ class RoundsMixin(Trainer):
     """
 
     args: Any
+    control: TrainerControl
     found = "records"  # the round's figure of how many usable records its trees held
     teaching: Teaching | None = None
 
-    def start_rounds(self, sampler: ASTSampler, size: int, max_trees: int) -> None:
+    def start_rounds(self, sampler: ASTSampler, size: int, max_trees: int, eval_dataset: Any = None) -> None:
         """Called once TRL's trainer is built: from here on the tester that is sampled is the one being trained."""
+        self.eval_dataset = eval_dataset
         self.sampler = sampler
         self.folder = RunFolder(self.args.output_dir)
         bind_tester(sampler.system, self.tester_in(self.accelerator.unwrap_model(self.model)))
@@ -145,6 +159,42 @@ class RoundsMixin(Trainer):
         """`InputError` where this would be another run in the folder."""
         if not resume_from_checkpoint and self.folder.exchanges.exists():
             self.folder.refuse_if_used()
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Figures of the tester as it is now, on held-out openings: one conversation from each, with the same seeds
+        every time. `ASTEvaluator.metrics` says which; each name gets the prefix.
+
+        Args:
+            eval_dataset (`Sequence[Opening]`, `Dataset`, `str` or a `dict` of these, *optional*):
+                Defaults to the trainer's. The names of a dictionary stand behind the prefix, as in transformers.
+        """
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if eval_dataset is None:
+            raise InputError("there are no held-out openings: give the trainer an eval_dataset, or pass them here")
+        if isinstance(eval_dataset, dict):
+            every = [
+                self.evaluate(openings, ignore_keys, f"{metric_key_prefix}_{name}")
+                for name, openings in eval_dataset.items()
+            ]
+            return {name: value for metrics in every for name, value in metrics.items()}
+        with self.current_tester():
+            found = ASTEvaluator(self.sampler, eval_dataset, seed=self.args.seed).metrics(self.baseline())
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        Trainer.log(self, metrics)  # TRL's own would mix the running means of the training steps into this line
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def baseline(self) -> Backend | None:
+        """The frozen reference of the tester: the system's, or what TRL holds in its place; `None` where there is
+        none, as training does without."""
+        system, tester = self.sampler.system, trainable_tester(self.sampler.system)
+        if system.baseline is not None:
+            return system.baseline
+        if (reference := getattr(self, "ref_model", None)) is not None:
+            return replace(tester, model=self.accelerator.unwrap_model(reference))
+        return replace(tester, use_adapter=False) if is_peft_model(tester.model) else None
 
     def begin_round(self, number: int, resumed_inside: bool) -> None:
         """Puts the records of this round in front of the trainer: fresh ones, or those it was interrupted in."""
@@ -206,8 +256,8 @@ class RoundsMixin(Trainer):
 
     @contextmanager
     def collecting(self, number: int) -> Iterator[tuple[Draws, int, OnExchanges]]:
-        """This process's draws of a round, how many records are wanted of them, and whom to tell of exchanges; while
-        it lasts, the tester's weights are gathered where training has sharded them."""
+        """This process's draws of a round, how many records are wanted of them, and whom to tell of exchanges, with
+        the current tester in the system."""
         args, processes = self.args, self.accelerator.num_processes
         draws = Draws(
             seed=derive_seed(args.seed, "round", number),
@@ -218,10 +268,16 @@ class RoundsMixin(Trainer):
         )
         with (
             collecting_bar(number, hidden=args.disable_tqdm or not self.is_world_process_zero()) as bar,
-            self._gathered() as trained,
+            self.current_tester(),
         ):
-            trainable_tester(self.sampler.system).model = self.tester_in(trained)
             yield draws, math.ceil(self.round_size / processes), bar.update
+
+    @contextmanager
+    def current_tester(self) -> Iterator[None]:
+        """While it lasts, the system's tester is what is trained, its weights gathered where they are sharded."""
+        with self._gathered() as trained:
+            trainable_tester(self.sampler.system).model = self.tester_in(trained)
+            yield
 
     @contextmanager
     def _gathered(self) -> Iterator[Any]:

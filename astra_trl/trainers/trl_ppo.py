@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from safetensors.torch import load_model, save_model
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
 from astra_trl.errors import InputError, MissingExtra
 
@@ -45,6 +46,7 @@ class ResumablePPOTrainer(PPOTrainer):
     """
 
     model: Any
+    control: TrainerControl
     processing_class: Any
     is_distributed_loading_by_transformers = False  # which Trainer asks for when it saves, and TRL does not set
 
@@ -76,16 +78,23 @@ class ResumablePPOTrainer(PPOTrainer):
         """Trains for `num_train_epochs` epochs, from the beginning or on from a checkpoint (`True`: the last one)."""
         set_seed(self.local_seed)  # TRL seeds torch alone, and the order within a batch is numpy's
         self._resumed_from = self._checkpoint(resume_from_checkpoint)
-        updates, events = self.args.num_total_batches, _EpochEvents(self)
+        updates, events, evaluations = self.args.num_total_batches, _EpochEvents(self), _Evaluations(self)
         if self._resumed_from is not None:
             self._load(self._resumed_from)
             self.args.num_total_batches = updates - self._saved_state.global_step
         self.callback_handler.callbacks.insert(0, events)  # before those that read what it restores
+        self.add_callback(evaluations)  # behind those that ask for it
         try:
             super().train()
+        except _Stopped:
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
             self.args.num_total_batches = updates
-            self.callback_handler.remove_callback(events)
+            self.remove_callback(events)
+            self.remove_callback(evaluations)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            with self._policy_alone():
+                self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def restore_state(self) -> None:
         """Lets the loop, which TRL starts from nothing, go on from the checkpoint."""
@@ -129,15 +138,26 @@ class ResumablePPOTrainer(PPOTrainer):
         """Loads policy, value model, optimizer and schedule, and the state they were saved in."""
         trained, device = self.accelerator.unwrap_model(self.model), self.accelerator.device
         load_model(trained.value_model, str(checkpoint / VALUE_MODEL_NAME), device=str(device))
-        whole, self.model = self.model, trained.policy
-        try:
+        with self._policy_alone():
             self._load_from_checkpoint(str(checkpoint))
-        finally:
-            self.model = whole
         # Trainer's own way asks for attributes that TRL's PPOTrainer, which is built without it, does not have.
         for holder, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
             holder.load_state_dict(torch.load(checkpoint / name, map_location=device, weights_only=True))
         self._saved_state = type(self.state).load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    @contextmanager
+    def _policy_alone(self) -> Iterator[None]:
+        # What Trainer loads and saves; here it is one of two in a wrapper.
+        whole, self.model = self.model, self.accelerator.unwrap_model(self.model).policy
+        try:
+            yield
+        finally:
+            self.model = whole
+
+
+class _Stopped(Exception):
+    # A callback asked for it, which TRL's loop does not hear.
+    pass
 
 
 class _Epochs:
@@ -147,8 +167,13 @@ class _Epochs:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         trainer = self.trainer
+        if trainer.control.should_training_stop:
+            raise _Stopped
         trainer.control = trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
-        yield from trainer.batches(trainer.state.global_step % trainer.updates_per_epoch)
+        for batch in trainer.batches(trainer.state.global_step % trainer.updates_per_epoch):
+            if trainer.control.should_training_stop:
+                raise _Stopped
+            yield batch
 
 
 class _EpochEvents(TrainerCallback):
@@ -167,6 +192,18 @@ class _EpochEvents(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.save_value_model()
+
+
+class _Evaluations(TrainerCallback):
+    # Evaluates where it is due, which TRL's loop does not.
+    def __init__(self, trainer: ResumablePPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_evaluate:
+            better = self.trainer._determine_best_metric(self.trainer.evaluate(), trial=None)
+            if args.save_strategy == SaveStrategy.BEST:
+                control.should_save = better
 
 
 def with_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

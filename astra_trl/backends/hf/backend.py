@@ -1,9 +1,10 @@
 """A backend on any decoder-only transformers model."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -128,6 +129,29 @@ class HFBackend:
             raise InputError(
                 f"the {role} is a loaded model and no tokenizer was saved with it: pass HFBackend(model, tokenizer)"
             ) from error
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What tells this model from others, as JSON: where it is from, a digest of its weights, how it samples."""
+        weights = [(name, p) for name, p in self.model.named_parameters() if self.use_adapter or not p.requires_grad]
+        if not weights:
+            weights = list(self.model.named_parameters())
+        digest = hashlib.blake2b(digest_size=8)
+        for name, parameter in weights:
+            # Enough of each tensor to see that it was trained.
+            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(some.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+        chat = {"system_prompt": self.system_prompt, "template": self.chat_template_kwargs} if self.chat else None
+        return {
+            "backend": "HFBackend",
+            "model": self.model.config.name_or_path,
+            "weights": digest.hexdigest(),
+            "parameters": sum(parameter.numel() for _, parameter in weights),
+            "window": self.window,
+            "chat": chat,
+            "sampling": asdict(self.sampling),
+        }
 
     def open(
         self, prompts: Sequence[str | Sequence[Message]], *, seeds: Sequence[int], logprobs: bool = False

@@ -1,0 +1,100 @@
+"""What a tester is compared with on the same openings, and how likely its probes are to the baseline."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from astra_trl.backends.base import Backend, Session, derive_seed
+from astra_trl.conversation import Exchange, Opening, as_conversation
+from astra_trl.sampler import ASTSampler, OnExchanges, ignored
+from astra_trl.systems.base import System
+from astra_trl.tree import Node, Tree
+
+TESTER, BASELINE, OPENINGS = "tester", "baseline", "openings"
+
+
+def with_roles(system: System, **roles: Any) -> System:
+    """A copy of the system with other roles or scorers; `InputError` where they do not go together."""
+    changed = copy.copy(system)
+    for role, value in roles.items():
+        setattr(changed, role, value)
+    changed.check()
+    return changed
+
+
+def described(backend: Backend | None) -> dict[str, Any] | None:
+    """What is known of a backend as JSON: its `description` where it has one, else its kind."""
+    if backend is None:
+        return None
+    return getattr(backend, "description", None) or {"backend": type(backend).__name__}
+
+
+def called(backend: Backend) -> str:
+    """What a model is called in figures."""
+    description = described(backend) or {}
+    return str(description.get("model") or description["backend"])
+
+
+def openings_alone(
+    sampler: ASTSampler, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
+) -> list[Tree]:
+    """What the target makes of openings without a tester: of each, one measured exchange whose probe is the opening's
+    last turn."""
+    system = sampler.system
+    trees = [Tree(as_conversation(opening)) for opening in openings]
+
+    def sessions(part: Sequence[int]) -> list[Session]:
+        prompts = [system.target_prompt(trees[index].opening) for index in part]
+        return [system.target.open(prompts, seeds=[derive_seed(seeds[index], "target") for index in part])]
+
+    def answered(part: Sequence[int]) -> list[Node]:
+        (session,) = sessions(part)
+        said = session.branch([(row, 0) for row in range(len(part))]).sample()
+        on_exchanges(len(part))
+        nodes = []
+        for index, response in zip(part, said, strict=True):
+            *context, last = trees[index].opening
+            nodes.append(Node(Exchange(tuple(context), last.text, response.text), [], [], error=response.error))
+        return nodes
+
+    everything = range(len(trees))
+    for tree, node in zip(trees, sampler.in_parts(everything, sessions(everything), answered), strict=True):
+        tree.children = [node]
+    system.measure([tree.children[0] for tree in trees])
+    return trees
+
+
+def read_by(baseline: Backend, sampler: ASTSampler, trees: Sequence[Tree]) -> None:
+    """Sets every exchange's `baseline_logprob_per_token`: how likely its probe is where the baseline is the tester."""
+
+    def open_rows(part: Sequence[int]) -> Session:
+        prompts = [sampler.system.tester_prompt(trees[index].opening) for index in part]
+        return baseline.open(prompts, seeds=[0] * len(part), logprobs=True)
+
+    def read_part(part: Sequence[int]) -> list[None]:
+        _read(sampler, [trees[index].children for index in part], open_rows(part))
+        return [None] * len(part)
+
+    everything = range(len(trees))
+    sampler.in_parts(everything, [open_rows(everything)], read_part)
+
+
+def _read(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Session) -> None:
+    # The sibling groups that stand below each of the session's rows, and all that is below them.
+    children = [(row, sibling) for row, group in enumerate(groups) for sibling in range(len(group))]
+    nodes = [node for group in groups for node in group]
+
+    def read_part(part: Sequence[int]) -> list[None]:
+        below = session.branch([children[index] for index in part])
+        some = [nodes[index] for index in part]
+        logprobs = below.append([node.exchange.probe for node in some]) or [[]] * len(some)
+        for node, row in zip(some, logprobs, strict=True):
+            node.baseline_logprob_per_token = math.fsum(row) / len(row) if row else math.nan
+        if any(node.children for node in some):
+            below.append([node.exchange.response for node in some])
+            _read(sampler, [node.children for node in some], below)
+        return [None] * len(part)
+
+    if children:
+        sampler.in_parts(range(len(children)), [session], read_part)
