@@ -5,7 +5,6 @@ A recipe gives nothing but its defaults: `main({...})`.
 
 import json
 import os
-import random
 import sys
 import time
 import warnings
@@ -17,25 +16,22 @@ import yaml
 from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config
 
-from astra_trl.arguments import RunArguments, parse
-from astra_trl.backends.base import Backend, SamplingParams
-from astra_trl.backends.hf import HFBackend
-from astra_trl.conversation import Opening
+from astra_trl.arguments import parse
+from astra_trl.backends.base import Backend
+from astra_trl.building import build_system, dev_openings, openings_and_held_out
+from astra_trl.dry_run import dry_run
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.tables import show, transcript
-from astra_trl.prompts.base import NAMED, load_prompts
+from astra_trl.flags import RunArguments
 from astra_trl.prompts.teaching import load_teaching_pairs
-from astra_trl.rewards import Backup, immediate
 from astra_trl.run_folder import RunFolder
 from astra_trl.sampler import ASTSampler
-from astra_trl.sandbox import World, load_world
-from astra_trl.scorers import KeywordScorer
-from astra_trl.scorers.named import ScorerArguments, build_scorers
-from astra_trl.systems.astprompter import HFASTSystem, astprompter_reward
+from astra_trl.sandbox import load_world
+from astra_trl.scorers.named import ScorerArguments
 from astra_trl.trainers import trainer_classes
 from astra_trl.tree import Tree
 
@@ -62,7 +58,7 @@ def run(
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning)
     folder = RunFolder(training_args.output_dir)
     resume = _resume_from(training_args)
-    if not resume:
+    if not (resume or args.dry_run):
         folder.refuse_if_used()
     PartialState().wait_for_everyone()
 
@@ -70,13 +66,17 @@ def run(
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(scorer_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     world = load_world(None if args.world == "embedded" else args.world) if args.world else None
-    openings, held_out = _openings(args, world, training_args.seed)
+    openings, held_out = openings_and_held_out(args, world, training_args.seed)
     eval_dataset = None
     if training_args.eval_strategy != "no":
-        openings, eval_dataset = _dev_openings(args, world, openings, training_args.seed)
+        openings, eval_dataset = dev_openings(args, world, openings, training_args.seed)
+    if args.dry_run:
+        if PartialState().is_main_process:
+            print(dry_run(args, scorer_args, training_args, model_args, algorithm, openings))
+        return {}
     _, trainer_class = trainer_classes(algorithm)
     teaching = _teaching(args, training_args, algorithm)
-    system = _system(args, scorer_args, training_args, model_args, world)
+    system = build_system(args, scorer_args, training_args, model_args, world)
     sampler = ASTSampler(system, openings, args.tree_width, args.tree_depth)
     peft_config = get_peft_config(model_args)
     trainer = trainer_class(sampler, training_args, eval_dataset=eval_dataset, peft_config=peft_config, **teaching)
@@ -148,116 +148,6 @@ def _resume_from(training_args: Any) -> str | bool | None:
             f"resume_from_checkpoint {resume!r} is no folder: give a checkpoint's, or 'true' for the last one"
         )
     return resume
-
-
-def _openings(args: RunArguments, world: World | None, seed: int) -> tuple[Sequence[Opening], Sequence[Opening]]:
-    # Openings to train on and held-out ones, with none in both.
-    if args.eval_openings < 1:
-        raise InputError(f"eval_openings must be at least 1, got {args.eval_openings}")
-    if world is not None and args.prompts is None:
-        return world.openings("train"), world.openings("test")[: args.eval_openings]
-    if args.prompts is None:
-        raise InputError(f"no prompts: give --prompts with one of {', '.join(NAMED)}, a file or a Hub dataset id")
-    openings = load_prompts(args.prompts, column=args.prompts_column)
-    if args.eval_prompts is not None or args.prompts in NAMED:
-        split = "test" if args.eval_prompts is None or args.eval_prompts in NAMED else "train"
-        held_out = load_prompts(args.eval_prompts or args.prompts, split, limit=args.eval_openings, seed=seed)
-        return _without(openings, held_out), held_out
-    return _apart(openings, args.eval_openings, seed, f"{args.prompts!r}")
-
-
-def _dev_openings(
-    args: RunArguments, world: World | None, openings: Sequence[Opening], seed: int
-) -> tuple[Sequence[Opening], Sequence[Opening]]:
-    # Openings to train on, and others for the evaluations in the course of training, by which a checkpoint may be
-    # chosen: none of those that the figures before and after are about.
-    if world is not None and args.prompts is None:
-        return openings, world.openings("dev")[: args.eval_openings]
-    if args.prompts in NAMED:
-        return openings, load_prompts(str(args.prompts), "dev", limit=args.eval_openings, seed=seed)
-    return _apart(openings, args.eval_openings, seed + 1, f"{args.prompts!r}")
-
-
-def _apart(
-    openings: Sequence[Opening], count: int, seed: int, source: str
-) -> tuple[Sequence[Opening], Sequence[Opening]]:
-    count = min(count, len(openings) // 5)
-    if count < 1:
-        raise InputError(f"{source} has too few openings to hold some out: give --eval_prompts")
-    held_out = random.Random(seed).sample(openings, count)
-    return _without(openings, held_out), held_out
-
-
-def _without(openings: Sequence[Opening], others: Sequence[Opening]) -> list[Opening]:
-    left_out = set(others)
-    return [opening for opening in openings if opening not in left_out]
-
-
-def _system(
-    args: RunArguments,
-    scorer_args: ScorerArguments,
-    training_args: Any,
-    model_args: ModelConfig,
-    world: World | None,
-) -> HFASTSystem:
-    tester = args.tester or model_args.model_name_or_path or (world.tester if world else None)
-    target = args.target or (world.target if world else None)
-    if tester is None or target is None:
-        raise InputError(f"no {'target' if tester else 'tester'}: give a Hub id or folder with --tester and --target")
-    if model_args.model_revision != "main" and {target, args.baseline or tester} != {tester}:
-        raise InputError(
-            "--model_revision would hold for all models, and they differ: download that revision's folder"
-        )
-    sampling = SamplingParams(
-        max_new_tokens=args.max_new_tokens,
-        min_new_tokens=args.min_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        repetition_penalty=args.repetition_penalty,
-    )
-    model_init_kwargs = {
-        "dtype": model_args.dtype,
-        "attn_implementation": model_args.attn_implementation,
-        "revision": model_args.model_revision,
-        "trust_remote_code": training_args.trust_remote_code,
-        "quantization_config": get_quantization_config(model_args),
-        **(training_args.model_init_kwargs or {}),
-    }
-    training_args.model_init_kwargs = None  # used up here: TRL gets a loaded model and would warn of them
-    model_init_kwargs = {key: value for key, value in model_init_kwargs.items() if value is not None}
-    scorers = build_scorers(scorer_args, None if world is None else KeywordScorer(world.rude_words))
-    tester_model: str | HFBackend = tester
-    target_model: str | HFBackend = target
-    fields: dict[str, Any] = {
-        "sampling": sampling,
-        "max_length": args.max_length,
-        "max_rows": args.max_rows,
-        "cache_bytes": args.cache_bytes,
-    }
-    if model_args.use_peft and target == tester:
-        # One copy of the weights: with the adapter off, the tester is its own target and baseline.
-        tester_model = HFBackend.from_pretrained(tester, role="tester", model_init_kwargs=model_init_kwargs, **fields)
-        target_model = tester_model
-    reward = astprompter_reward(
-        next(iter(scorers)),
-        probe_and_response_weight=args.probe_and_response_weight,
-        likelihood_weight=args.likelihood_weight,
-        probe_weight=args.probe_weight,
-        length_weight=args.length_weight,
-        non_repeating_weight=args.non_repeating_weight,
-        combine=args.combine,  # type: ignore[arg-type]  # the parser's choices
-    )
-    return HFASTSystem(
-        tester_model,
-        target_model,
-        args.baseline,
-        scorers,
-        reward=reward,
-        credit=Backup(args.credit_gamma) if args.credit == "backup" else immediate,
-        model_init_kwargs=model_init_kwargs,
-        **fields,
-    )
 
 
 def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) -> None:

@@ -1,33 +1,12 @@
 """Trains the sandbox's tiny tester with GRPO on a laptop's CPU: `python recipes/grpo_sandbox.py`.
 
-`--world DIR` takes another world, written by `python -m astra_trl.sandbox build`.
+The same as `astra-trl sandbox run --algorithm grpo`. `--world DIR` takes another world, of `astra-trl sandbox build`.
 """
 
 from astra_trl.run import main
+from astra_trl.sandbox.defaults import SANDBOX
 
-DEFAULTS = {
-    "world": "embedded",
-    "output_dir": "runs/grpo_sandbox",
-    "seed": 0,
-    "tree_width": 4,
-    "tree_depth": 3,
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "num_train_epochs": 10,  # rounds
-    "trees_per_round": 7,
-    "max_rows": 512,  # so small a model is fastest with all conversations of a turn at once
-    "learning_rate": 5e-4,
-    "lr_scheduler_type": "linear",
-    "per_device_train_batch_size": 32,
-    # As they are: a group without harm differs in likelihood alone, and scaled by its spread that would count as much.
-    "scale_rewards": "none",
-    "beta": 0.02,
-    "gradient_checkpointing": False,
-    "dataloader_pin_memory": False,
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-}
+DEFAULTS = SANDBOX["grpo"]  # tree_width 4, tree_depth 3, trees_per_round 7, learning_rate, ...
 
 if __name__ == "__main__":
     main(DEFAULTS, algorithm="grpo")

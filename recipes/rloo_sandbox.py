@@ -1,31 +1,12 @@
 """Trains the sandbox's tiny tester with RLOO on a laptop's CPU: `python recipes/rloo_sandbox.py`.
 
-`--world DIR` takes another world, written by `python -m astra_trl.sandbox build`.
+The same as `astra-trl sandbox run --algorithm rloo`. `--world DIR` takes another world, of `astra-trl sandbox build`.
 """
 
 from astra_trl.run import main
+from astra_trl.sandbox.defaults import SANDBOX
 
-DEFAULTS = {
-    "world": "embedded",
-    "output_dir": "runs/rloo_sandbox",
-    "seed": 0,
-    "tree_width": 4,
-    "tree_depth": 3,
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "num_train_epochs": 10,  # rounds
-    "trees_per_round": 7,
-    "max_rows": 512,  # so small a model is fastest with all conversations of a turn at once
-    "learning_rate": 5e-4,
-    "lr_scheduler_type": "linear",
-    "per_device_train_batch_size": 32,
-    "beta": 0.02,
-    "gradient_checkpointing": False,
-    "dataloader_pin_memory": False,
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-}
+DEFAULTS = SANDBOX["rloo"]  # tree_width 4, tree_depth 3, trees_per_round 7, learning_rate, ...
 
 if __name__ == "__main__":
     main(DEFAULTS, algorithm="rloo")

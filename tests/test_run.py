@@ -11,8 +11,9 @@ import yaml
 from conftest import make_llama, make_tokenizer
 from stand_ins import save_classifier
 
-from astra_trl import DetoxifyScorer, Exchange
+from astra_trl import DetoxifyScorer, Evaluation, Exchange
 from astra_trl.arguments import parse
+from astra_trl.report import markdown_report, write_report
 from astra_trl.run import main
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -156,6 +157,14 @@ def test_a_whole_run(arguments, tmp_path, capsys):
     assert sum(line.startswith(" opening: ") for line in shown) == 6  # three before and three after
     assert any("turn 2" in line for line in shown)
 
+    evaluation = Evaluation.read(folder / "evaluation" / "evaluation.json")
+    assert evaluation.headline("baseline")["harmful_share"] == summary["harmful_share_before"]
+    assert evaluation.headline("tester")["harmful_share"] == summary["harmful_share_after"]
+    share = f"{summary['harmful_share_after']:.1%}"
+    assert share in markdown_report([folder]) and f"Harmful in {share} of responses" in markdown_report([folder])
+    page = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Good morning" in page and "Log-ratio" in page
+
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     assert settings["tree_width"] == 2
     assert settings["model_init_kwargs"] == {"low_cpu_mem_usage": True}
@@ -230,10 +239,10 @@ def test_an_output_folder_with_another_run_is_refused(arguments, capsys):
 
 
 def test_held_out_openings_are_none_that_are_trained_on(prompts):
-    from astra_trl.run import _openings
+    from astra_trl.building import openings_and_held_out
 
     args, *_ = parse({}, ["--prompts", prompts, "--eval_openings", "5"])
-    train, held_out = _openings(args, None, seed=0)
+    train, held_out = openings_and_held_out(args, None, seed=0)
     assert (len(train), len(held_out)) == (25, 5)
     assert not set(train) & set(held_out)
 

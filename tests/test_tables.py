@@ -9,7 +9,8 @@ from test_evaluation import TESTER, embed, harm, make_sampler, make_tester
 
 from astra_trl import ASTEvaluator, ASTPrompterSystem, KeywordScorer
 from astra_trl.backends import ScriptedBackend
-from astra_trl.evaluation.tables import show, summary, transcript, transfer
+from astra_trl.backends.listed import ListedBackend
+from astra_trl.evaluation.tables import further, show, summary, transcript, transfer
 
 
 def printed(*parts, width=80) -> list[str]:
@@ -80,6 +81,18 @@ def test_several_targets_make_a_table_of_transfer():
     assert lines[0].split()[-3:] == ["tester", "untrained", "alone"]
     assert lines[1].split()[0] == "T1" and lines[1].split()[1] == "0.0"
     assert lines[2].split()[0] == "T9" and lines[2].split()[1] == "100.0"
+
+
+def test_further_testers_have_a_line_each():
+    listed = ListedBackend(["talk about coffee 0.1"], "mine.txt")
+    evaluation = ASTEvaluator(make_sampler(), list(TESTER), bootstrap=20).evaluate({"mine": listed})
+    share, more = (evaluation.figure("harmful_share/harm", *which) for which in (("mine",), ("tester", None, "mine")))
+    line = printed(further(evaluation))[1].split()
+    assert line[0] == "mine" and line[1] == f"{100 * share.value:.1f}" and line[3] == f"{100 * more.value:+.1f}"
+    assert "mine" not in printed(summary(evaluation))[0]
+    out = io.StringIO()
+    show(evaluation, Console(file=out, width=80, highlight=False))
+    assert "compared with" in out.getvalue() and max(map(len, out.getvalue().splitlines())) <= 80
 
 
 def test_hostile_names_and_texts_stay_text():

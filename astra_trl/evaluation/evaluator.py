@@ -152,11 +152,10 @@ class ASTEvaluator:
         if baseline is not None and not baseline.gives_logprobs:
             baseline = None
         about = {} if alone else {"tester": described(roles["tester"]), "baseline": described(baseline)}
-        self._arms[arm, name] = {
-            "arm": arm,
-            "target": name,
-            "description": {**about, "target": described(roles["target"])},
-        }
+        about["target"] = described(roles["target"])
+        if any(known["description"]["target"] != about["target"] for known in self._arms_against(name)):
+            raise InputError(f"two targets are called {name!r}: give one of the folders another name")
+        self._arms[arm, name] = {"arm": arm, "target": name, "description": about}
         if self.folder is not None:
             self.folder.begin(self._arms[arm, name], replace)
         trees: list[Tree] = []
@@ -208,6 +207,9 @@ class ASTEvaluator:
         if self.folder is not None:
             self.folder.finish(evaluation.to_json())
         return evaluation
+
+    def _arms_against(self, target: str) -> list[dict[str, Any]]:
+        return [arm for (_, name), arm in self._arms.items() if name == target]
 
     def _statistics(self, trees: Sequence[Tree]) -> dict[str, Statistic]:
         return statistics(

@@ -19,15 +19,15 @@ Line = tuple[str, str, float, int]  # label, figure, factor, digits
 
 
 def summary(evaluation: Evaluation, target: str | None = None) -> Table:
-    """The tester's figures with 95% intervals, those it is compared with, and the paired difference to the untrained
-    tester; a column for each further arm.
+    """The tester's figures with 95% intervals, those of the untrained tester and of the openings alone, and the paired
+    difference to the untrained tester.
 
     A figure stands here only beside that of the untrained tester, or where there is none of the openings alone.
     """
     arms = evaluation.arms_of(target)
     main = next((arm for arm in (TESTER, *arms) if arm in arms and arm not in (BASELINE, OPENINGS)), None)
     against = next((arm for arm in (BASELINE, OPENINGS) if arm in arms and main), None)
-    others = [arm for arm in dict.fromkeys((OPENINGS, BASELINE, *arms)) if arm in arms and arm != main]
+    others = [arm for arm in (OPENINGS, BASELINE) if arm in arms]
     table = _table(f"{evaluation.settings['openings']} held-out openings", [*others, *([main] if main else [])])
     if against:
         table.add_column("difference", justify="right")
@@ -45,6 +45,25 @@ def summary(evaluation: Evaluation, target: str | None = None) -> Table:
     return table
 
 
+def further(evaluation: Evaluation, target: str | None = None) -> Table:
+    """A line for each further arm: what it finds, and how much more the tester does."""
+    harm, under = evaluation.harm, evaluation.settings["likelihood_under"]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("compared with", no_wrap=True, max_width=20)
+    for column in ("harmful responses %", "tester's more", "log-prob.", "self-BLEU"):
+        table.add_column(column, justify="right")
+    for arm in _further_arms(evaluation, target):
+        name = f"harmful_share/{harm}"
+        table.add_row(
+            Text(visible(arm)),
+            _with_interval(evaluation.figure(name, arm, target), 100, 1),
+            _with_interval(evaluation.figure(name, TESTER, target, arm), 100, 1, signed=True),
+            _number(evaluation.figure(f"probe_logprob_per_token/{under}", arm, target).value, 1, 2),
+            _number(evaluation.figure("self_bleu/successful_probes", arm, target).value, 1, 2),
+        )
+    return table
+
+
 def transfer(evaluation: Evaluation) -> Table:
     """The harmful share of every arm against every target."""
     arms = list(dict.fromkeys(arm["arm"] for arm in evaluation.arms))
@@ -58,8 +77,10 @@ def transfer(evaluation: Evaluation) -> Table:
 def show(evaluation: Evaluation, console: Console | None = None) -> None:
     """Prints the figures of an evaluation, those of the first target in full."""
     parts: list[Table | Text] = [summary(evaluation)]
+    if TESTER in evaluation.arms_of() and _further_arms(evaluation):
+        parts += [Text(), further(evaluation)]
     if len(evaluation.targets) > 1:
-        parts.append(transfer(evaluation))
+        parts += [Text(), transfer(evaluation)]
     under = evaluation.settings["likelihood_under"]
     notes = [f"In brackets: 95% bootstrap intervals. Log-probabilities: natural, under the {under}."]
     if any(arm["arm"] == OPENINGS for arm in evaluation.arms):
@@ -86,6 +107,10 @@ def transcript(tree: Tree, harm: str = "harm") -> str:
         )
         for speaker, text in lines
     )
+
+
+def _further_arms(evaluation: Evaluation, target: str | None = None) -> list[str]:
+    return [arm for arm in evaluation.arms_of(target) if arm not in CALLED]
 
 
 def _table(title: str, arms: Sequence[str]) -> Table:

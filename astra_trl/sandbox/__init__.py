@@ -53,12 +53,12 @@ class World:
 
 
 def load_world(path: str | Path | None = None) -> World:
-    """The world in a folder that `python -m astra_trl.sandbox build` wrote; without a path, the embedded one."""
+    """The world in a folder that `astra-trl sandbox build` wrote; without a path, the embedded one."""
     path = EMBEDDED_WORLD if path is None else Path(path)
     if missing := [name for name in ("world.json", "tester", "target") if not (path / name).exists()]:
         raise InputError(
             f"'{path}' is not a sandbox world, it has no {', '.join(missing)}: "
-            "write one with `python -m astra_trl.sandbox build --output DIR`"
+            "write one with `astra-trl sandbox build --output DIR`"
         )
     try:
         world = json.loads((path / "world.json").read_text(encoding="utf-8"))

@@ -2,10 +2,12 @@
 
 import hashlib
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,10 +134,14 @@ class HFBackend:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What tells this model from others, as JSON: where it is from, a digest of its weights, how it samples."""
-        weights = [(name, p) for name, p in self.model.named_parameters() if self.use_adapter or not p.requires_grad]
-        if not weights:
-            weights = list(self.model.named_parameters())
+        """What tells this model from others, as JSON: its Hub id or the end of its path, a digest of its weights, how
+        it samples."""
+        # Of an adapter that is switched off, nothing; what it may train tells nothing, as peft turns that on and off.
+        prefix = getattr(getattr(self.model, "base_model", None), "prefix", "prompt_encoder")
+        off = () if self.use_adapter else (f".{prefix}", ".modules_to_save.")
+        weights = [
+            (name, weight) for name, weight in self.model.named_parameters() if not any(part in name for part in off)
+        ]
         digest = hashlib.blake2b(digest_size=8)
         for name, parameter in weights:
             # Enough of each tensor to see that it was trained.
@@ -145,7 +151,7 @@ class HFBackend:
         chat = {"system_prompt": self.system_prompt, "template": self.chat_template_kwargs} if self.chat else None
         return {
             "backend": "HFBackend",
-            "model": self.model.config.name_or_path,
+            "model": _name(self.model.config.name_or_path),
             "weights": digest.hexdigest(),
             "parameters": sum(parameter.numel() for _, parameter in weights),
             "window": self.window,
@@ -312,3 +318,8 @@ class HFBackend:
 @lru_cache
 def _inputs(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
+
+
+def _name(name_or_path: str) -> str:
+    # Others may read it: where a folder lies on this machine, and whose it is, is not for them.
+    return "/".join(Path(name_or_path).parts[-2:]) if os.path.isdir(name_or_path) else name_or_path

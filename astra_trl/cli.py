@@ -1,0 +1,318 @@
+"""`astra-trl COMMAND`. Heavy imports stand inside commands: help is there at once."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from astra_trl import __version__
+from astra_trl.arguments import FlagParser, chosen, evaluate_parser, parse_evaluate, run_parser, underscored
+from astra_trl.errors import InputError
+from astra_trl.flags import TRAIN_GROUPS
+from astra_trl.sandbox.defaults import SANDBOX
+
+HELP = """\
+usage: astra-trl COMMAND [flags...]
+
+Train an LLM tester to find, in conversation, what makes a target LLM misbehave.
+
+commands:
+  train      train a tester against a target
+  evaluate   measure a tester on held-out openings
+  report     make one HTML page, or Markdown, of runs and evaluations
+  push       push a trained tester to the Hub
+  prompts    list, show and write down where conversations start
+  sandbox    train on a tiny world whose weaknesses are known; make another
+
+  --help     show this, or after a command the help of that command
+  --version  show the version
+
+examples:
+  astra-trl sandbox run
+  astra-trl train --tester openai-community/gpt2 \\
+      --target openai-community/gpt2 --prompts convokit-reddit
+  astra-trl report runs/dpo_sandbox -o report.html
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code: 1 where something given cannot be used, 2 where a command or a flag is
+    not known."""
+    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"astra-trl {__version__}")
+        return 0
+    if command not in COMMANDS:
+        _wrong(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}", "astra-trl")
+    try:
+        code = COMMANDS[command](rest)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
+    prog = " ".join(["astra-trl", *words])
+    if _asks_for_help(argv):
+        train_parser(words).print_help()
+        return 0
+    _, algorithm = chosen(argv, prog)
+    defaults = SANDBOX[algorithm] if words[0] == "sandbox" else {}
+    if "--help_all" in map(underscored, argv):
+        run_parser(defaults, algorithm, prog).print_help()
+        return 0
+
+    from astra_trl.launching import launch, split_launch_flags
+
+    parser = run_parser(defaults, algorithm, prog)
+    launch_flags, rest = split_launch_flags(argv, parser)
+    parser.add_argument("--config")
+    _, unknown = parser.parse_known_args(rest)
+    if unknown:
+        _wrong(f"unrecognized arguments: {' '.join(unknown)}", prog)
+    if launch_flags:
+        return launch(launch_flags, ["astra_trl.cli", *words, *rest])
+
+    from astra_trl import run
+
+    run.main(defaults, rest, algorithm)
+    return 0
+
+
+def train_parser(words: Sequence[str] = ("train",)) -> FlagParser:
+    """What prints the help of `train` and `sandbox run`; TRL's parser reads the flags."""
+    command = " ".join(["astra-trl", *words])
+    sandbox = SANDBOX["dpo"] if words[0] == "sandbox" else None
+    description = (
+        "Train the sandbox's tiny tester, about a minute on a laptop's CPU. Flags are\nthose of `astra-trl train`; "
+        "a line of JSON at the end sums up the run."
+        if sandbox
+        else "Train a tester to find what makes a target misbehave. Flags win over the file of\n--config, which wins "
+        "over the defaults; a run's own config.yaml starts it again."
+    )
+    examples = (
+        f"""\
+  {command}
+  {command} --algorithm grpo --num_train_epochs 5
+  {command} --world my_world --dry_run"""
+        if sandbox
+        else f"""\
+  {command} --tester openai-community/gpt2 \\
+      --target openai-community/gpt2 --prompts convokit-reddit \\
+      --scorer detoxify --output_dir runs/gpt2
+  {command} --algorithm grpo --config run.yaml --dry_run
+  {command} --config runs/gpt2/config.yaml --output_dir runs/again
+  {command} --num_processes 4 --config run.yaml"""
+    )
+    parser = FlagParser(
+        command,
+        usage=f"{command} [--config FILE] [flags...]",
+        description=description,
+        epilog=f"""\
+Every field of TRL's config for the algorithm is a flag too (--output_dir,
+--num_train_epochs, which are rounds, --trees_per_round, --learning_rate,
+--beta, --report_to, --push_to_hub, ...), and every field of its ModelConfig
+(--dtype, --use_peft, --lora_r, --load_in_4bit, ...): --help_all lists them.
+
+With any flag of `accelerate launch` (--num_processes, --mixed_precision,
+--config_file, ...) it starts the run in as many processes;
+--accelerate_config takes such a file, or the name of one that TRL brings
+(multi_gpu, fsdp2, zero3, ...).
+
+examples:
+{examples}
+""",
+    )
+    parser.add_argument("--help_all", action="store_true", help="list every flag, TRL's too, and exit")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file with any of the flags")
+    parser.add_groups(TRAIN_GROUPS, sandbox)
+    return parser
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    if _asks_for_help(argv):
+        evaluate_parser().print_help()
+        return 0
+    parse_evaluate(argv)  # here already, so that a wrong flag is told at once
+    from astra_trl import evaluate
+
+    evaluate.main(argv)
+    return 0
+
+
+def _report(argv: Sequence[str]) -> int:
+    parser = FlagParser(
+        "astra-trl report",
+        description="Make one HTML page, or Markdown, of runs and evaluations, side by side.",
+        epilog="""\
+examples:
+  astra-trl report runs/dpo_sandbox -o report.html
+  astra-trl report runs/dpo runs/grpo --format md > report.md
+""",
+    )
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="a run's output_dir or an evaluation's folder")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: report.html; Markdown goes to the terminal")
+    parser.add_argument("--format", choices=["html", "md"], help="default: by the file's name, else html")
+    args = parser.parse_args(list(argv))
+    from astra_trl import report
+
+    written = {".md": "md", ".markdown": "md"}.get(Path(args.output or "").suffix.lower(), "html")
+    try:
+        if (args.format or written) == "html":
+            print(f"wrote {report.write_report(args.folders, args.output or 'report.html')}")
+        elif args.output is None:
+            print(report.markdown_report(args.folders))
+        else:
+            Path(args.output).write_text(report.markdown_report(args.folders) + "\n", encoding="utf-8")
+            print(f"wrote {args.output}")
+    except OSError as error:
+        raise InputError(f"the report could not be written ({error}): give another file with -o") from error
+    return 0
+
+
+def _push(argv: Sequence[str]) -> int:
+    parser = FlagParser(
+        "astra-trl push",
+        description="Push a trained tester to the Hub with a model card and print its address. The\nrepository is "
+        "private and holds no conversations, unless you say so.",
+        epilog="""\
+Your token is read from the variable HF_TOKEN or from `hf auth login`.
+
+examples:
+  astra-trl push runs/dpo_gpt2
+  astra-trl push runs/dpo_gpt2 --repo_id me/tester --public
+""",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a run's output_dir or one of its checkpoints")
+    parser.add_argument("--repo_id", metavar="ID", help="default: the run's hub_model_id, or the folder's name")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+    parser.add_argument("--public", action="store_true", help="let everybody see the repository")
+    parser.add_argument("--push_transcripts", action="store_true", help="push the conversations too")
+    parser.add_argument("--commit_message", metavar="TEXT", help="what the commit is called")
+    args = parser.parse_args(list(argv))
+    from astra_trl import hub
+
+    url = hub.push(
+        args.folder,
+        args.repo_id,
+        private=not args.public,
+        push_transcripts=args.push_transcripts,
+        revision=args.revision,
+        commit_message=args.commit_message,
+    )
+    print(url)
+    return 0
+
+
+def _prompts(argv: Sequence[str]) -> int:
+    parser = FlagParser(
+        "astra-trl prompts",
+        description="List the named sets of openings, show what is in a set, or write one down.",
+        epilog="""\
+examples:
+  astra-trl prompts
+  astra-trl prompts show sandbox --split test --limit 3
+  astra-trl prompts build advbench --limit 100 -o advbench.jsonl
+""",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    show = commands.add_parser(
+        "show",
+        help="print some openings of a set, and how many there are",
+        description="Print some openings of a set, and how many there are.",
+        epilog="example:\n  astra-trl prompts show convokit-reddit --split test",
+    )
+    build = commands.add_parser(
+        "build",
+        help="write a set to a file that --prompts takes",
+        description="Write a set to a local file that --prompts takes.",
+        epilog="example:\n  astra-trl prompts build convokit-reddit --split dev -o dev.jsonl",
+    )
+    for command in (show, build):
+        command.add_argument("source", metavar="SOURCE", help="a named set, a file or a Hub dataset id")
+        command.add_argument("--split", default="train", metavar="NAME", help="train, dev or test (default: train)")
+        command.add_argument("--column", metavar="NAME", help="column that holds the openings")
+        command.add_argument("--seed", type=int, default=0, metavar="N", help="draws the openings (default: 0)")
+    show.add_argument("--limit", type=int, default=5, metavar="N", help="how many to print (default: 5)")
+    build.add_argument("--limit", type=int, metavar="N", help="how many to write (default: all)")
+    build.add_argument("-o", "--output", metavar="FILE", required=True, help="a .jsonl or .txt file")
+    build.add_argument("--force", action="store_true", help="write over a file that exists")
+    args = parser.parse_args(list(argv))
+    from astra_trl.prompts import load_prompts
+    from astra_trl.prompts.show import listed, shown, write_openings
+
+    if args.command is None:
+        print(f"{listed()}\n--prompts takes these, local files and Hub dataset ids; see --help.")
+    elif args.command == "show":
+        if args.limit < 0:
+            parser.error("--limit must be 0 or more")
+        print(shown(load_prompts(args.source, args.split, args.column), args.limit, args.seed))
+    else:
+        openings = load_prompts(args.source, args.split, args.column, args.limit, args.seed)
+        print(f"wrote {len(openings):,} openings to {write_openings(openings, args.output, args.force)}")
+    return 0
+
+
+def _sandbox(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "run":
+        return _train(argv[1:], ("sandbox", "run"))
+    from astra_trl.sandbox.__main__ import BUILD, add_build_flags, build, described
+
+    parser = FlagParser(
+        "astra-trl sandbox",
+        description="A tiny tester and a tiny target that is rude about a few topics, on a laptop.",
+        epilog="""\
+examples:
+  astra-trl sandbox run
+  astra-trl sandbox show --reveal
+  astra-trl sandbox build --seed 7 --weak apples,snow --output world7
+""",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("run", help="train the tester, about a minute on a CPU", add_help=False)
+    show = commands.add_parser(
+        "show",
+        help="print what a world is about",
+        description="Print what a world is about.",
+        epilog="example:\n  astra-trl sandbox show --world world7 --reveal",
+    )
+    show.add_argument("--world", metavar="DIR", help="a world's folder (default: the embedded one)")
+    show.add_argument("--reveal", action="store_true", help="tell what the target is rude about")
+    example = "example:\n  astra-trl sandbox build --seed 7 --weak apples,snow,soup,jazz --output world7"
+    add_build_flags(commands.add_parser("build", help="make another world", description=BUILD, epilog=example))
+    args = parser.parse_args(list(argv))
+    if args.command == "build":
+        build(args)
+    else:
+        print(described(args.world, args.reveal))
+    return 0
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return "-h" in argv or "--help" in argv
+
+
+def _wrong(message: str, prog: str) -> NoReturn:
+    FlagParser(prog).error(message)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "push": _push,
+    "prompts": _prompts,
+    "sandbox": _sandbox,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

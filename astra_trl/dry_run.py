@@ -1,0 +1,247 @@
+"""What a run would load and read, told before any weights are loaded.
+
+The text is a YAML file that `--config` reads: the settings, and all else as comments.
+"""
+
+import inspect
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from trl import ModelConfig, get_peft_config
+
+from astra_trl.backends.hf.cache import can_branch
+from astra_trl.conversation import Opening, as_conversation
+from astra_trl.errors import InputError
+from astra_trl.flags import TRAIN_GROUPS, RunArguments
+from astra_trl.prompts.base import sampled
+from astra_trl.sandbox import World, load_world
+from astra_trl.scorers.named import ScorerArguments
+from astra_trl.sizes import Loading, Role, adapter_parameters, empty_model, size_text, sized, tokenizer_of
+
+MOST_OPENINGS = 1000  # whose tokens are counted
+
+
+def dry_run(
+    args: RunArguments,
+    scorer_args: ScorerArguments,
+    training_args: Any,
+    model_args: ModelConfig,
+    algorithm: str,
+    openings: Sequence[Opening],
+) -> str:
+    """The settings as YAML, and as comments of at most 80 columns the models, the memory of their weights and the
+    tokens that they would read.
+
+    Raises `InputError` where a model's config or tokenizer cannot be had, naming the model.
+    """
+    world = load_world(None if args.world == "embedded" else args.world) if args.world else None
+    tester = args.tester or model_args.model_name_or_path or (world.tester if world else None)
+    target = args.target or (world.target if world else None)
+    if tester is None or target is None:
+        raise InputError(f"no {'target' if tester else 'tester'}: give a Hub id or folder with --tester and --target")
+    loading = Loading(
+        str((training_args.model_init_kwargs or {}).get("dtype", model_args.dtype) or "float32").removeprefix(
+            "torch."
+        ),
+        4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None,
+        model_args.model_revision,
+        training_args.trust_remote_code,
+    )
+    roles = _roles(args, training_args, model_args, algorithm, tester, target, loading)
+    roles |= _scorers(scorer_args, world)
+    loaded = sum(role.size_bytes for role in roles.values())
+    return "\n#\n".join(
+        [
+            _settings(args, scorer_args, training_args, model_args),
+            "\n".join(_comment(f"{name}: {role.told}") for name, role in roles.items()),
+            _comment(
+                f"weights: {size_text(loaded)} in each process. Gradients, the optimizer's state, activations and the "
+                "keys and values of conversations come on top."
+            ),
+            _reading(args, training_args, {"tester": tester, "target": target}, openings, loading),
+        ]
+    )
+
+
+# -- settings
+
+
+def _settings(args: RunArguments, scorer_args: ScorerArguments, training_args: Any, model_args: ModelConfig) -> str:
+    names = [name for owner, group in TRAIN_GROUPS.values() if owner is RunArguments for name in group]
+    own = {name: getattr(args, name) for name in names if name != "dry_run"}
+    default = asdict(ModelConfig())
+    models = {name: value for name, value in asdict(model_args).items() if value != default[name]}
+    theirs = {name: value for name, value in (_not_default(training_args) | models).items() if name not in own}
+    parts = {
+        "what is tested, and how trees grow": own,
+        "what measures harm": asdict(scorer_args),
+        "TRL's settings, where they are not its defaults": theirs,
+    }
+    text = ""
+    for title, part in parts.items():
+        if given := {name: value for name, value in part.items() if value is not None}:
+            text += f"# {title}\n" + yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=78)
+    return text.rstrip("\n")
+
+
+def _not_default(training_args: Any) -> dict[str, Any]:
+    # Without what the config makes of its other fields: that would stay behind where one of those is changed.
+    config_class = type(training_args)
+    default = config_class().to_dict()
+    given = {
+        name: value
+        for name, value in training_args.to_dict().items()
+        if value != default[name] and not name.endswith("_token")
+    }
+    for name in list(given):
+        others = {other: value for other, value in given.items() if other != name}
+        try:
+            if config_class(**others).to_dict()[name] == given[name]:
+                given = others
+        except ValueError:  # others need this one
+            continue
+    return given
+
+
+# -- models
+
+
+def _roles(
+    args: RunArguments,
+    training_args: Any,
+    model_args: ModelConfig,
+    algorithm: str,
+    tester: str,
+    target: str,
+    loading: Loading,
+) -> dict[str, Role]:
+    peft, same = model_args.use_peft, Role("the tester's weights with the adapter off")
+    roles = {"tester": sized(tester, "tester", loading)}
+    untrained = roles["tester"].size_bytes
+    if peft:
+        trained = adapter_parameters(tester, get_peft_config(model_args), loading)
+        told = f"{roles['tester'].told}; trained: {trained:,} more of an adapter"
+        roles["tester"] = Role(told, untrained + 4 * trained)  # peft keeps adapters in float32
+    else:
+        roles["tester"] = Role(f"{roles['tester'].told}; trained: all", untrained)
+    roles["target"] = same if peft and target == tester else sized(target, "target", loading)
+    if args.baseline is not None:
+        shared = args.baseline == target and roles["target"] is not same
+        roles["baseline"] = Role("the target's weights") if shared else sized(args.baseline, "baseline", loading)
+    elif peft:
+        roles["baseline"] = same
+    elif algorithm in ("grpo", "rloo") and not training_args.beta:
+        roles["baseline"] = Role("none, as beta is 0")
+    else:
+        roles["baseline"] = Role(f"a copy of the tester before training, {size_text(untrained)}", untrained)
+    if algorithm == "ppo":
+        copied = Role(f"a head on a copy of the tester, {size_text(untrained)}", untrained)
+        roles["value model"] = Role(f"a head on {same.told}") if peft else copied
+    return roles
+
+
+def _scorers(args: ScorerArguments, world: World | None) -> dict[str, Role]:
+    held_out = [] if args.held_out_scorers in (None, ["none"]) else list(args.held_out_scorers)
+    trained_on = _scorer(args.scorer, args) if world is None else Role(f"words ({', '.join(world.rude_words)})")
+    return {"scorer": trained_on} | {f"held-out scorer {spec}": _scorer(spec, args) for spec in held_out}
+
+
+def _scorer(spec: str, args: ScorerArguments) -> Role:
+    kind, _, what = spec.partition(":")
+    if kind == "keyword":
+        return Role(f"words ({what or ', '.join(args.keywords or ())})")
+    if kind == "judge" and args.judge_base_url:
+        return Role(f"judge {what} at {args.judge_base_url}: no weights here")
+    if kind == "detoxify":
+        told = f"detoxify {what or 'original'}, {args.detoxify_category}"
+        if args.detoxify_config_path is None:
+            return Role(f"{told}: not counted, some 0.5 GB")
+        model = sized(args.detoxify_config_path, "scorer detoxify", Loading("float32"), classifies=True)
+        return Role(f"{told}: {model.told}", model.size_bytes)
+    if kind == "llama_guard" and not what:
+        from astra_trl.scorers.llama_guard import LlamaGuardScorer
+
+        what = inspect.signature(LlamaGuardScorer).parameters["model_id"].default
+    if not what or kind not in ("llama_guard", "judge", "classifier"):
+        raise InputError(f"scorer {spec!r} names no model or is none: see --scorer in --help")
+    model = sized(what, f"scorer {kind}", Loading(args.scorer_dtype), classifies=kind == "classifier")
+    return Role(f"{kind}: {model.told}", model.size_bytes)
+
+
+# -- tokens
+
+
+def _reading(
+    args: RunArguments, training_args: Any, models: dict[str, str], openings: Sequence[Opening], loading: Loading
+) -> str:
+    width, depth = args.tree_width, args.tree_depth
+    if min(width, depth) < 1:
+        raise InputError(f"tree_width and tree_depth must be at least 1, got {width} and {depth}")
+    groups = sum(width**turn for turn in range(depth))
+    exchanges, said = groups * width, args.max_new_tokens + 1  # and the new line between utterances
+    records, most_trees = training_args.full_round(groups, _batch(training_args, width))
+    trees, rounds = max(training_args.trees_per_round, math.ceil(records / groups)), training_args.num_train_epochs
+    lines = [
+        _comment(
+            f"a round of {records} {training_args.unit}s takes {trees} trees or more, of {exchanges} exchanges each "
+            f"(tree_width {width}, tree_depth {depth}). Each token passes through each model once, so that {trees} "
+            "trees are at most so many tokens, trees x (opening + exchanges x (probe + response)):"
+        )
+    ]
+    least, most, notes = [], [], []
+    for role, source in models.items():
+        config = empty_model(source, role, loading.revision, loading.trust_remote_code).config
+        native = getattr(config.get_text_config(), "max_position_embeddings", None)
+        window = min(n for n in (native, args.max_length, math.inf) if n is not None)
+        opening = _opening_tokens(tokenizer_of(source, role, loading), openings, window - args.max_new_tokens)
+        tree = opening + exchanges * 2 * said
+        lines.append(f"#   {role}: {trees} x ({opening:.1f} + {exchanges} x ({said} + {said})) = {trees * tree:,.0f}")
+        held_out = 2 * args.eval_openings * (opening + depth * 2 * said)  # with the untrained tester and the trained
+        held_out += args.eval_openings * (opening + said) if role == "target" else 0  # and the openings alone
+        least.append(f"{rounds * trees * tree + held_out:,.0f} ({role})")
+        most.append(f"{rounds * most_trees * tree + held_out:,.0f} ({role})")
+        if not can_branch(config):
+            notes.append(f" The {role}'s cache cannot be branched: it is fed again at each turn, which is much more.")
+        elif opening + depth * 2 * said > window:
+            notes.append(f" Conversations outgrow the {role}'s window of {window} tokens and are then fed again.")
+    return "\n".join(
+        [
+            *lines,
+            _comment(
+                f"{rounds:g} rounds, and the figures before and after on {args.eval_openings} openings, are at most "
+                f"{' and '.join(least)} tokens. A round that {trees} trees do not fill grows up to {most_trees}; if "
+                f"all did, it would be {' and '.join(most)}. Training on what was found comes on top." + "".join(notes)
+            ),
+        ]
+    )
+
+
+def _batch(training_args: Any, width: int) -> int:
+    # The records that a round's number is a multiple of, as the trainers have it.
+    if training_args.unit == "group":
+        return max(1, training_args.generation_batch_size // width)
+    if training_args.unit == "context":
+        per_process = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+        return per_process * PartialState().num_processes
+    return 1
+
+
+def _opening_tokens(tokenizer: Any, openings: Sequence[Opening], most: float) -> float:
+    counts = []
+    for opening in sampled(list(openings), MOST_OPENINGS, seed=0):
+        texts = [turn.text for turn in as_conversation(opening)]
+        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        counts.append(min(most, sum(len(utterance) + 1 for utterance in ids)))
+    return fmean(counts)
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(
+        text.strip(), 80, initial_indent="# ", subsequent_indent="#   ", break_long_words=False, break_on_hyphens=False
+    )

@@ -1,0 +1,133 @@
+"""A whole evaluation, as `astra-trl evaluate` does it: arguments, models, every arm against every target, figures."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from tqdm.auto import tqdm
+from transformers.utils import find_adapter_config_file
+from transformers.utils import logging as transformers_logging
+
+from astra_trl.arguments import parse_evaluate
+from astra_trl.backends.base import Backend
+from astra_trl.backends.hf import HFBackend
+from astra_trl.backends.listed import ListedBackend
+from astra_trl.building import backend_fields, loading_kwargs, openings_and_held_out, reward_of
+from astra_trl.conversation import Opening
+from astra_trl.errors import InputError
+from astra_trl.evaluation import ASTEvaluator, Evaluation
+from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
+from astra_trl.evaluation.tables import show
+from astra_trl.flags import EvaluateArguments, LoadArguments, RunArguments
+from astra_trl.prompts.base import NAMED, load_prompts
+from astra_trl.prompts.files import local_file
+from astra_trl.sandbox import World, load_world
+from astra_trl.scorers import KeywordScorer
+from astra_trl.scorers.named import ScorerArguments, build_scorers
+from astra_trl.systems.astprompter import HFASTSystem
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates with these flags; prints one line and exits with 1 on bad input."""
+    try:
+        evaluate(*parse_evaluate(argv))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadArguments) -> Evaluation:
+    """Measures the tester and what it is compared with, prints the figures and leaves them in `output_dir`."""
+    transformers_logging.disable_progress_bar()
+    if args.tester is None or not args.target:
+        raise InputError("an evaluation needs a tester and a target: give --tester and --target")
+    world = load_world(None if args.world == "embedded" else args.world) if args.world else None
+    run = _of_run(args)
+    openings = _held_out(args, run, world)
+    scorers = build_scorers(scorer_args, None if world is None else KeywordScorer(world.rude_words))
+    models = _Models(args, load)
+    tester = models.tester(args.tester)
+    baseline = None if args.baseline in (None, "none") else models.frozen("baseline", args.baseline)
+    arms: dict[str, Backend] = {TESTER: tester}
+    if baseline is not None:
+        arms[BASELINE] = baseline
+    arms |= {name: _further(models, name, what) for name, what in args.arms.items()}
+    first, *others = args.target
+    reward = reward_of(run, next(iter(scorers)))
+    system = HFASTSystem(tester, models.frozen("target", first), baseline, scorers, reward=reward)
+    output_dir = Path(args.output_dir or f"evaluation-{Path(args.tester).name}")
+    evaluator = ASTEvaluator(
+        system,
+        openings,
+        width=args.width,
+        depth=args.depth,
+        threshold=args.threshold,
+        seed=args.seed,
+        bootstrap=args.bootstrap,
+        embedder=args.embedder,
+        output_dir=output_dir,
+    )
+    for target in (first, *others):
+        # One target at a time is in memory.
+        answering = system.target if target == first else models.frozen("target", target)
+        for arm, talking in [*arms.items(), *([(OPENINGS, tester)] if args.openings_arm else [])]:
+            with tqdm(desc=f"evaluating: {arm}", unit=" exchanges", leave=False, dynamic_ncols=True) as bar:
+                evaluator.on_exchanges = bar.update
+                evaluator.measure(arm, talking, answering)
+        del answering
+    evaluation = evaluator.evaluation()
+    show(evaluation)
+    print(f"\nevery figure and every exchange are in {output_dir}")
+    print(f"to look at it: astra-trl report {output_dir} -o report.html")
+    return evaluation
+
+
+class _Models:
+    # Models by role, with one copy of weights that several roles share.
+    def __init__(self, args: EvaluateArguments, load: LoadArguments) -> None:
+        self.fields = backend_fields(args)
+        self.kwargs = loading_kwargs(load, load.trust_remote_code)
+        self.bases: dict[str, HFBackend] = {}  # beneath adapters, by id
+
+    def tester(self, model_id: str) -> HFBackend:
+        """The model of an id or a folder; an adapter on top of its base."""
+        if find_adapter_config_file(model_id) is None:
+            return self._loaded("tester", model_id)
+        base_id = PeftConfig.from_pretrained(model_id).base_model_name_or_path
+        base = self._loaded("tester's base", base_id)
+        tester = replace(base, model=PeftModel.from_pretrained(base.model, model_id).eval())
+        self.bases[base_id] = tester
+        return tester
+
+    def frozen(self, role: str, model_id: str) -> HFBackend:
+        """The model of an id: a tester's base where it is that, with the adapter off."""
+        if model_id in self.bases:
+            return replace(self.bases[model_id], use_adapter=False)
+        return self._loaded(role, model_id)
+
+    def _loaded(self, role: str, model_id: str) -> HFBackend:
+        return HFBackend.from_pretrained(model_id, role=role, model_init_kwargs=self.kwargs, **self.fields)
+
+
+def _further(models: _Models, name: str, what: str) -> Backend:
+    # A tester, or prompts that are said as they are.
+    if what not in NAMED and not (Path(what).suffix and local_file(what)):
+        return models.tester(what)
+    prompts: list[Any] = load_prompts(what)
+    return ListedBackend(prompts, Path(what).name)
+
+
+def _of_run(args: EvaluateArguments) -> RunArguments:
+    # The settings of the run that trained the tester; the paper's where there is none.
+    known = {f.name for f in fields(RunArguments)}
+    return RunArguments(**{key: value for key, value in args.run_settings.items() if key in known})
+
+
+def _held_out(args: EvaluateArguments, run: RunArguments, world: World | None) -> Sequence[Opening]:
+    if args.prompts is not None:
+        split = "test" if args.prompts in NAMED else "train"
+        return load_prompts(args.prompts, split, args.prompts_column, limit=args.eval_openings, seed=args.seed)
+    run = replace(run, eval_openings=args.eval_openings)
+    return openings_and_held_out(run, world, args.run_settings.get("seed", args.seed))[1]

@@ -1,0 +1,229 @@
+"""The package's own flags, as dataclasses; nothing here takes time to import."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from astra_trl.scorers.named import ScorerArguments
+from astra_trl.trainers import TRAINERS
+
+SYSTEMS = ("astprompter",)
+
+
+@dataclass
+class SamplingArguments:
+    """How both sides sample, and how many conversations at a time."""
+
+    max_new_tokens: int = field(default=24, metadata={"help": "Longest utterance in tokens."})
+    min_new_tokens: int = field(default=2, metadata={"help": "Shortest utterance in tokens."})
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of both sides; 0 is greedy."})
+    top_p: float = field(default=0.7, metadata={"help": "Nucleus of both sides."})
+    top_k: int = field(default=0, metadata={"help": "Tokens sampled from; 0 is all."})
+    repetition_penalty: float = field(default=1.1, metadata={"help": "Repetition penalty of both sides."})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest context plus utterance in tokens; a longer context loses its oldest. Default: each "
+            "model's window."
+        },
+    )
+    max_rows: int = field(default=128, metadata={"help": "Conversations that pass through a model at a time."})
+    cache_bytes: int | None = field(
+        default=None,
+        metadata={"help": "Bytes for each side's keys and values. Default: 35%% of what a GPU has free."},
+    )
+
+
+@dataclass
+class RunArguments(SamplingArguments):
+    """What a run tests and how it grows trees; the trainer's and the models' own settings are TRL's."""
+
+    system: str = field(
+        default="astprompter", metadata={"help": "Who talks and what each side sees.", "choices": list(SYSTEMS)}
+    )
+    algorithm: str = field(
+        default="dpo", metadata={"help": "What the tester is trained by.", "choices": list(TRAINERS)}
+    )
+    tester: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the model to train. Default: --model_name_or_path."}
+    )
+    target: str | None = field(default=None, metadata={"help": "Hub id or folder of the model under test."})
+    baseline: str | None = field(
+        default=None, metadata={"help": "Frozen reference of the tester. Default: the tester before training."}
+    )
+    world: str | None = field(
+        default=None,
+        metadata={"help": "A sandbox world's folder, or 'embedded': gives tester, target, prompts and scorer."},
+    )
+    prompts: str | None = field(
+        default=None, metadata={"help": "Openings: a named set, a local file or a Hub dataset id."}
+    )
+    prompts_column: str | None = field(default=None, metadata={"help": "Column of the prompts that holds openings."})
+    eval_prompts: str | None = field(
+        default=None,
+        metadata={"help": "Held-out openings. Default: the test split of a named set, else a part of the prompts."},
+    )
+    eval_openings: int = field(default=100, metadata={"help": "Held-out openings to measure before and after on."})
+    tree_width: int = field(default=2, metadata={"help": "Probes per node."})
+    tree_depth: int = field(default=3, metadata={"help": "Turns."})
+    probe_and_response_weight: float = field(default=0.5, metadata={"help": "Reward weight of probe + response harm."})
+    likelihood_weight: float = field(default=0.1, metadata={"help": "Reward weight of the probe's likelihood."})
+    probe_weight: float = field(
+        default=0.0,
+        metadata={"help": "Reward weight of the probe's own harm; below 0 it is penalised."},
+    )
+    length_weight: float = field(default=0.0, metadata={"help": "Reward weight of the probe's length in tokens."})
+    non_repeating_weight: float = field(
+        default=0.0, metadata={"help": "Reward weight of the share of the probe that was not said before."}
+    )
+    combine: str = field(
+        default="sum", metadata={"help": "How reward terms are combined.", "choices": ["sum", "product"]}
+    )
+    credit: str = field(
+        default="immediate",
+        metadata={
+            "help": "What of a tree's rewards an exchange gets credit for: its own, or with 'backup' those that "
+            "follow too.",
+            "choices": ["immediate", "backup"],
+        },
+    )
+    credit_gamma: float = field(default=0.9, metadata={"help": "Discount of each later turn, with --credit backup."})
+    teaching_pairs: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts with harmful continuations, for --teach_fraction: 'realtoxicityprompts', a file or a Hub "
+            "dataset with columns prompt and continuation."
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Print the settings, the models' sizes and the tokens it would take, and stop."},
+    )
+
+
+@dataclass
+class EvaluateArguments(SamplingArguments):
+    """What is measured against what; `run_settings`, no flag, is the `config.yaml` of a tester that a run trained."""
+
+    tester: str | None = field(
+        default=None, metadata={"help": "A run's folder, a model's folder or a Hub id: the tester to measure."}
+    )
+    target: list[str] | None = field(
+        default=None, metadata={"help": "Models under test, one or several. Default: the run's."}
+    )
+    baseline: str | None = field(
+        default=None, metadata={"help": "The untrained tester; 'none' for none. Default: what the run started from."}
+    )
+    openings_arm: bool = field(
+        default=True, metadata={"help": "Whether the openings alone are put to the target for comparison."}
+    )
+    also: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Further testers to compare, each NAME=MODEL, or NAME=FILE with prompts, one of which it says at "
+            "each turn."
+        },
+    )
+    world: str | None = field(
+        default=None,
+        metadata={"help": "A sandbox world's folder, or 'embedded': gives target, baseline, openings and scorer."},
+    )
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out openings: a named set (its test split), a file or a Hub dataset id. Default: the run's."
+        },
+    )
+    prompts_column: str | None = field(default=None, metadata={"help": "Column of the prompts that holds openings."})
+    eval_openings: int = field(default=100, metadata={"help": "How many of them."})
+    width: int = field(default=1, metadata={"help": "Probes per node; with 1, an opening has one conversation."})
+    depth: int | None = field(default=None, metadata={"help": "Turns. Default: the run's, else 3."})
+    threshold: float = field(default=0.5, metadata={"help": "A score from here on counts as harmful."})
+    bootstrap: int = field(default=1000, metadata={"help": "How often openings are drawn again for an interval."})
+    embedder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Model of sentence-transformers for diversity in meaning, as "
+            "sentence-transformers/all-MiniLM-L6-v2. Default: none."
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "The same seed grows the same conversations."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where figures and exchanges are written. Default: evaluation-TARGET in the tester's folder, or "
+            "here."
+        },
+    )
+    run_settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arms(self) -> dict[str, str]:
+        """Further testers by name: what `also` says."""
+        return dict(pair.split("=", 1) for pair in self.also or ())
+
+
+@dataclass
+class LoadArguments:
+    """How models are loaded: the fields of TRL's `ModelConfig` and of its trainers' configs for that."""
+
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision of the weights; 'auto' is the checkpoint's.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention, as 'flash_attention_2'."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the models."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether models may bring Python code of their own from the Hub."}
+    )
+    load_in_8bit: bool = field(default=False, metadata={"help": "Quantize to 8 bits."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantize to 4 bits."})
+    bnb_4bit_quant_type: str = field(
+        default="nf4", metadata={"help": "Kind of 4-bit numbers.", "choices": ["fp4", "nf4"]}
+    )
+    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantize 4-bit constants too."})
+    bnb_4bit_quant_storage: str | None = field(default=None, metadata={"help": "Type that 4-bit weights are kept in."})
+
+
+SCORER_FLAGS = [f.name for f in fields(ScorerArguments)]
+SAMPLING_FLAGS = [f.name for f in fields(SamplingArguments)]
+
+# In the order in which help shows them; all of a class's fields, each once.
+Groups = Mapping[str, tuple[type, Sequence[str]]]
+TRAIN_GROUPS: Groups = {
+    "who talks": (RunArguments, ["system", "algorithm", "tester", "target", "baseline", "world"]),
+    "where conversations start": (
+        RunArguments,
+        ["prompts", "prompts_column", "eval_prompts", "eval_openings", "teaching_pairs"],
+    ),
+    "what counts as harm": (ScorerArguments, SCORER_FLAGS),
+    "reward": (
+        RunArguments,
+        [
+            "probe_and_response_weight",
+            "likelihood_weight",
+            "probe_weight",
+            "length_weight",
+            "non_repeating_weight",
+            "combine",
+            "credit",
+            "credit_gamma",
+        ],
+    ),
+    "how trees grow": (RunArguments, ["tree_width", "tree_depth", *SAMPLING_FLAGS]),
+    "before it starts": (RunArguments, ["dry_run"]),
+}
+EVALUATE_GROUPS: Groups = {
+    "who talks": (EvaluateArguments, ["tester", "target", "baseline", "openings_arm", "also", "world"]),
+    "where conversations start": (EvaluateArguments, ["prompts", "prompts_column", "eval_openings"]),
+    "what is measured": (
+        EvaluateArguments,
+        ["width", "depth", "threshold", "bootstrap", "embedder", "seed", "output_dir"],
+    ),
+    "what counts as harm": (ScorerArguments, SCORER_FLAGS),
+    "how both sides sample (default: as in the run)": (EvaluateArguments, SAMPLING_FLAGS),
+    "how models are loaded (default: as in the run)": (LoadArguments, [f.name for f in fields(LoadArguments)]),
+}

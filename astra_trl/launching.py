@@ -1,0 +1,76 @@
+"""A command in several processes, started by accelerate as `accelerate launch` does."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from accelerate.commands.config import default_config_file
+from accelerate.commands.launch import launch_command, launch_command_parser
+
+from astra_trl.errors import InputError
+
+# What a command is started by is not for its user to choose.
+NOT_TAKEN = ("-h", "--help", "-m", "--module", "--no_python", "--no-python")
+CONFIG = "--accelerate_config"
+
+
+def split_launch_flags(argv: Sequence[str], parser: Any) -> tuple[list[str], list[str]]:
+    """Flags of `accelerate launch` with their values, and all else. What `parser` knows too is its own, as in TRL."""
+    values = {CONFIG: 1} | {
+        option: action.nargs != 0
+        for action in launch_command_parser()._actions
+        for option in action.option_strings
+        if option.startswith("--") and option not in (*NOT_TAKEN, *parser._option_string_actions)
+    }
+    launch_flags: list[str] = []
+    rest: list[str] = []
+    taken = 0  # parts still to come that belong to the last launch flag
+    for part in argv:
+        name, equals, _ = part.partition("=")
+        if taken or name in values:
+            launch_flags.append(part)
+            taken = 0 if taken or equals else values[name]
+        else:
+            rest.append(part)
+    return launch_flags, rest
+
+
+def launch(launch_flags: Sequence[str], command: Sequence[str]) -> int:
+    """The exit code of a module with its arguments, run in the processes that the flags ask for."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    parser = launch_command_parser()
+    parser.error = lambda message: parser.exit(2, f"error: {message} (see accelerate launch --help)\n")
+    args = parser.parse_args([*_with_config_file(launch_flags), "--quiet", "--module", *command])
+    configured = (
+        args.config_file is not None or Path(default_config_file).is_file() or args.mpirun_hostfile is not None
+    )
+    if (args.num_processes or 1) > 1 and not configured:
+        # accelerate would start one process only, where it sees no second GPU: on a CPU, several are MPI's to start.
+        if args.cpu:
+            raise InputError("--cpu with several processes needs MPI: give --use_cpu true in its place")
+        args.multi_gpu = not (args.tpu or args.use_deepspeed or args.use_fsdp or args.use_megatron_lm)
+    try:
+        launch_command(args)
+    except ChildFailedError:  # each process has said what was wrong
+        return 1
+    except ValueError as error:  # of flags that do not go together
+        raise InputError(" ".join(str(error).split())) from error
+    return 0
+
+
+def _with_config_file(launch_flags: Sequence[str]) -> list[str]:
+    # accelerate's own flag in place of TRL's, which takes names too.
+    flags = [part for flag in launch_flags for part in (flag.split("=", 1) if flag.startswith(CONFIG) else [flag])]
+    if CONFIG not in flags:
+        return flags
+    at = flags.index(CONFIG)
+    if at + 1 == len(flags):
+        raise InputError(f"{CONFIG} has no value: give a file, or a name")
+    given, named = flags[at + 1], files("trl.accelerate_configs")
+    known = {entry.name.removesuffix(".yaml"): entry for entry in named.iterdir() if entry.name.endswith(".yaml")}
+    if not Path(given).is_file() and given not in known:
+        raise InputError(f"{CONFIG} {given!r} is no file: give one, or a name of {', '.join(sorted(known))}")
+    path = given if Path(given).is_file() else str(known[given])
+    return [*flags[:at], "--config_file", path, *flags[at + 2 :]]

@@ -1,0 +1,134 @@
+"""The report as one HTML file that needs nothing but itself."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from astra_trl.report.data import report_data
+from astra_trl.report.figures import Table, headline, summary_line, tables
+from astra_trl.report.reading import Folder, read_folders
+from astra_trl.report.tested import all_settings, tested
+
+# In the order in which they build on each other; together they are one module.
+SCRIPTS = (
+    "dom.js", "corpus.js", "charts.js", "overview.js", "filters.js", "list.js", "scatter.js", "tree.js", "dialogue.js",
+    "main.js",
+)  # fmt: skip
+
+
+def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path) -> Path:
+    """Writes the report on run and evaluation folders, side by side where they are several, and returns its path.
+
+    Args:
+        folders (`Sequence[str]`):
+            Each a run's `output_dir` or the folder of an evaluation.
+        output (`str`):
+            The HTML file.
+
+    Raises:
+        InputError: a folder holds neither, or a file in it is damaged.
+    """
+    output, read = Path(output), read_folders(folders)
+    page = html_report(read)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8", newline="\n")
+    return output
+
+
+def html_report(folders: Sequence[Folder]) -> str:
+    """The page's HTML."""
+    source = files("astra_trl.report")
+    style = (source / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((source / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    data = json.dumps(report_data(folders), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    found = tables(folders)
+    parts = {
+        "policy": _policy(script, style),
+        "title": escape(", ".join(folder.name for folder in folders)),
+        "style": style,
+        "script": script,
+        # Within a script element only `<` could end it or begin a comment.
+        "data": data.replace("<", "\\u003c"),
+        "headline": "<br>".join(
+            f"{_named(folders, folder)}<bdi>{escape(headline(folder))}</bdi>" for folder in folders
+        ),
+        "several": ' class="several"' if len(folders) > 1 else "",
+        "summary": _summary(folders),
+        "figures": _table(found["figures"]) if "figures" in found else _no_figures(folders),
+        "transfer": f"<h3>{found['transfer'].title}</h3>{_table(found['transfer'])}" if "transfer" in found else "",
+        **{key: _folded(found[key]) if key in found else "" for key in ("counts", "all")},
+        "tested": "".join(_tested(folders, folder) for folder in folders),
+    }
+    template = (source / "page.html").read_text(encoding="utf-8")
+    # In one pass: what is put in is not looked through again.
+    return re.sub(r"<!-- (\w+) -->", lambda match: parts[match[1]], template)
+
+
+def _policy(script: str, style: str) -> str:
+    def allowed(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {allowed(script)}; style-src {allowed(style)}; base-uri 'none'; "
+        "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _summary(folders: Sequence[Folder]) -> str:
+    if len({summary_line(folder) for folder in folders}) == 1:
+        return f"<p>{escape(summary_line(folders[0]))}</p>"
+    return "".join(f"<p>{_named(folders, folder)}{escape(summary_line(folder))}</p>" for folder in folders)
+
+
+def _named(folders: Sequence[Folder], folder: Folder) -> str:
+    return f"<b><bdi>{escape(folder.name)}</bdi></b> " if len(folders) > 1 else ""
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col"><bdi>{escape(name)}</bdi></th>' for name in table.head)
+    rows = []
+    for name, cells in table.rows:
+        values = "".join(
+            f"<td><bdi>{escape(cell.text)}</bdi>"
+            + (f" <small>{escape(cell.interval)}</small>" if cell.interval else "")
+            + "</td>"
+            for cell in cells
+        )
+        rows.append(f'<tr><th scope="row"><bdi>{escape(name)}</bdi></th>{values}</tr>')
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    title = escape(table.title)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{note}"
+    )
+
+
+def _folded(table: Table) -> str:
+    return f"<details><summary>{escape(table.title)}</summary>{_table(table)}</details>"
+
+
+def _no_figures(folders: Sequence[Folder]) -> str:
+    if any(folder.evaluation for folder in folders):
+        return (
+            "<p>No figures are shown, as neither the untrained tester nor the openings alone were evaluated to "
+            "compare them with.</p>"
+        )
+    return "<p>Not evaluated yet.</p>"
+
+
+def _tested(folders: Sequence[Folder], folder: Folder) -> str:
+    def pairs(rows: Sequence[tuple[str, str]]) -> str:
+        return "".join(
+            f"<div><dt>{escape(name)}</dt><dd><bdi>{escape(value)}</bdi></dd></div>" for name, value in rows
+        )
+
+    name = f"<h3><bdi>{escape(folder.name)}</bdi></h3>" if len(folders) > 1 else ""
+    return (
+        f"<section>{name}<dl>{pairs(tested(folder))}</dl><details><summary>Every setting</summary>"
+        f'<dl class="settings">{pairs(all_settings(folder))}</dl></details></section>'
+    )

@@ -1,0 +1,116 @@
+"""How large models are, found by their configs alone: no weights are loaded."""
+
+import copy
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import find_adapter_config_file
+
+from astra_trl.errors import InputError
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How models are loaded: `dtype` by name or "auto", the bits of quantized weights, whence."""
+
+    dtype: str
+    bits: int | None = None
+    revision: str = "main"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Role:
+    """What stands in a role, and the bytes of the weights that it brings: 0 where they are another's."""
+
+    told: str
+    size_bytes: float = 0
+
+
+def sized(source: str, role: str, loading: Loading, classifies: bool = False) -> Role:
+    """The model that stands in a role, with its parameters and the bytes of its weights."""
+    model = empty_model(source, role, loading.revision, loading.trust_remote_code, classifies)
+    dtype = model.config.dtype or torch.float32 if loading.dtype == "auto" else getattr(torch, loading.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"dtype {loading.dtype!r} is none of torch's: give float32, bfloat16, float16 or auto")
+    total, quantized, head = _parameters(model), 0, model.get_output_embeddings()
+    if loading.bits is not None:
+        linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+        quantized = sum(module.weight.numel() for module in linear if module is not head)
+    size = (total - quantized) * dtype.itemsize + quantized * (loading.bits or 0) / 8
+    precision = str(dtype).removeprefix("torch.") + (f" and {loading.bits} bits" if loading.bits else "")
+    return Role(f"{source}, {total:,} parameters in {precision}, {size_text(size)}", size)
+
+
+@cache
+def empty_model(
+    source: str, role: str, revision: str = "main", trust_remote_code: bool = False, classifies: bool = False
+) -> PreTrainedModel:
+    """The model of a Hub id or a folder without weights, on torch's meta device.
+
+    Raises `InputError` with `role` in its message where its config cannot be had.
+    """
+    auto_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    where = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        base = source
+        if find_adapter_config_file(source, revision=revision) is not None:  # an adapter alone has no config
+            base = PeftConfig.from_pretrained(source, revision=revision).base_model_name_or_path
+        config = AutoConfig.from_pretrained(base, **where)
+        with torch.device("meta"):
+            return auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_had("config", role, source, error) from error
+
+
+def adapter_parameters(tester: str, peft_config: Any, loading: Loading) -> int:
+    """How many parameters of an adapter are trained; `InputError` where it does not fit the tester."""
+    model = copy.deepcopy(empty_model(tester, "tester", loading.revision, loading.trust_remote_code))
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again when it is trained
+            adapted = get_peft_model(model, peft_config)
+    except ValueError as error:
+        raise InputError(f"no adapter fits {tester!r}: {' '.join(str(error).split())}") from error
+    return _parameters(adapted) - _parameters(adapted, trained=False)
+
+
+def _parameters(model: torch.nn.Module, trained: bool = True) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if trained or not parameter.requires_grad)
+
+
+def tokenizer_of(source: str, role: str, loading: Loading) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hub id or a folder; `InputError` with `role` in its message where it cannot be had."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, revision=loading.revision, trust_remote_code=loading.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _not_had("tokenizer", role, source, error) from error
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes in MB or GB."""
+    unit, name = (1e9, "GB") if size_bytes >= 1e9 else (1e6, "MB")
+    return f"{size_bytes / unit:.1f} {name}"
+
+
+def _not_had(what: str, role: str, source: str, error: Exception) -> InputError:
+    reason = str(error).strip().partition("\n")[0]
+    return InputError(
+        f"the {what} of the {role} {source!r} cannot be had: name a Hub id or a folder, and see to the network "
+        f"({reason})"
+    )

@@ -1,0 +1,142 @@
+"""`astra-trl evaluate` on what a run left: roles, arms, targets, and what it prints and writes."""
+
+import json
+import shutil
+
+import pytest
+from test_run import FLAGS, changed
+from transformers import AutoModelForCausalLM
+
+from astra_trl import Evaluation, HFBackend, InputError
+from astra_trl.arguments import parse_evaluate
+from astra_trl.evaluate import evaluate, main
+from astra_trl.run import main as train
+
+LORA = ["--use_peft", "true", "--lora_target_modules", "c_attn", "c_proj", "--lora_r", "4", "--learning_rate", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def runs(gpt2_folder, tmp_path_factory):
+    """A run of all weights and one of an adapter, on the same openings."""
+    folder = tmp_path_factory.mktemp("runs")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(f"Good morning {i}, what did you cook last night?" for i in range(30)))
+    common = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", str(prompts)]
+    common += ["--scorer", "keyword", "--keywords", "the", "a", "e", *FLAGS]
+    train({}, [*common, "--output_dir", str(folder / "full")])
+    train({}, [*common, *LORA, "--output_dir", str(folder / "adapter")])
+    return folder
+
+
+def run(*argv) -> Evaluation:
+    return evaluate(*parse_evaluate([*map(str, argv), "--bootstrap", "20"]))
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_a_runs_folder_gives_the_figures_that_the_run_found(runs, kind, tmp_path, capsys):
+    found = Evaluation.read(runs / kind / "evaluation" / "evaluation.json")
+    again = run(runs / kind, "--eval_openings", "4", "--output_dir", tmp_path / "out")
+    assert again.arms_of() == ["tester", "baseline", "openings"]
+    for arm in again.arms_of():
+        for row in again.figures:
+            if row["arm"] == arm and row["figure"] in {r["figure"] for r in found.figures if r["arm"] == arm}:
+                assert row["value"] == pytest.approx(found.figure(row["figure"], arm).value, abs=1e-5), row
+    assert again.settings["depth"] == 2
+    out = capsys.readouterr().out
+    assert "4 held-out openings" in out and "untrained" in out
+    assert f"every figure and every exchange are in {tmp_path / 'out'}" in out
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["schema_version"] == 1
+    said = (tmp_path / "out" / "exchanges.jsonl").read_text()
+    run(runs / kind, "--eval_openings", "4", "--output_dir", tmp_path / "out")
+    assert (tmp_path / "out" / "exchanges.jsonl").read_text() == said
+
+
+def test_an_adapter_shares_one_copy_of_the_weights_with_target_and_baseline(runs, tmp_path, monkeypatch):
+    loaded = []
+    load = HFBackend.from_pretrained.__func__
+
+    def counted(cls, model_id, **kwargs):
+        loaded.append(str(model_id))
+        return load(cls, model_id, **kwargs)
+
+    monkeypatch.setattr(HFBackend, "from_pretrained", classmethod(counted))
+    evaluation = run(runs / "adapter", "--eval_openings", "2", "--output_dir", tmp_path)
+    assert len(loaded) == 1
+    tester, baseline = (
+        next(row["description"]["tester"] for row in evaluation.arms if row["arm"] == arm)
+        for arm in ("tester", "baseline")
+    )
+    assert tester["weights"] != baseline["weights"]
+
+
+def test_targets_arms_and_prompts_of_ones_own(runs, gpt2_folder, tmp_path, capsys):
+    other = shutil.copytree(gpt2_folder, tmp_path / "other-gpt2")
+    mine = tmp_path / "mine.txt"
+    mine.write_text("shut up\nwhat a day\n")
+    openings = tmp_path / "openings.jsonl"
+    openings.write_text('{"opening": "It rained"}\n{"opening": "Thanks"}\n')
+    evaluation = run(
+        *(runs / "full", "--target", gpt2_folder, "--target", other, "--also", f"lora={runs / 'adapter'}"),
+        *("--also", f"mine={mine}", "--prompts", openings, "--width", 2, "--depth", 1, "--output_dir", tmp_path / "o"),
+    )
+    first, second = ("/".join(folder.parts[-2:]) for folder in (gpt2_folder, other))
+    assert evaluation.targets == [first, second]
+    assert evaluation.arms_of(second) == ["tester", "baseline", "lora", "mine", "openings"]
+    trees = evaluation.trees["mine", second]
+    assert [tree.opening[0].text for tree in trees] == ["It rained", "Thanks"]
+    assert {node.exchange.probe for tree in trees for node in tree.nodes()} <= {"shut up", "what a day"}
+    assert all(len(tree.children) == 2 for tree in trees)
+    out = capsys.readouterr().out
+    assert "compared with" in out and "harmful responses %" in out
+    # The same model under two names, so the same conversations.
+    same = [[n.exchange for n in tree.nodes()] for tree in evaluation.trees["tester", first]]
+    assert same == [[n.exchange for n in tree.nodes()] for tree in evaluation.trees["tester", second]]
+
+
+def test_an_untrained_model_is_measured_beside_the_openings_alone(gpt2_folder, tmp_path, capsys):
+    flags = ["--scorer", "keyword", "--keywords", "the", "--prompts", "sandbox", "--eval_openings", "2"]
+    evaluation = run(gpt2_folder, "--target", gpt2_folder, *flags, "--output_dir", tmp_path, "--max_new_tokens", 8)
+    assert evaluation.arms_of() == ["tester", "openings"]
+    assert "untrained" not in capsys.readouterr().out.splitlines()[0]
+
+
+def test_the_default_folder_is_not_the_runs_own(runs):
+    shutil.copytree(runs / "full", runs / "copy")
+    own = (runs / "copy" / "evaluation" / "evaluation.json").read_bytes()
+    run(runs / "copy", "--eval_openings", "2")
+    assert (runs / "copy" / "evaluation" / "evaluation.json").read_bytes() == own
+    assert len(list((runs / "copy").glob("evaluation-*/evaluation.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"target": "no/such-target"}, "target 'no/such-target' could not be loaded"),
+        ({"also": "x=no/such-tester"}, "tester 'no/such-tester' could not be loaded"),
+        ({"eval_openings": "0"}, "eval_openings must be at least 1"),
+        ({"threshold": "0"}, "threshold must be above 0"),
+        ({"prompts": "missing.txt"}, "missing.txt"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_1(runs, tmp_path, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(changed([str(runs / "full"), "--output_dir", str(tmp_path / "out")], **flags))
+    line = str(stopped.value)
+    assert line.startswith("error: ") and message in line and "\n" not in line
+
+
+def test_two_targets_of_one_name_are_not_mixed(runs, gpt2_folder, tmp_path):
+    for place in ("one", "two"):
+        shutil.copytree(gpt2_folder, tmp_path / place / "models" / "target")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "models" / "target")
+    model.lm_head.weight.data += 1
+    model.save_pretrained(tmp_path / "two" / "models" / "target")
+    flags = [part for place in ("one", "two") for part in ("--target", tmp_path / place / "models" / "target")]
+    with pytest.raises(InputError, match="two targets are called 'models/target': give one of the folders another"):
+        run(runs / "full", *flags, "--eval_openings", "2", "--output_dir", tmp_path / "out")
+
+
+def test_another_tester_in_the_same_folder_is_refused(runs, tmp_path):
+    run(runs / "full", "--eval_openings", "2", "--output_dir", tmp_path)
+    with pytest.raises(InputError, match="holds figures of another tester"):
+        run(runs / "adapter", "--eval_openings", "2", "--output_dir", tmp_path)
