@@ -457,6 +457,16 @@ def test_of_too_many_exchanges_whole_trees_are_kept(tmp_path):
     assert len(found.probes[0][1]) == 40  # diversity is that of all
 
 
+def test_small_files_are_whole_and_leave_their_room_to_large_ones(tmp_path):
+    def run(name, trees):
+        lines = [exchange([i], f"p{tree}", "r", round=1, tree=tree) for tree in range(trees) for i in range(4)]
+        return write_run(tmp_path / name, lines)
+
+    folders = read_folders([run("large", 30), run("small", 3), run("middle", 10)])
+    kept = {most: len(read_exchanges(folders, most).rows["probe"]) for most in (172, 171, 112)}
+    assert kept == {172: 172, 171: 112, 112: 12 + 40 + 60}
+
+
 def test_the_page_is_one_file_that_lets_nothing_else_in(tmp_path):
     hostile = "</script><script>alert(1)</script><!-- script --> \u202e\ud800\u2028"
     folder = hostile.replace("/", "∕").replace("\ud800", "\udc80")  # as undecodable bytes of a name are read

@@ -67,16 +67,16 @@ TREE = ("source", "round", "number", "opening", "first", "count", "first_unmeasu
 
 
 def read_exchanges(folders: Sequence[Folder], most: int = MOST_EXCHANGES) -> Exchanges:
-    """All exchanges of the folders; of files that hold more than their part of `most`, whole trees, evenly spaced.
+    """All exchanges of the folders; where they are more than `most`, of the largest files whole trees, evenly spaced.
 
     Raises `InputError` where a line is damaged.
     """
     reader = _Reader()
     files = [file for folder in folders for file in (folder.training_exchanges, folder.evaluation_exchanges) if file]
-    share = most // max(1, len(files))
+    every = _spacing({file: _count_lines(file) for file in files}, most)
     for place, folder in enumerate(folders):
-        reader.read(place, folder, folder.evaluation_exchanges, share)
-        reader.found.probes.append(reader.read(place, folder, folder.training_exchanges, share))
+        reader.read(place, folder, folder.evaluation_exchanges, every)
+        reader.found.probes.append(reader.read(place, folder, folder.training_exchanges, every))
     reader.finish()
     return reader.found
 
@@ -88,6 +88,20 @@ def distinct_bigrams(texts: Iterable[str]) -> float | None:
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
+def _spacing(lines: Mapping[Path, int], most: int) -> dict[Path, int]:
+    # Every how manieth tree of each file is taken: small files are whole, and leave more to the large ones.
+    spacing, left = {}, most
+    for taken, (file, count) in enumerate(sorted(lines.items(), key=lambda item: item[1])):
+        spacing[file] = max(1, math.ceil(count / max(1, left // (len(lines) - taken))))
+        left -= count // spacing[file]
+    return spacing
+
+
+def _count_lines(file: Path) -> int:
+    with file.open("rb") as data:
+        return sum(part.count(b"\n") for part in iter(lambda: data.read(1 << 20), b""))
+
+
 class _Reader:
     def __init__(self) -> None:
         self.found = Exchanges()
@@ -95,7 +109,9 @@ class _Reader:
         self._sources: dict[Hashable, int] = {}
         self._trees: list[_Tree] = []
 
-    def read(self, place: int, folder: Folder, file: Path | None, most: int) -> dict[int, list[str]]:
+    def read(
+        self, place: int, folder: Folder, file: Path | None, spacing: Mapping[Path, int]
+    ) -> dict[int, list[str]]:
         """Adds the trees of a file, and returns its probes by round, none where it is an evaluation's."""
         probes: dict[int, list[str]] = defaultdict(list)
         if file is None:
@@ -103,9 +119,7 @@ class _Reader:
         if file == folder.evaluation_exchanges and folder.evaluation:
             for known in folder.evaluation["arms"]:  # the tester first, whichever was evaluated first
                 self._source(place, folder, known["arm"], known["target"])
-        with file.open("rb") as data:
-            lines = sum(part.count(b"\n") for part in iter(lambda: data.read(1 << 20), b""))
-        every = max(1, math.ceil(lines / max(1, most)))
+        every = spacing[file]
         seen: dict[Hashable, int] = {}
         trees: dict[Hashable, _Tree] = {}
         for at, line in read_lines(file):
