@@ -42,18 +42,9 @@ def interval(replicates: np.ndarray) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """Mean over the values of all openings, each with as many as were measured.
-
-    Args:
-        values (`Sequence[Sequence[float]]`):
-            The values by opening.
-        transform (`Callable`, *optional*):
-            Monotone, of the mean.
-    """
-
+class _OfValues:
+    # Of values by opening, of each as many as were measured.
     values: Sequence[Sequence[float]]
-    transform: Callable[[np.ndarray], np.ndarray] = field(default=np.asarray, kw_only=True)
 
     @property
     def n(self) -> int:
@@ -64,6 +55,23 @@ class Mean:
         return float(self.replicates(np.ones((1, len(self.values)), dtype=np.int64))[0])
 
     def replicates(self, draws: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Mean(_OfValues):
+    """Mean over the values of all openings.
+
+    Args:
+        values (`Sequence[Sequence[float]]`):
+            The values by opening.
+        transform (`Callable`, *optional*):
+            Monotone, of the mean.
+    """
+
+    transform: Callable[[np.ndarray], np.ndarray] = field(default=np.asarray, kw_only=True)
+
+    def replicates(self, draws: np.ndarray) -> np.ndarray:
         sums = draws @ np.array([np.sum(values) for values in self.values], dtype=float)
         counts = draws @ np.array([len(values) for values in self.values])
         with np.errstate(invalid="ignore"):
@@ -71,19 +79,10 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Quantile:
+class Quantile(_OfValues):
     """A quantile over the values of all openings, linear between neighbours as numpy's; 1 is the maximum."""
 
-    values: Sequence[Sequence[float]]
     q: float
-
-    @property
-    def n(self) -> int:
-        return sum(map(len, self.values))
-
-    @property
-    def value(self) -> float:
-        return float(self.replicates(np.ones((1, len(self.values)), dtype=np.int64))[0])
 
     def replicates(self, draws: np.ndarray) -> np.ndarray:
         if self.n == 0:
