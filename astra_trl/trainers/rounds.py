@@ -25,6 +25,7 @@ from astra_trl.run_folder import RunFolder, exchange_line
 from astra_trl.sampler import ASTSampler, OnExchanges
 from astra_trl.teaching import Teaching
 from astra_trl.trainers.progress import RoundProgressCallback, collecting_bar
+from astra_trl.trainers.publishing import PublishingMixin
 from astra_trl.trainers.roles import bind_tester, trainable_tester
 from astra_trl.tree import Tree
 
@@ -61,6 +62,10 @@ class RoundsConfig:
 
     hub_private_repo: bool | None = field(
         default=True, metadata={"help": "Whether a repo is made private where the tester is pushed to the Hub."}
+    )
+    push_transcripts: bool = field(
+        default=False,
+        metadata={"help": "With push_to_hub, whether every conversation goes into a private data set beside it."},
     )
 
     def __post_init__(self: Any) -> None:
@@ -118,7 +123,7 @@ def placeholders(eval_dataset: Any) -> dict[str, Dataset | None]:
     return {"train_dataset": nothing, "eval_dataset": None if eval_dataset is None else nothing}
 
 
-class RoundsMixin(Trainer):
+class RoundsMixin(PublishingMixin):
     """Mixed into a TRL trainer in front of it: `train()` then runs round by round.
 
     Optimizer state, learning rate schedule, `global_step`, logging, checkpoints and callbacks go on through all
