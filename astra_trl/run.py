@@ -101,10 +101,10 @@ def run(
     measure(BASELINE, untrained, trainer.baseline() or untrained)
     measure(OPENINGS)
     trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(_internal_call=True)  # a push comes at the end, with the figures
+    trainer.save_state()
     after = measure(TESTER, baseline=trainer.baseline())
     evaluation = evaluator.evaluation()
-    trainer.save_model()
-    trainer.save_state()
 
     summary = {
         **{f"{key}_before": value for key, value in evaluation.headline(BASELINE).items()},
@@ -121,6 +121,7 @@ def run(
         summary["topics"] = sorted(found)
     if main_process:
         _report(evaluation, folder, summary)
+    trainer.create_model_card()
     try:
         if training_args.push_to_hub:
             trainer.push_to_hub()

@@ -325,12 +325,7 @@ EVERYWHERE = ["create", "info", "validate", "preupload", "batch", "upload", "ver
     # By 409 the Hub says that a repo is there already.
     [pair for pair in itertools.product(EVERYWHERE, FAILURES) if pair != ("create", 409)],
 )
-def test_a_failure_is_said_in_one_line_costs_nothing_and_is_mended_by_a_second_push(
-    tmp_path,
-    hub,
-    endpoint,
-    failure,
-):
+def test_a_failure_is_said_in_one_line_costs_nothing_and_is_mended_by_a_second_push(tmp_path, hub, endpoint, failure):
     run = make_run(tmp_path / "my tester")
     hub.failing[endpoint] = failure
     before = snapshot(tmp_path)

@@ -8,7 +8,7 @@ import torch
 from test_prompts import write_zip
 
 import astra_trl
-from astra_trl import ASTDPOTrainer, ASTEvaluator
+from astra_trl import ASTDPOTrainer, ASTEvaluator, ASTSampler, HFASTSystem, KeywordScorer
 from astra_trl.backends import ScriptedBackend
 
 README = Path(__file__).parent.parent / "README.md"
@@ -60,7 +60,9 @@ def test_several_scorers_as_the_readme_has_them(monkeypatch, gpt2_folder, detoxi
 
 
 def test_another_algorithm_and_plain_data_sets_as_the_readme_has_them(tmp_path, monkeypatch, gpt2_folder):
-    _, grpo = re.findall(r"```python\n(from astra_trl import .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (grpo,) = re.findall(
+        r"```python\n(from astra_trl import ASTGRPO.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+    )
     (records,) = re.findall(r"```python\n(records = .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     shorter = 'ASTGRPOConfig("tester", num_train_epochs=1, save_strategy="no", report_to="none", '
     assert 'ASTGRPOConfig("tester", ' in grpo
@@ -72,3 +74,18 @@ def test_another_algorithm_and_plain_data_sets_as_the_readme_has_them(tmp_path, 
     assert names["trainer"].state.global_step == 8 * 21 * 4 // 8
     exec(records.replace("trees=24", "trees=2"), names)
     assert len(names["records"].transitions()) == 2 * 84
+
+
+def test_an_evaluation_as_the_readme_has_it(tmp_path, monkeypatch, gpt2_folder):
+    (code,) = re.findall(
+        r"```python\n(from astra_trl import ASTEvaluator.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    system = HFASTSystem(str(gpt2_folder), str(gpt2_folder), str(gpt2_folder), {"detoxify": KeywordScorer(["a"])})
+    names = {"sampler": ASTSampler(system, ["soup"], 2, 2), "held_out_openings": ["I love gardening", "late again"]}
+    exec(code, names)
+    assert names["evaluation"].arms_of() == ["tester", "baseline", "openings"]
+    assert (tmp_path / "tester" / "evaluation" / "evaluation.json").exists()
+    for line in re.findall(r"^evaluation\.figure\(.*?\)", code, re.MULTILINE):
+        figure = eval(line, names)
+        assert figure.value is not None and figure.low <= figure.value <= figure.high
