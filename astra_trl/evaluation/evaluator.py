@@ -167,13 +167,15 @@ class ASTEvaluator:
     def evaluate(
         self, arms: Mapping[str, Backend] | None = None, targets: Sequence[Backend] | None = None
     ) -> Evaluation:
-        """Measures the tester, the untrained tester (the system's baseline, where there is one), the openings alone
-        and further testers by name, against every target; then compares them."""
+        """Measures the tester, the untrained tester (the system's baseline, or the tester without its adapter, where
+        there is one), the openings alone and further testers by name, against every target; then compares them."""
         roles = self._roles_of
-        compared = {TESTER: roles.tester, **({BASELINE: roles.baseline} if roles.baseline else {}), OPENINGS: None}
+        without_adapter = getattr(roles.tester, "without_adapter", lambda: None)
+        baseline = roles.baseline or without_adapter()
+        compared = {TESTER: roles.tester, **({BASELINE: baseline} if baseline else {}), OPENINGS: None}
         for target in targets or [roles.target]:
             for arm, tester in {**compared, **(arms or {})}.items():
-                self.measure(arm, tester, target)
+                self.measure(arm, tester, target, baseline=baseline)
         return self.evaluation()
 
     def metrics(self, baseline: Backend | None = None) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainerControl
@@ -199,7 +199,7 @@ class RoundsMixin(PublishingMixin):
             return system.baseline
         if (reference := getattr(self, "ref_model", None)) is not None:
             return replace(tester, model=self.accelerator.unwrap_model(reference))
-        return replace(tester, use_adapter=False) if is_peft_model(tester.model) else None
+        return tester.without_adapter()
 
     def begin_round(self, number: int, resumed_inside: bool) -> None:
         """Puts the records of this round in front of the trainer: fresh ones, or those it was interrupted in."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -158,6 +159,10 @@ class HFBackend:
             "chat": chat,
             "sampling": asdict(self.sampling),
         }
+
+    def without_adapter(self) -> "HFBackend | None":
+        """The same with its adapter switched off, the weights before training; `None` where there is no adapter."""
+        return replace(self, use_adapter=False) if is_peft_model(self.model) else None
 
     def open(
         self, prompts: Sequence[str | Sequence[Message]], *, seeds: Sequence[int], logprobs: bool = False
