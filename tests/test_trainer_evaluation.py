@@ -123,6 +123,34 @@ def test_the_best_round_by_harmful_share_is_loaded_at_the_end(tmp_path, algorith
 
 
 @EVERY
+def test_the_best_round_is_remembered_by_a_run_that_goes_on(tmp_path, algorithm):
+    def trainer(*callbacks):
+        scorer = Waning()
+        return make_trainer(
+            tmp_path,
+            algorithm,
+            scorer,
+            [Count(scorer), *callbacks],
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            metric_for_best_model="harmful_share",
+            load_best_model_at_end=True,
+        )
+
+    class StopAfterTwo(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            control.should_training_stop = round(state.epoch) == 2
+
+    trainer(StopAfterTwo()).train()
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=True)
+    steps = resumed.state.global_step // 3
+    assert [line["round"] for line in lines(tmp_path / "rounds.jsonl")] == [1, 2, 3]
+    assert resumed.state.best_metric == 1.0
+    assert resumed.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{2 * steps}")
+
+
+@EVERY
 def test_early_stopping_stops(tmp_path, algorithm):
     scorer = Waning()
     callbacks = [Count(scorer), EarlyStoppingCallback(early_stopping_patience=1)]

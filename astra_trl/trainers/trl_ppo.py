@@ -32,6 +32,11 @@ with warnings.catch_warnings():
 __all__ = ["VALUE_MODEL_NAME", "PPOConfig", "ResumablePPOTrainer"]
 
 VALUE_MODEL_NAME = "value_model.safetensors"
+# Of the state that a checkpoint was saved in, what goes on.
+RESTORED = (
+    "epoch", "global_step", "episode", "log_history", "num_input_tokens_seen", "total_flos",
+    "best_metric", "best_global_step", "best_model_checkpoint",
+)  # fmt: skip
 
 
 class ResumablePPOTrainer(PPOTrainer):
@@ -100,7 +105,7 @@ class ResumablePPOTrainer(PPOTrainer):
         """Lets the loop, which TRL starts from nothing, go on from the checkpoint."""
         if self._resumed_from is None:
             return
-        for name in ("epoch", "global_step", "episode", "log_history", "num_input_tokens_seen", "total_flos"):
+        for name in RESTORED:
             setattr(self.state, name, getattr(self._saved_state, name))
         self.state.max_steps += self.state.global_step
         self._load_rng_state(str(self._resumed_from))
