@@ -109,9 +109,7 @@ class _Reader:
         self._sources: dict[Hashable, int] = {}
         self._trees: list[_Tree] = []
 
-    def read(
-        self, place: int, folder: Folder, file: Path | None, spacing: Mapping[Path, int]
-    ) -> dict[int, list[str]]:
+    def read(self, place: int, folder: Folder, file: Path | None, spacing: Mapping[Path, int]) -> dict[int, list[str]]:
         """Adds the trees of a file, and returns its probes by round, none where it is an evaluation's."""
         probes: dict[int, list[str]] = defaultdict(list)
         if file is None:
