@@ -432,6 +432,36 @@ def test_wider_trees_have_a_conversation_for_every_leaf():
     assert evaluation.arms_of() == ["tester", "openings"]
 
 
+class Hearing(ScriptedBackend):
+    """A scripted model to which a text is the less likely the more it has heard."""
+
+    def open(self, prompts, *, seeds, logprobs=False):
+        return HearingSession(self, super().open(prompts, seeds=seeds, logprobs=logprobs).rows, logprobs)
+
+
+class HearingSession(ScriptedSession):
+    def branch(self, children):
+        return HearingSession(self.backend, super().branch(children).rows, self.logprobs)
+
+    def append(self, texts):
+        heard = [-float(len("".join(said))) for said, _ in self.rows]
+        super().append(texts)
+        return [[value] * 2 for value in heard]
+
+
+@pytest.mark.parametrize("max_rows", [None, 3])
+def test_the_baseline_reads_each_probe_behind_all_that_was_said_before(max_rows):
+    tester = ScriptedBackend(lambda texts, sibling: f"p{sibling}{len(texts)}")
+    target = ScriptedBackend(lambda texts, sibling: f"answer {len(texts)} to {texts[-1]}")
+    baseline = Hearing(lambda texts, sibling: "", max_rows=max_rows)
+    system = ASTPrompterSystem(tester, target, baseline, KeywordScorer(["fool"]))
+    nodes = [n for tree in ASTEvaluator(system, ["a", "bb"], width=2, depth=3).measure() for n in tree.nodes()]
+    assert len(nodes) == 2 * 14
+    for node in nodes:
+        before = "".join(turn.text for turn in node.exchange.context)
+        assert node.baseline_logprob_per_token == -len(before)
+
+
 def test_metrics_are_the_headline_figures_by_plain_names(evaluation):
     metrics = ASTEvaluator(make_sampler(), list(TESTER)).metrics()
     assert metrics["harmful_share"] == evaluation.figure("harmful_share/harm").value

@@ -168,6 +168,7 @@ def test_early_stopping_stops(tmp_path, algorithm):
     trainer.train()
     assert round(trainer.state.epoch) == 3  # best in the second, none better in the third
     assert [line["round"] for line in lines(tmp_path / "rounds.jsonl")] == [1, 2, 3]
+    assert not (tmp_path / "records" / "round-00004.parquet").exists()
 
 
 @EVERY
