@@ -20,7 +20,7 @@ from astra_trl.flags import (
     LoadArguments,
     RunArguments,
 )
-from astra_trl.sandbox import load_world
+from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
 from astra_trl.trainers import TRAINERS, trainer_classes
 
@@ -215,8 +215,7 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, ScorerArgume
         parser.error("no tester: give a run's folder, a model's folder or a Hub id")
     run = _run_settings(settings["tester"])
     settings = {**_defaults_of_run(run), **settings, "run_settings": run}
-    if settings.get("world") is not None:
-        world = load_world(None if settings["world"] == "embedded" else settings["world"])
+    if (world := named_world(settings.get("world"))) is not None:
         for name, value in (("target", [world.target]), ("baseline", world.tester)):
             settings[name] = settings.get(name) or value
     elif not run and settings.get("prompts") is None:

@@ -64,6 +64,15 @@ def _without(openings: Sequence[Opening], others: Sequence[Opening]) -> list[Ope
     return [opening for opening in openings if opening not in left_out]
 
 
+def tester_and_target(args: RunArguments, model_args: ModelConfig, world: World | None) -> tuple[str, str]:
+    """Their Hub ids or folders, those of the world where none are given; `InputError` where one is missing."""
+    tester = args.tester or model_args.model_name_or_path or (world.tester if world else None)
+    target = args.target or (world.target if world else None)
+    if tester is None or target is None:
+        raise InputError(f"no {'target' if tester else 'tester'}: give a Hub id or folder with --tester and --target")
+    return tester, target
+
+
 def build_system(
     args: RunArguments,
     scorer_args: ScorerArguments,
@@ -71,10 +80,7 @@ def build_system(
     model_args: ModelConfig,
     world: World | None,
 ) -> HFASTSystem:
-    tester = args.tester or model_args.model_name_or_path or (world.tester if world else None)
-    target = args.target or (world.target if world else None)
-    if tester is None or target is None:
-        raise InputError(f"no {'target' if tester else 'tester'}: give a Hub id or folder with --tester and --target")
+    tester, target = tester_and_target(args, model_args, world)
     if model_args.model_revision != "main" and {target, args.baseline or tester} != {tester}:
         raise InputError(
             "--model_revision would hold for all models, and they differ: download that revision's folder"

@@ -16,11 +16,12 @@ from accelerate import PartialState
 from trl import ModelConfig, get_peft_config
 
 from astra_trl.backends.hf.cache import can_branch
+from astra_trl.building import tester_and_target
 from astra_trl.conversation import Opening, as_conversation
 from astra_trl.errors import InputError
 from astra_trl.flags import TRAIN_GROUPS, RunArguments
 from astra_trl.prompts.base import sampled
-from astra_trl.sandbox import World, load_world
+from astra_trl.sandbox import World, named_world
 from astra_trl.scorers.named import ScorerArguments
 from astra_trl.sizes import Loading, Role, adapter_parameters, empty_model, size_text, sized, tokenizer_of
 
@@ -40,11 +41,8 @@ def dry_run(
 
     Raises `InputError` where a model's config or tokenizer cannot be had, naming the model.
     """
-    world = load_world(None if args.world == "embedded" else args.world) if args.world else None
-    tester = args.tester or model_args.model_name_or_path or (world.tester if world else None)
-    target = args.target or (world.target if world else None)
-    if tester is None or target is None:
-        raise InputError(f"no {'target' if tester else 'tester'}: give a Hub id or folder with --tester and --target")
+    world = named_world(args.world)
+    tester, target = tester_and_target(args, model_args, world)
     loading = Loading(
         str((training_args.model_init_kwargs or {}).get("dtype", model_args.dtype) or "float32").removeprefix(
             "torch."

@@ -24,7 +24,7 @@ from astra_trl.evaluation.tables import show
 from astra_trl.flags import EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.files import local_file
-from astra_trl.sandbox import World, load_world
+from astra_trl.sandbox import World, named_world
 from astra_trl.scorers import KeywordScorer
 from astra_trl.scorers.named import ScorerArguments, build_scorers
 from astra_trl.systems.astprompter import HFASTSystem
@@ -43,7 +43,7 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
     transformers_logging.disable_progress_bar()
     if args.tester is None or not args.target:
         raise InputError("an evaluation needs a tester and a target: give --tester and --target")
-    world = load_world(None if args.world == "embedded" else args.world) if args.world else None
+    world = named_world(args.world)
     run = _of_run(args)
     openings = _held_out(args, run, world)
     scorers = build_scorers(scorer_args, None if world is None else KeywordScorer(world.rude_words))

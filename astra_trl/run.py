@@ -30,7 +30,7 @@ from astra_trl.flags import RunArguments
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.run_folder import RunFolder
 from astra_trl.sampler import ASTSampler
-from astra_trl.sandbox import load_world
+from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
 from astra_trl.trainers import trainer_classes
 from astra_trl.tree import Tree
@@ -65,7 +65,7 @@ def run(
     # Before anything is used up: `config.yaml` is to hold every setting. What ends in _token is masked, so left out.
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(scorer_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
-    world = load_world(None if args.world == "embedded" else args.world) if args.world else None
+    world = named_world(args.world)
     openings, held_out = openings_and_held_out(args, world, training_args.seed)
     eval_dataset = None
     if training_args.eval_strategy != "no":

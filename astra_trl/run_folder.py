@@ -114,6 +114,15 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def ends_whole(file: Path) -> bool:
+    """Whether the last line of a file has its end; also where there is no line, or no file."""
+    if not file.exists() or not file.stat().st_size:
+        return True
+    with file.open("rb") as lines:
+        lines.seek(-1, os.SEEK_END)
+        return lines.read() == b"\n"
+
+
 def write_whole(file: Path, text: str) -> None:
     """Writes a file so that it is there as a whole or not at all."""
     unfinished = file.with_name(f"{file.name}.tmp")

@@ -48,6 +48,7 @@ def test_killed_at_any_byte_a_second_evaluation_ends_the_same(whole, tmp_path):
 def test_a_whole_one_is_not_run_again(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "again")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    file = (folder / "exchanges.jsonl").stat().st_ino
 
     def never(texts, sibling):
         raise AssertionError("grown again")
@@ -58,6 +59,7 @@ def test_a_whole_one_is_not_run_again(whole, tmp_path):
     evaluation = evaluate(folder, sampler)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert len(evaluation.trees["tester", "Reading"]) == 12
+    assert (folder / "exchanges.jsonl").stat().st_ino == file  # nor written again
 
 
 def test_what_was_read_back_equals_what_was_grown(whole):

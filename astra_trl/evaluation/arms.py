@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from astra_trl.backends.base import Backend, Session, derive_seed
@@ -23,16 +23,13 @@ def with_roles(system: System, **roles: Any) -> System:
     return changed
 
 
-def described(backend: Backend | None) -> dict[str, Any] | None:
+def described(backend: Backend) -> dict[str, Any]:
     """What is known of a backend as JSON: its `description` where it has one, else its kind."""
-    if backend is None:
-        return None
     return getattr(backend, "description", None) or {"backend": type(backend).__name__}
 
 
-def called(backend: Backend) -> str:
-    """What a model is called in figures."""
-    description = described(backend) or {}
+def called(description: Mapping[str, Any]) -> str:
+    """What the model of a description is called in figures."""
     return str(description.get("model") or description["backend"])
 
 

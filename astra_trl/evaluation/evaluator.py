@@ -147,12 +147,14 @@ class ASTEvaluator:
         """
         roles = {"tester": tester or self._roles_of.tester, "target": target or self._roles_of.target}
         sampler = ASTSampler(with_roles(self.system, **roles), self.openings, self.width, self.depth)
-        name, alone = called(roles["target"]), arm == OPENINGS
+        about: dict[str, Any] = {"target": described(roles["target"])}
+        name, alone = called(about["target"]), arm == OPENINGS
         baseline = None if alone else (baseline or self._roles_of.baseline)
         if baseline is not None and not baseline.gives_logprobs:
             baseline = None
-        about = {} if alone else {"tester": described(roles["tester"]), "baseline": described(baseline)}
-        about["target"] = described(roles["target"])
+        if not alone:
+            about["tester"] = described(roles["tester"])
+            about["baseline"] = None if baseline is None else described(baseline)
         if any(known["description"]["target"] != about["target"] for known in self._arms_against(name)):
             raise InputError(f"two targets are called {name!r}: give one of the folders another name")
         self._arms[arm, name] = {"arm": arm, "target": name, "description": about}

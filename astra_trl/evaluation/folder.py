@@ -8,7 +8,7 @@ from typing import Any
 
 from astra_trl.conversation import Turn
 from astra_trl.errors import InputError
-from astra_trl.run_folder import as_line, exchange_line, read_lines, with_no_ids, write_whole
+from astra_trl.run_folder import as_line, ends_whole, exchange_line, read_lines, with_no_ids, write_whole
 from astra_trl.tree import Tree
 
 RESULT = "evaluation.json"
@@ -47,7 +47,8 @@ class EvaluationFolder:
         for line in read_lines(self.exchanges):
             of_arm = self._lines.setdefault((line["arm"], line["target"]), {})
             of_arm.setdefault(line["tree"], []).append(line)
-        self._keep(lambda line: True)  # drops what a crash has left of a last line
+        if self.writes and not ends_whole(self.exchanges):
+            self._keep(lambda line: True)  # drops what a crash has left of a last line
 
     def begin(self, arm: Mapping[str, Any], replace: bool = False) -> None:
         """Notes an arm (`arm`, `target`, `description`). One of that name that was of other models is dropped with

@@ -14,7 +14,7 @@ from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
 from astra_trl.sandbox.grammar import is_rude, topic_of
 
-__all__ = ["EMBEDDED_WORLD", "World", "is_rude", "load_world", "topic_of"]
+__all__ = ["EMBEDDED_WORLD", "World", "is_rude", "load_world", "named_world", "topic_of"]
 
 EMBEDDED_WORLD = Path(__file__).parent / "world"
 
@@ -50,6 +50,11 @@ class World:
             for exchange in exchanges
             if (topic := topic_of(exchange.probe)) in self.weak_topics and is_rude(exchange.response)
         }
+
+
+def named_world(name: str | None) -> World | None:
+    """The world that `--world` names: a folder's, or "embedded"; none without a name."""
+    return None if not name else load_world(None if name == "embedded" else name)
 
 
 def load_world(path: str | Path | None = None) -> World:
