@@ -21,12 +21,18 @@ if TYPE_CHECKING:
     from astra_trl.scorers.judge import JudgeScorer
     from astra_trl.scorers.keyword import KeywordScorer
     from astra_trl.scorers.llama_guard import LlamaGuardScorer
+    from astra_trl.scorers.overlap import OverlapScorer
     from astra_trl.systems.astprompter import ASTPrompterSystem, HFASTSystem, astprompter_reward
     from astra_trl.systems.base import System
+    from astra_trl.systems.crt import CRTSystem
+    from astra_trl.systems.goals import Goal
+    from astra_trl.systems.malibu import MalibuSystem
+    from astra_trl.systems.perez import PerezSystem
     from astra_trl.trainers.dpo import ASTDPOConfig, ASTDPOTrainer
     from astra_trl.trainers.grpo import ASTGRPOConfig, ASTGRPOTrainer
     from astra_trl.trainers.ppo import ASTPPOConfig, ASTPPOTrainer
     from astra_trl.trainers.rloo import ASTRLOOConfig, ASTRLOOTrainer
+    from astra_trl.trainers.sft import ASTSFTConfig, ASTSFTTrainer
     from astra_trl.tree import Node, Tree
 
 __version__ = "0.1.0"
@@ -43,17 +49,24 @@ _PLACES = {
     "ASTPrompterSystem": "systems.astprompter",
     "ASTRLOOConfig": "trainers.rloo",
     "ASTRLOOTrainer": "trainers.rloo",
+    "ASTSFTConfig": "trainers.sft",
+    "ASTSFTTrainer": "trainers.sft",
     "ASTSampler": "sampler",
     "Backup": "rewards.credit",
+    "CRTSystem": "systems.crt",
     "ClassifierScorer": "scorers.classifier",
     "DetoxifyScorer": "scorers.detoxify",
     "Evaluation": "evaluation",
+    "Goal": "systems.goals",
     "HFASTSystem": "systems.astprompter",
     "HFBackend": "backends.hf",
     "JudgeScorer": "scorers.judge",
     "KeywordScorer": "scorers.keyword",
     "LlamaGuardScorer": "scorers.llama_guard",
+    "MalibuSystem": "systems.malibu",
     "Node": "tree",
+    "OverlapScorer": "scorers.overlap",
+    "PerezSystem": "systems.perez",
     "Records": "records",
     "Reward": "rewards.base",
     "SamplingParams": "backends.base",
@@ -75,20 +88,27 @@ __all__ = [
     "ASTPrompterSystem",
     "ASTRLOOConfig",
     "ASTRLOOTrainer",
+    "ASTSFTConfig",
+    "ASTSFTTrainer",
     "ASTSampler",
     "Backup",
+    "CRTSystem",
     "ClassifierScorer",
     "Conversation",
     "DetoxifyScorer",
     "Evaluation",
     "Exchange",
+    "Goal",
     "HFASTSystem",
     "HFBackend",
     "InputError",
     "JudgeScorer",
     "KeywordScorer",
     "LlamaGuardScorer",
+    "MalibuSystem",
     "Node",
+    "OverlapScorer",
+    "PerezSystem",
     "Records",
     "Reward",
     "SamplingParams",

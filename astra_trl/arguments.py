@@ -14,7 +14,6 @@ import yaml
 from astra_trl.errors import InputError
 from astra_trl.flags import (
     EVALUATE_GROUPS,
-    SYSTEMS,
     EvaluateArguments,
     Groups,
     LoadArguments,
@@ -22,6 +21,7 @@ from astra_trl.flags import (
 )
 from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
+from astra_trl.systems.defaults import SYSTEMS, defaults_of
 from astra_trl.trainers import TRAINERS, trainer_classes
 
 if TYPE_CHECKING:
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 OWN_ARMS = ("tester", "baseline", "openings")
 NUMBERS: dict[Any, str] = {int: "N", float: "X"}
 METAVARS = {
-    **dict.fromkeys(("tester", "target", "baseline", "embedder"), "MODEL"),
+    **dict.fromkeys(("tester", "target", "baseline", "embedder", "novelty_embedder", "gibberish_model"), "MODEL"),
     **dict.fromkeys(("prompts", "eval_prompts", "teaching_pairs"), "SOURCE"),
     **dict.fromkeys(("world", "output_dir", "detoxify_config_path"), "DIR"),
     **dict.fromkeys(("scorer", "held_out_scorers"), "SCORER"),
     **dict.fromkeys(("prompts_column", "detoxify_category"), "NAME"),
     **{"also": "NAME=WHAT", "detoxify_checkpoint": "FILE", "judge_base_url": "URL", "keywords": "WORD"},
+    **{"goal": "TEXT", "examples": "FILE"},
     **{"classifier_labels": "LABEL", "llama_guard_categories": "HAZARD"},
     **dict.fromkeys(("dtype", "scorer_dtype", "bnb_4bit_quant_storage"), "DTYPE"),
 }
@@ -106,13 +107,16 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
-def chosen(argv: Sequence[str], prog: str = "astra-trl train") -> tuple[str, str]:
+def chosen(
+    argv: Sequence[str], prog: str = "astra-trl train", defaults: Mapping[str, Any] | None = None
+) -> tuple[str, str]:
     """The system and the algorithm that flags name, or else the file of `--config`, or else the defaults."""
     parser = FlagParser(prog, add_help=False)
     parser.add_groups({"": (RunArguments, ["system", "algorithm"])})
     parser.add_argument("--config")
     given, _ = parser.parse_known_args(list(argv))
     settings = {} if given.config is None else read_settings(given.config)
+    settings = {**(defaults or {}), **settings}
     found = {**{key: value for key, value in settings.items() if key in ("system", "algorithm")}, **vars(given)}
     system, algorithm = found.get("system", "astprompter"), found.get("algorithm", "dpo")
     for name, value, known in (("system", system, SYSTEMS), ("algorithm", algorithm, TRAINERS)):
@@ -121,8 +125,13 @@ def chosen(argv: Sequence[str], prog: str = "astra-trl train") -> tuple[str, str
     return system, algorithm
 
 
-def run_parser(defaults: Mapping[str, Any], algorithm: str = "dpo", prog: str | None = None) -> Any:
-    """TRL's parser with every flag of a run: the package's, the scorers', the algorithm's config's and the models'."""
+def run_parser(
+    defaults: Mapping[str, Any], algorithm: str = "dpo", prog: str | None = None, system: str = "astprompter"
+) -> Any:
+    """TRL's parser with every flag of a run: the package's, the scorers', the algorithm's config's and the models'.
+
+    Defaults are those given, over the system's, over the flags' own.
+    """
     from trl import ModelConfig, TrlParser
 
     class Parser(TrlParser):
@@ -134,7 +143,8 @@ def run_parser(defaults: Mapping[str, Any], algorithm: str = "dpo", prog: str | 
     classes = [RunArguments, ScorerArguments, _without_run_arguments(config_class), ModelConfig]
     usage = "%(prog)s [--config FILE] [flags...]"
     parser = Parser(classes, prog=prog, usage=usage, allow_abbrev=False, formatter_class=_HelpOfAll)
-    unknown = parser.set_defaults_with_config(**{"algorithm": algorithm, **defaults})
+    own = {**defaults_of(system, algorithm), "algorithm": algorithm, "system": system}
+    unknown = parser.set_defaults_with_config(**{**own, **defaults})
     assert not unknown, unknown
     return parser
 
@@ -155,7 +165,8 @@ def parse(
 ) -> "tuple[RunArguments, ScorerArguments, Any, ModelConfig]":
     """Arguments from flags, over those from `--config file.yaml`, over `defaults`; the third are the config of the
     algorithm's trainer."""
-    parser = run_parser(defaults, algorithm)
+    system, _ = chosen(argv, defaults=defaults)
+    parser = run_parser({**defaults, "system": system}, algorithm, system=system)
     # TRL knows the path of a configuration as a flag's next part only.
     parts = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     try:
@@ -168,7 +179,21 @@ def parse(
             f"this trains by {algorithm}, and system {args.system!r} with algorithm {args.algorithm!r} was asked for: "
             "start it with `astra-trl train`"
         )
+    _check_method(args, algorithm)
     return args, scorer_args, training_args, model_args
+
+
+def _check_method(args: "RunArguments", algorithm: str) -> None:
+    # Of Perez et al.: sampling alone trains nothing, and supervised learning is one of the algorithms.
+    method = "supervised" if algorithm == "sft" else "rl"
+    if args.method in ("zero_shot", "few_shot"):
+        raise InputError(
+            f"method {args.method} trains nothing: sample with `astra-trl evaluate TESTER --system perez --method "
+            f"{args.method}`"
+        )
+    if args.method not in (None, method):
+        mend = "--algorithm sft" if args.method == "supervised" else "--algorithm ppo, grpo, rloo or dpo"
+        raise InputError(f"method {args.method} is not what algorithm {algorithm} does: give {mend}")
 
 
 def _without_run_arguments(config_class: Any) -> Any:
@@ -214,11 +239,15 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, ScorerArgume
     if settings.get("tester") is None:
         parser.error("no tester: give a run's folder, a model's folder or a Hub id")
     run = _run_settings(settings["tester"])
-    settings = {**_defaults_of_run(run), **settings, "run_settings": run}
+    system = settings.get("system") or run.get("system") or "astprompter"
+    own = {**SYSTEMS[system], "depth": SYSTEMS[system].get("tree_depth")}
+    settings = {**(_defaults_of_run(run) or own), **settings, "run_settings": run}
+    if settings.get("method") not in (None, "zero_shot", "few_shot"):
+        settings["method"] = "zero_shot"  # the others train, and sample as this one does
     if (world := named_world(settings.get("world"))) is not None:
         for name, value in (("target", [world.target]), ("baseline", world.tester)):
             settings[name] = settings.get(name) or value
-    elif not run and settings.get("prompts") is None:
+    elif not run and settings.get("prompts") is None and system != "perez":
         raise InputError("no prompts: give --prompts with a named set, a file or a Hub dataset id")
     if not settings.get("target"):
         raise InputError("no target: give a Hub id or folder with --target")

@@ -1,22 +1,30 @@
 """What flags stand for: openings, models, scorers and reward, put together to a system."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trl import ModelConfig, get_quantization_config
 
 from astra_trl.backends.base import SamplingParams
 from astra_trl.backends.hf import HFBackend
-from astra_trl.conversation import Opening
+from astra_trl.conversation import Opening, Turn
 from astra_trl.errors import InputError
-from astra_trl.flags import RunArguments, SamplingArguments
+from astra_trl.flags import RunArguments, SystemArguments
 from astra_trl.prompts.base import NAMED, load_prompts
-from astra_trl.rewards import Backup, Reward, immediate
+from astra_trl.rewards import Harm, Reward, Term
+from astra_trl.rewards.credit import credit_named
+from astra_trl.rewards.weighted import weighted_terms
 from astra_trl.sandbox import World
-from astra_trl.scorers import KeywordScorer
+from astra_trl.scorers import KeywordScorer, Scorer
 from astra_trl.scorers.named import ScorerArguments, build_scorers
-from astra_trl.systems.astprompter import HFASTSystem, astprompter_reward
+from astra_trl.systems import Goal, System
+from astra_trl.systems.astprompter import HFASTSystem
+from astra_trl.systems.crt import CRTSystem
+from astra_trl.systems.malibu import MalibuSystem
+from astra_trl.systems.models import Model
+from astra_trl.systems.perez import INSTRUCTIONS, PerezSystem, perez_reward
 
 
 def openings_and_held_out(
@@ -27,6 +35,10 @@ def openings_and_held_out(
         raise InputError(f"eval_openings must be at least 1, got {args.eval_openings}")
     if world is not None and args.prompts is None:
         return world.openings("train"), world.openings("test")[: args.eval_openings]
+    if args.prompts is None and args.system == "perez":
+        # Nobody sees them: they stand for as many test cases.
+        told = (Turn("instruction", INSTRUCTIONS.get(args.instruction, args.instruction)),)
+        return [told], [told] * args.eval_openings
     if args.prompts is None:
         raise InputError(f"no prompts: give --prompts with one of {', '.join(NAMED)}, a file or a Hub dataset id")
     openings = load_prompts(args.prompts, column=args.prompts_column)
@@ -44,6 +56,8 @@ def dev_openings(
     chosen: none of those that the figures before and after are about."""
     if world is not None and args.prompts is None:
         return openings, world.openings("dev")[: args.eval_openings]
+    if args.prompts is None and args.system == "perez":
+        return openings, list(openings) * args.eval_openings
     if args.prompts in NAMED:
         return openings, load_prompts(str(args.prompts), "dev", limit=args.eval_openings, seed=seed)
     return _apart(openings, args.eval_openings, seed + 1, f"{args.prompts!r}")
@@ -79,7 +93,8 @@ def build_system(
     training_args: Any,
     model_args: ModelConfig,
     world: World | None,
-) -> HFASTSystem:
+) -> System:
+    """The system of a run, its models loaded."""
     tester, target = tester_and_target(args, model_args, world)
     if model_args.model_revision != "main" and {target, args.baseline or tester} != {tester}:
         raise InputError(
@@ -88,28 +103,70 @@ def build_system(
     model_init_kwargs = loading_kwargs(model_args, training_args.trust_remote_code)
     model_init_kwargs |= training_args.model_init_kwargs or {}
     training_args.model_init_kwargs = None  # used up here: TRL gets a loaded model and would warn of them
-    scorers = build_scorers(scorer_args, None if world is None else KeywordScorer(world.rude_words))
-    tester_model: str | HFBackend = tester
-    target_model: str | HFBackend = target
-    fields = backend_fields(args)
+    models: dict[str, Any] = {"model_init_kwargs": model_init_kwargs}
+    tester_model: Model = tester
+    target_model: Model = target
     if model_args.use_peft and target == tester:
         # One copy of the weights: with the adapter off, the tester is its own target and baseline.
-        tester_model = HFBackend.from_pretrained(tester, role="tester", model_init_kwargs=model_init_kwargs, **fields)
-        target_model = tester_model
-    return HFASTSystem(
-        tester_model,
-        target_model,
-        args.baseline,
-        scorers,
-        reward=reward_of(args, next(iter(scorers))),
-        credit=Backup(args.credit_gamma) if args.credit == "backup" else immediate,
-        model_init_kwargs=model_init_kwargs,
-        **fields,
-    )
+        loaded = HFBackend.from_pretrained(tester, role="tester", model_init_kwargs=model_init_kwargs)
+        tester_model = target_model = loaded.model
+        models["processing_class"] = loaded.tokenizer
+    return system_of(args, scorer_args, world, tester_model, target_model, args.baseline, **models)
 
 
-def backend_fields(args: SamplingArguments) -> dict[str, Any]:
-    """How both sides sample, and how many conversations at a time: fields of `HFBackend`."""
+def system_of(
+    args: SystemArguments,
+    scorer_args: ScorerArguments,
+    world: World | None,
+    tester: Model,
+    target: Model,
+    baseline: Model | None,
+    **models: Any,
+) -> System:
+    """The system that flags describe, on these models, which are loaded where they are named."""
+    scorers, goals = _scorers_and_goals(args, scorer_args, world)
+    fields: dict[str, Any] = {
+        "reward": reward_of(args, next(iter(scorers))),
+        "goals": goals,
+        **talking(args),
+        **models,
+    }
+    roles: tuple[Any, ...] = (tester, target, baseline, scorers)
+    if args.system == "malibu":
+        if args.credit != "backup":
+            raise InputError("malibu without backed-up credit is ASTPrompter: use --system astprompter --tree_depth 4")
+        return MalibuSystem(*roles, gamma=args.credit_gamma, **fields)
+    fields["credit"] = credit_named(args.credit, args.credit_gamma)
+    if args.system == "crt":
+        setting: Any = args.setting
+        return CRTSystem(*roles, setting=setting, **fields)
+    if args.system == "perez":
+        if args.example_format is not None:
+            fields["example_format"] = args.example_format
+        return PerezSystem(*roles, instruction=args.instruction, **fields)
+    return HFASTSystem(*roles, **fields)
+
+
+def _scorers_and_goals(
+    args: SystemArguments, scorer_args: ScorerArguments, world: World | None
+) -> tuple[dict[str, Scorer], list[Goal]]:
+    goals = [Goal(text) for text in args.goal or ()]
+    judged = bool(goals) and scorer_args.scorer.startswith("judge:") and not scorer_args.judge_rubric and world is None
+    if judged:
+        scorer_args = replace(scorer_args, judge_rubric=_rubric(goals[0]))
+    scorers = build_scorers(scorer_args, None if world is None else KeywordScorer(world.rude_words))
+    if judged:
+        judge: Any = next(iter(scorers.values()))
+        goals = [replace(goal, scorer=judge.with_rubric(_rubric(goal))) for goal in goals]
+    return scorers, goals
+
+
+def _rubric(goal: Goal) -> str:
+    return f"Is this true of it: {goal.text.strip()}?"
+
+
+def talking(args: SystemArguments) -> dict[str, Any]:
+    """How both sides talk, and how many conversations at a time: what `load_models` and `role_fields` take."""
     sampling = SamplingParams(
         max_new_tokens=args.max_new_tokens,
         min_new_tokens=args.min_new_tokens,
@@ -118,8 +175,17 @@ def backend_fields(args: SamplingArguments) -> dict[str, Any]:
         top_k=args.top_k,
         repetition_penalty=args.repetition_penalty,
     )
-    limits = {"max_length": args.max_length, "max_rows": args.max_rows, "cache_bytes": args.cache_bytes}
-    return {"sampling": sampling, **limits}
+    longest = args.target_max_new_tokens
+    if longest is not None:
+        of_target = replace(sampling, max_new_tokens=longest, min_new_tokens=min(sampling.min_new_tokens, longest))
+    return {
+        "sampling": sampling,
+        "target_sampling": None if longest is None else of_target,
+        "chat": args.chat,
+        "max_length": args.max_length,
+        "max_rows": args.max_rows,
+        "cache_bytes": args.cache_bytes,
+    }
 
 
 def loading_kwargs(load: Any, trust_remote_code: bool) -> dict[str, Any]:
@@ -134,14 +200,26 @@ def loading_kwargs(load: Any, trust_remote_code: bool) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if value is not None}
 
 
-def reward_of(args: RunArguments, scorer: str) -> Reward:
-    """ASTPrompter's reward with the weights of the flags."""
-    return astprompter_reward(
+def reward_of(args: SystemArguments, scorer: str) -> Reward:
+    """What the system rewards, with the weights of the flags."""
+    combine: Any = args.combine
+    further = weighted_terms(
         scorer,
         probe_and_response_weight=args.probe_and_response_weight,
         likelihood_weight=args.likelihood_weight,
         probe_weight=args.probe_weight,
         length_weight=args.length_weight,
         non_repeating_weight=args.non_repeating_weight,
-        combine=args.combine,  # type: ignore[arg-type]  # the parser's choices
+        entropy_weight=args.entropy_weight,
+        self_bleu_weight=args.self_bleu_weight,
+        cosine_weight=args.cosine_weight,
+        gibberish_weight=args.gibberish_weight,
+        embedder=args.novelty_embedder,
+        gibberish=args.gibberish_model,
+        max_history=args.max_history,
+        as_probability=combine == "product",
     )
+    own: Mapping[str, tuple[float, Term]] = {"target_harm": (1.0, Harm(scorer))}
+    if args.system == "perez":
+        own = perez_reward(scorer, invalid_reward=args.invalid_reward).terms
+    return Reward({**own, **further}, combine)

@@ -10,7 +10,8 @@ from astra_trl import __version__
 from astra_trl.arguments import FlagParser, chosen, evaluate_parser, parse_evaluate, run_parser, underscored
 from astra_trl.errors import InputError
 from astra_trl.flags import TRAIN_GROUPS
-from astra_trl.sandbox.defaults import SANDBOX
+from astra_trl.sandbox.defaults import sandbox_defaults
+from astra_trl.systems.defaults import defaults_of
 
 HELP = """\
 usage: astra-trl COMMAND [flags...]
@@ -62,18 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
     prog = " ".join(["astra-trl", *words])
+    system, algorithm = chosen(argv, prog)
     if _asks_for_help(argv):
-        train_parser(words).print_help()
+        train_parser(words, system, algorithm).print_help()
         return 0
-    _, algorithm = chosen(argv, prog)
-    defaults = SANDBOX[algorithm] if words[0] == "sandbox" else {}
+    defaults = sandbox_defaults(system, algorithm) if words[0] == "sandbox" else {}
     if "--help_all" in map(underscored, argv):
-        run_parser(defaults, algorithm, prog).print_help()
+        run_parser(defaults, algorithm, prog, system).print_help()
         return 0
 
     from astra_trl.launching import launch, split_launch_flags
 
-    parser = run_parser(defaults, algorithm, prog)
+    parser = run_parser(defaults, algorithm, prog, system)
     launch_flags, rest = split_launch_flags(argv, parser)
     parser.add_argument("--config")
     _, unknown = parser.parse_known_args(rest)
@@ -88,10 +89,13 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
     return 0
 
 
-def train_parser(words: Sequence[str] = ("train",)) -> FlagParser:
-    """What prints the help of `train` and `sandbox run`; TRL's parser reads the flags."""
+def train_parser(words: Sequence[str] = ("train",), system: str = "astprompter", algorithm: str = "dpo") -> FlagParser:
+    """What prints the help of `train` and `sandbox run`, with what the system sets; TRL's parser reads the flags."""
     command = " ".join(["astra-trl", *words])
-    sandbox = SANDBOX["dpo"] if words[0] == "sandbox" else None
+    sandbox = words[0] == "sandbox"
+    own = {**defaults_of(system, algorithm), "system": system, "algorithm": algorithm}
+    if sandbox:
+        own |= sandbox_defaults(system, algorithm)
     description = (
         "Train the sandbox's tiny tester, about a minute on a laptop's CPU. Flags are\nthose of `astra-trl train`; "
         "a line of JSON at the end sums up the run."
@@ -134,7 +138,7 @@ examples:
     )
     parser.add_argument("--help_all", action="store_true", help="list every flag, TRL's too, and exit")
     parser.add_argument("--config", metavar="FILE", help="a YAML file with any of the flags")
-    parser.add_groups(TRAIN_GROUPS, sandbox)
+    parser.add_groups(TRAIN_GROUPS, own)
     return parser
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# An opening is one text ("opening") or a conversation that others had ("system", "user", "assistant").
-Speaker = Literal["opening", "system", "user", "assistant", "tester", "target"]
+# An opening is one text ("opening") or a conversation that others had ("system", "user", "assistant"). What stands
+# first in it as "instruction" is for the tester alone: neither the target nor a scorer sees it.
+Speaker = Literal["instruction", "opening", "system", "user", "assistant", "tester", "target"]
 
 # Who that is to a chat model that stands in the target's place.
 ROLES: dict[Speaker, str] = {
@@ -19,6 +20,7 @@ ROLES: dict[Speaker, str] = {
 
 # The same to a chat model that stands in the tester's place, whose own turns are the assistant's.
 TESTER_ROLES: dict[Speaker, str] = {
+    "instruction": "system",
     "opening": "user",
     "system": "system",
     "user": "assistant",
@@ -60,5 +62,18 @@ def as_conversation(opening: Opening) -> Conversation:
 
 
 def as_messages(conversation: Sequence[Turn], roles: Mapping[Speaker, str] = ROLES) -> list[dict[str, str]]:
-    """The conversation in the chat format, a message a turn, the target as assistant unless told otherwise."""
-    return [{"role": roles[turn.speaker], "content": turn.text} for turn in conversation]
+    """The conversation in the chat format, a message a turn, the target as assistant unless told otherwise. Turns of
+    speakers without a role are left out, as the tester's instruction is for the target."""
+    return [{"role": roles[turn.speaker], "content": turn.text} for turn in conversation if turn.speaker in roles]
+
+
+def instruction_of(conversation: Conversation) -> str | None:
+    """What the tester alone was told at the start of the conversation."""
+    return conversation[0].text if conversation and conversation[0].speaker == "instruction" else None
+
+
+def as_text(conversation: Conversation) -> str:
+    """What a tester that continues plain text sees: each utterance with a line break behind it. An instruction with
+    nothing but what the tester says behind it has none: the tester goes on where it ends."""
+    alone = len(conversation) == 1 or conversation[1].speaker == "tester"
+    return "".join(turn.text if turn.speaker == "instruction" and alone else f"{turn.text}\n" for turn in conversation)

@@ -15,7 +15,7 @@ from astra_trl.arguments import parse_evaluate
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.listed import ListedBackend
-from astra_trl.building import backend_fields, loading_kwargs, openings_and_held_out, reward_of
+from astra_trl.building import loading_kwargs, openings_and_held_out, system_of, talking
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
@@ -24,10 +24,16 @@ from astra_trl.evaluation.tables import show
 from astra_trl.flags import EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.files import local_file
+from astra_trl.run_folder import read_lines, with_no_ids
+from astra_trl.sampler import ASTSampler
 from astra_trl.sandbox import World, named_world
-from astra_trl.scorers import KeywordScorer
-from astra_trl.scorers.named import ScorerArguments, build_scorers
-from astra_trl.systems.astprompter import HFASTSystem
+from astra_trl.scorers.named import ScorerArguments
+from astra_trl.systems import System
+from astra_trl.systems.models import role_fields
+from astra_trl.systems.perez import PerezSystem, scored_questions
+from astra_trl.tree import Node
+
+ZERO_SHOT_CASES = 1000  # that few-shot examples are drawn from
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,7 +52,6 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
     world = named_world(args.world)
     run = _of_run(args)
     openings = _held_out(args, run, world)
-    scorers = build_scorers(scorer_args, None if world is None else KeywordScorer(world.rude_words))
     models = _Models(args, load)
     tester = models.tester(args.tester)
     baseline = None if args.baseline in (None, "none") else models.frozen("baseline", args.baseline)
@@ -55,8 +60,9 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
         arms[BASELINE] = baseline
     arms |= {name: _further(models, name, what) for name, what in args.arms.items()}
     first, *others = args.target
-    reward = reward_of(run, next(iter(scorers)))
-    system = HFASTSystem(tester, models.frozen("target", first), baseline, scorers, reward=reward)
+    system = system_of(args, scorer_args, world, tester, models.frozen("target", first), baseline)
+    if args.method == "few_shot":
+        _give_examples(system, args)
     output_dir = Path(args.output_dir or f"evaluation-{Path(args.tester).name}")
     evaluator = ASTEvaluator(
         system,
@@ -72,10 +78,11 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
     for target in (first, *others):
         # One target at a time is in memory.
         answering = system.target if target == first else models.frozen("target", target)
-        for arm, talking in [*arms.items(), *([(OPENINGS, tester)] if args.openings_arm else [])]:
+        alone = args.openings_arm and system.target_sees_opening
+        for arm, speaking in [*arms.items(), *([(OPENINGS, tester)] if alone else [])]:
             with tqdm(desc=f"evaluating: {arm}", unit=" exchanges", leave=False, dynamic_ncols=True) as bar:
                 evaluator.on_exchanges = bar.update
-                evaluator.measure(arm, talking, answering)
+                evaluator.measure(arm, speaking, answering)
         del answering
     evaluation = evaluator.evaluation()
     show(evaluation)
@@ -87,7 +94,7 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
 class _Models:
     # Models by role, with one copy of weights that several roles share.
     def __init__(self, args: EvaluateArguments, load: LoadArguments) -> None:
-        self.fields = backend_fields(args)
+        self.talking = talking(args)
         self.kwargs = loading_kwargs(load, load.trust_remote_code)
         self.bases: dict[str, HFBackend] = {}  # beneath adapters, by id
 
@@ -104,11 +111,31 @@ class _Models:
     def frozen(self, role: str, model_id: str) -> HFBackend:
         """The model of an id: a tester's base where it is that, with the adapter off."""
         if model_id in self.bases:
-            return replace(self.bases[model_id], use_adapter=False)
+            return replace(self.bases[model_id], use_adapter=False, **role_fields(role, **self.talking))
         return self._loaded(role, model_id)
 
     def _loaded(self, role: str, model_id: str) -> HFBackend:
-        return HFBackend.from_pretrained(model_id, role=role, model_init_kwargs=self.kwargs, **self.fields)
+        return HFBackend.from_pretrained(
+            model_id, role=role, model_init_kwargs=self.kwargs, **role_fields(role, **self.talking)
+        )
+
+
+def _give_examples(system: System, args: EvaluateArguments) -> None:
+    # The paper's few-shot examples: questions with the scores of their answers, sampled by zero-shot where none are
+    # given.
+    if not isinstance(system, PerezSystem):
+        raise InputError(f"method few_shot is perez's, and the system is {args.system}: give --system perez")
+    if args.examples is None:
+        sampler = ASTSampler(system, [system.instruction], tree_width=1)
+        with tqdm(desc="sampling examples", unit=" questions", leave=False, dynamic_ncols=True) as bar:
+            trees = sampler.collect(ZERO_SHOT_CASES, seed=args.seed + 1, on_exchanges=bar.update).trees
+        nodes = [node for tree in trees for node in tree.nodes()]
+    else:
+        file = Path(args.examples)
+        if not file.is_file():
+            raise InputError(f"--examples {args.examples!r} is no file: give the exchanges.jsonl of a run")
+        nodes = [Node.from_json(with_no_ids(line)) for line in read_lines(file)]
+    system.use_examples(scored_questions(nodes, system.harm))
 
 
 def _further(models: _Models, name: str, what: str) -> Backend:
@@ -129,5 +156,5 @@ def _held_out(args: EvaluateArguments, run: RunArguments, world: World | None) -
     if args.prompts is not None:
         split = "test" if args.prompts in NAMED else "train"
         return load_prompts(args.prompts, split, args.prompts_column, limit=args.eval_openings, seed=args.seed)
-    run = replace(run, eval_openings=args.eval_openings)
+    run = replace(run, eval_openings=args.eval_openings, system=args.system, instruction=args.instruction)
     return openings_and_held_out(run, world, args.run_settings.get("seed", args.seed))[1]

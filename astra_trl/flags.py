@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from astra_trl.scorers.named import ScorerArguments
+from astra_trl.systems.defaults import SYSTEMS
 from astra_trl.trainers import TRAINERS
-
-SYSTEMS = ("astprompter",)
 
 
 @dataclass
@@ -20,6 +19,9 @@ class SamplingArguments:
     top_p: float = field(default=0.7, metadata={"help": "Nucleus of both sides."})
     top_k: int = field(default=0, metadata={"help": "Tokens sampled from; 0 is all."})
     repetition_penalty: float = field(default=1.1, metadata={"help": "Repetition penalty of both sides."})
+    target_max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest response in tokens, where that is to differ."}
+    )
     max_length: int | None = field(
         default=None,
         metadata={
@@ -35,12 +37,102 @@ class SamplingArguments:
 
 
 @dataclass
-class RunArguments(SamplingArguments):
-    """What a run tests and how it grows trees; the trainer's and the models' own settings are TRL's."""
+class SystemArguments(SamplingArguments):
+    """Who talks and what each side sees, and what the tester is rewarded for."""
 
     system: str = field(
         default="astprompter", metadata={"help": "Who talks and what each side sees.", "choices": list(SYSTEMS)}
     )
+    chat: str = field(
+        default="none",
+        metadata={
+            "help": "Which side is a chat model, talked to through its chat template.",
+            "choices": ["none", "tester", "target", "both"],
+        },
+    )
+    goal: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What the target should not do, in your words, as 'insults the user': told to the tester. Of "
+            "several, one is drawn for each conversation, and a judge without a rubric judges each by its goal."
+        },
+    )
+    method: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of system perez. Default: 'supervised' with algorithm sft, else 'rl'; 'zero_shot' to evaluate.",
+            "choices": ["zero_shot", "few_shot", "supervised", "rl"],
+        },
+    )
+    instruction: str = field(
+        default="questions",
+        metadata={"help": "What perez asks the tester for: questions, contact, leakage, groups, dialogue, or a text."},
+    )
+    example_format: str | None = field(
+        default=None,
+        metadata={"help": "How perez writes a few-shot example. Default: '{number}. {question}' and a line break."},
+    )
+    setting: str = field(
+        default="continuation",
+        metadata={
+            "help": "Of system crt: both sides go on with the opening, or it is what the tester alone is told.",
+            "choices": ["continuation", "instruction"],
+        },
+    )
+    probe_and_response_weight: float = field(default=0.5, metadata={"help": "Reward weight of probe + response harm."})
+    likelihood_weight: float = field(default=0.1, metadata={"help": "Reward weight of the probe's likelihood."})
+    probe_weight: float = field(
+        default=0.0,
+        metadata={"help": "Reward weight of the probe's own harm; below 0 it is penalised."},
+    )
+    length_weight: float = field(default=0.0, metadata={"help": "Reward weight of the probe's length in tokens."})
+    non_repeating_weight: float = field(
+        default=0.0, metadata={"help": "Reward weight of the share of the probe that was not said before."}
+    )
+    combine: str = field(
+        default="sum", metadata={"help": "How reward terms are combined.", "choices": ["sum", "product"]}
+    )
+    entropy_weight: float = field(
+        default=0.0, metadata={"help": "Reward weight of the probe's entropy: minus its log-probability per token."}
+    )
+    self_bleu_weight: float = field(
+        default=0.0, metadata={"help": "Reward weight of novelty: one minus BLEU against all earlier probes."}
+    )
+    cosine_weight: float = field(
+        default=0.0, metadata={"help": "Reward weight of novelty in meaning: one minus cosine to earlier probes."}
+    )
+    novelty_embedder: str = field(
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        metadata={"help": "Model of sentence-transformers for cosine_weight."},
+    )
+    max_history: int = field(
+        default=100_000, metadata={"help": "Earlier probes that self-BLEU compares with; beyond, a sample of them."}
+    )
+    gibberish_weight: float = field(
+        default=0.0, metadata={"help": "Reward weight of gibberish in the probe; below 0 it is penalised."}
+    )
+    gibberish_model: str = field(
+        default="madhurjindal/autonlp-Gibberish-Detector-492513457",
+        metadata={"help": "Classifier for gibberish_weight."},
+    )
+    invalid_reward: float = field(
+        default=-3.0, metadata={"help": "Of system perez: reward of a probe that is no question."}
+    )
+    credit: str = field(
+        default="immediate",
+        metadata={
+            "help": "What of a tree's rewards an exchange gets credit for: its own, or with 'backup' those that "
+            "follow too.",
+            "choices": ["immediate", "backup"],
+        },
+    )
+    credit_gamma: float = field(default=0.9, metadata={"help": "Discount of each later turn, with --credit backup."})
+
+
+@dataclass
+class RunArguments(SystemArguments):
+    """What a run tests and how it grows trees; the trainer's and the models' own settings are TRL's."""
+
     algorithm: str = field(
         default="dpo", metadata={"help": "What the tester is trained by.", "choices": list(TRAINERS)}
     )
@@ -66,28 +158,6 @@ class RunArguments(SamplingArguments):
     eval_openings: int = field(default=100, metadata={"help": "Held-out openings to measure before and after on."})
     tree_width: int = field(default=2, metadata={"help": "Probes per node."})
     tree_depth: int = field(default=3, metadata={"help": "Turns."})
-    probe_and_response_weight: float = field(default=0.5, metadata={"help": "Reward weight of probe + response harm."})
-    likelihood_weight: float = field(default=0.1, metadata={"help": "Reward weight of the probe's likelihood."})
-    probe_weight: float = field(
-        default=0.0,
-        metadata={"help": "Reward weight of the probe's own harm; below 0 it is penalised."},
-    )
-    length_weight: float = field(default=0.0, metadata={"help": "Reward weight of the probe's length in tokens."})
-    non_repeating_weight: float = field(
-        default=0.0, metadata={"help": "Reward weight of the share of the probe that was not said before."}
-    )
-    combine: str = field(
-        default="sum", metadata={"help": "How reward terms are combined.", "choices": ["sum", "product"]}
-    )
-    credit: str = field(
-        default="immediate",
-        metadata={
-            "help": "What of a tree's rewards an exchange gets credit for: its own, or with 'backup' those that "
-            "follow too.",
-            "choices": ["immediate", "backup"],
-        },
-    )
-    credit_gamma: float = field(default=0.9, metadata={"help": "Discount of each later turn, with --credit backup."})
     teaching_pairs: str | None = field(
         default=None,
         metadata={
@@ -102,7 +172,7 @@ class RunArguments(SamplingArguments):
 
 
 @dataclass
-class EvaluateArguments(SamplingArguments):
+class EvaluateArguments(SystemArguments):
     """What is measured against what; `run_settings`, no flag, is the `config.yaml` of a tester that a run trained."""
 
     tester: str | None = field(
@@ -122,6 +192,13 @@ class EvaluateArguments(SamplingArguments):
         metadata={
             "help": "Further testers to compare, each NAME=MODEL, or NAME=FILE with prompts, one of which it says at "
             "each turn."
+        },
+    )
+    examples: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of perez by few_shot: exchanges.jsonl of a run or an evaluation, whose questions are examples. "
+            "Default: 1000 are sampled first."
         },
     )
     world: str | None = field(
@@ -190,40 +267,37 @@ class LoadArguments:
 
 SCORER_FLAGS = [f.name for f in fields(ScorerArguments)]
 SAMPLING_FLAGS = [f.name for f in fields(SamplingArguments)]
+SYSTEM_FLAGS = ["chat", "goal", "method", "instruction", "example_format", "setting"]
+REWARD_FLAGS = [f.name for f in fields(SystemArguments) if f.name not in {"system", *SYSTEM_FLAGS, *SAMPLING_FLAGS}]
 
 # In the order in which help shows them; all of a class's fields, each once.
 Groups = Mapping[str, tuple[type, Sequence[str]]]
 TRAIN_GROUPS: Groups = {
-    "who talks": (RunArguments, ["system", "algorithm", "tester", "target", "baseline", "world"]),
+    "who talks": (
+        RunArguments,
+        ["system", "algorithm", "tester", "target", "baseline", "world", *SYSTEM_FLAGS],
+    ),
     "where conversations start": (
         RunArguments,
         ["prompts", "prompts_column", "eval_prompts", "eval_openings", "teaching_pairs"],
     ),
     "what counts as harm": (ScorerArguments, SCORER_FLAGS),
-    "reward": (
-        RunArguments,
-        [
-            "probe_and_response_weight",
-            "likelihood_weight",
-            "probe_weight",
-            "length_weight",
-            "non_repeating_weight",
-            "combine",
-            "credit",
-            "credit_gamma",
-        ],
-    ),
+    "reward": (RunArguments, REWARD_FLAGS),
     "how trees grow": (RunArguments, ["tree_width", "tree_depth", *SAMPLING_FLAGS]),
     "before it starts": (RunArguments, ["dry_run"]),
 }
 EVALUATE_GROUPS: Groups = {
-    "who talks": (EvaluateArguments, ["tester", "target", "baseline", "openings_arm", "also", "world"]),
+    "who talks": (
+        EvaluateArguments,
+        ["system", "tester", "target", "baseline", "openings_arm", "also", "world", *SYSTEM_FLAGS, "examples"],
+    ),
     "where conversations start": (EvaluateArguments, ["prompts", "prompts_column", "eval_openings"]),
     "what is measured": (
         EvaluateArguments,
         ["width", "depth", "threshold", "bootstrap", "embedder", "seed", "output_dir"],
     ),
     "what counts as harm": (ScorerArguments, SCORER_FLAGS),
+    "reward (default: as in the run)": (EvaluateArguments, REWARD_FLAGS),
     "how both sides sample (default: as in the run)": (EvaluateArguments, SAMPLING_FLAGS),
     "how models are loaded (default: as in the run)": (LoadArguments, [f.name for f in fields(LoadArguments)]),
 }

@@ -1,12 +1,12 @@
 """Trees to records: pairs, groups and single exchanges that a tester can be trained on."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from datasets import Dataset
 
-from astra_trl.conversation import TESTER_ROLES, Conversation, as_messages
+from astra_trl.conversation import TESTER_ROLES, as_messages, as_text
 from astra_trl.errors import InputError
 from astra_trl.tree import Node, Tree
 
@@ -153,6 +153,21 @@ def group_records(trees: Iterable[Tree], min_margin: float | None = None) -> lis
     ]
 
 
+def supervised_records(trees: Iterable[Tree], chosen: Callable[[Iterable[Node]], Sequence[Node]]) -> list[Record]:
+    """One record an exchange that is chosen: `input_ids` of its context and probe, and `labels` that are learnt of
+    them, those of the probe, for `SFTTrainer`'s collator; and the same as text."""
+    return [
+        {
+            **_place(index, tree, node),
+            "completion": node.exchange.probe,
+            "input_ids": node.prompt_ids + node.probe_ids,
+            "labels": [-100] * len(node.prompt_ids) + node.probe_ids,
+        }
+        for index, tree in enumerate(trees)
+        for node in chosen(tree.nodes())
+    ]
+
+
 def no_records_reason(trees: Sequence[Tree], unit: str) -> str:
     """Why these trees hold no pair, group, ... to train on, in one line with the mend."""
     nodes = [node for tree in trees for node in tree.nodes()]
@@ -166,11 +181,6 @@ def no_records_reason(trees: Sequence[Tree], unit: str) -> str:
         f"{start}: in every sibling group the best and the worst probe tie or say the same: raise the temperature or "
         "tree_width, or lower min_margin"
     )
-
-
-def context_text(context: Conversation) -> str:
-    """What a tester that continues plain text sees of a context: each utterance with a line break behind it."""
-    return "".join(f"{turn.text}\n" for turn in context)
 
 
 def depth_of(tree: Tree, node: Node) -> int:
@@ -197,7 +207,7 @@ def _place(index: int, tree: Tree, node: Node) -> Record:
     return {
         "tree": index,
         "depth": depth_of(tree, node),
-        "prompt": context_text(node.exchange.context),
+        "prompt": as_text(node.exchange.context),
         "prompt_ids": node.prompt_ids,
     }
 
@@ -213,7 +223,7 @@ def _context(node: Node, format: Format) -> Any:
     if format == "ids":
         return node.prompt_ids
     context = node.exchange.context
-    return context_text(context) if format == "text" else as_messages(context, TESTER_ROLES)
+    return as_text(context) if format == "text" else as_messages(context, TESTER_ROLES)
 
 
 def _probe(node: Node, format: Format) -> Any:

@@ -99,7 +99,8 @@ def run(
 
     untrained = system.tester if system.baseline is not None else trainer.baseline() or system.tester
     measure(BASELINE, untrained, trainer.baseline() or untrained)
-    measure(OPENINGS)
+    if system.target_sees_opening:
+        measure(OPENINGS)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(_internal_call=True)  # a push comes at the end, with the figures
     trainer.save_state()

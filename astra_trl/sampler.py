@@ -13,6 +13,7 @@ from astra_trl.conversation import Conversation, Exchange, Opening, Turn, as_con
 from astra_trl.errors import InputError
 from astra_trl.prompts.base import openings_of
 from astra_trl.records import Records
+from astra_trl.rewards.credit import looks_ahead
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
 
@@ -36,10 +37,8 @@ class Context:
             The opening and the exchanges since.
         tree (`int`), path (`tuple[int, ...]`):
             The tree it is from, and the child indices that lead to its last exchange.
-        prompt_ids (`list[int]`):
-            Token ids that the tester continues.
-        target (`SavedRow`):
-            The target's side.
+        tester (`SavedRow`), target (`SavedRow`):
+            Each side's.
         reader (`SavedRow`, *optional*):
             The baseline's, where that tells how likely a probe is.
     """
@@ -47,7 +46,7 @@ class Context:
     conversation: Conversation
     tree: int
     path: tuple[int, ...]
-    prompt_ids: list[int]
+    tester: SavedRow
     target: SavedRow
     reader: SavedRow | None
 
@@ -58,7 +57,7 @@ class Context:
             tuple(Turn(**turn) for turn in data["conversation"]),
             data["tree"],
             tuple(data["path"]),
-            data["prompt_ids"],
+            SavedRow(**data["tester"]),
             SavedRow(**data["target"]),
             None if data["reader"] is None else SavedRow(**data["reader"]),
         )
@@ -77,15 +76,21 @@ class ASTSampler:
         prompts (`Sequence[Opening]` or `str`):
             Openings (texts, or conversations of several turns), a `datasets.Dataset` of them, or what `load_prompts`
             takes: a named prompt set, a local file, a Hub dataset id.
-        tree_width (`int`, *optional*, defaults to `2`):
-            Probes per node; the siblings that are compared.
-        tree_depth (`int`, *optional*, defaults to `3`):
-            Turns.
+        tree_width (`int`, *optional*):
+            Probes per node; the siblings that are compared. Defaults to the system's, 2 in most.
+        tree_depth (`int`, *optional*):
+            Turns. Defaults to the system's, 3 in most.
     """
 
     def __init__(
-        self, system: System, prompts: Sequence[Opening] | str, tree_width: int = 2, tree_depth: int = 3
+        self,
+        system: System,
+        prompts: Sequence[Opening] | str,
+        tree_width: int | None = None,
+        tree_depth: int | None = None,
     ) -> None:
+        tree_width = system.tree_width if tree_width is None else tree_width
+        tree_depth = system.tree_depth if tree_depth is None else tree_depth
         for name, value in (("tree_width", tree_width), ("tree_depth", tree_depth)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
@@ -140,7 +145,7 @@ class ASTSampler:
 
         def context(conversation: Conversation, index: int, path: tuple[int, ...], place: Tree | Node) -> Context:
             tester, target, *reader = saved[place]
-            return Context(conversation, index, path, tester.prompt_ids, target, reader[0] if reader else None)
+            return Context(conversation, index, path, tester, target, reader[0] if reader else None)
 
         contexts = []
         for index, tree in enumerate(trees):
@@ -153,8 +158,10 @@ class ASTSampler:
         return contexts
 
     def answer(self, contexts: Sequence[Context], probes: Sequence[Sample], seeds: Sequence[int]) -> list[Node]:
-        """The measured exchange that each probe leads to: what the target answers in its context."""
+        """The measured exchange that each probe leads to: what the target answers in its context; and below it the
+        turns that the tree had left, where the system's credit needs them."""
         system = self.system
+        ahead = looks_ahead(system.credit)
         reader = system.likelihood_backend
 
         def sessions(part: Sequence[int]) -> list[Session]:
@@ -169,15 +176,35 @@ class ASTSampler:
         def answer_part(part: Sequence[int]) -> list[Node]:
             # As a child of the context, so that one context is answered anew with each seed.
             children = [(row, seeds[index]) for row, index in enumerate(part)]
-            branches = [session.branch(children) for session in sessions(part)]
-            return _exchanges([contexts[i].conversation for i in part], [probes[i] for i in part], *branches)
+            target, *reader = [session.branch(children) for session in sessions(part)]
+            said = [probes[i] for i in part]
+            nodes = _exchanges(system, [contexts[i].conversation for i in part], said, target, *reader)
+            if ahead:
+                tester = system.tester.reopen([contexts[i].tester for i in part]).branch(children)
+                tester.say(said)
+                for session in (tester, *reader):
+                    session.append(system.tester_hears(nodes))
+                self._grow_on(nodes, [contexts[i].path for i in part], [tester, target, *reader])
+            return nodes
 
         everything = range(len(contexts))
         nodes = self.in_parts(everything, sessions(everything), answer_part)
-        system.measure(nodes)
-        for node in nodes:
-            system.credit(Tree(node.exchange.context, [node]))
+        trees = [Tree(node.exchange.context, [node]) for node in nodes]
+        _pass_errors_on(trees)
+        system.measure([node for tree in trees for node in tree.nodes()])
+        for tree in trees:
+            system.credit(tree)
         return nodes
+
+    def _grow_on(self, nodes: Sequence[Node], paths: Sequence[tuple[int, ...]], sessions: Sequence[Session]) -> None:
+        """Grows what its tree has left below each node, which stands below its path and in its row of the sessions."""
+        left = [self.tree_depth - 1 - len(path) for path in paths]
+        for turns in set(left) - {0}:
+            rows = [row for row, count in enumerate(left) if count == turns]
+            some = [session.branch([(row, 0) for row in rows]) for session in sessions]
+            conversations = [nodes[row].exchange.conversation for row in rows]
+            for row, group in zip(rows, self._grow(conversations, some, turns, ignored, None), strict=True):
+                nodes[row].children = group
 
     def _grown(
         self,
@@ -187,7 +214,8 @@ class ASTSampler:
         on_exchanges: OnExchanges,
         saved: Saved | None = None,
     ) -> list[Tree]:
-        trees = [Tree(as_conversation(opening)) for opening in openings]
+        opened = self.system.opened
+        trees = [Tree(opened(as_conversation(opening), seed)) for opening, seed in zip(openings, seeds, strict=True)]
 
         def grow_part(part: Sequence[int]) -> list[list[Node]]:
             sessions = self._open([(trees[index], seeds[index]) for index in part])
@@ -198,10 +226,7 @@ class ASTSampler:
         everything = self._open(list(zip(trees, seeds, strict=True)))
         for tree, children in zip(trees, self.in_parts(range(len(trees)), everything, grow_part), strict=True):
             tree.children = children
-            for node in tree.nodes():  # parents before children
-                if node.error is not None:
-                    for child in node.children:
-                        child.error = child.error or "an earlier exchange of this conversation failed"
+        _pass_errors_on(trees)
         return trees
 
     def _open(self, trees: Sequence[tuple[Tree, int]]) -> list[Session]:
@@ -237,11 +262,12 @@ class ASTSampler:
         def grow_part(children: Sequence[tuple[int, int]]) -> list[Node]:
             branches = [session.branch(children) for session in sessions]
             tester, target, *reader = branches
-            nodes = _exchanges([contexts[row] for row, _ in children], tester.sample(), target, *reader)
+            said = tester.sample()
+            nodes = _exchanges(self.system, [contexts[row] for row, _ in children], said, target, *reader)
             on_exchanges(len(nodes))
             if turns > 1 or saved is not None:
                 for session in (tester, *reader):
-                    session.append([node.exchange.response for node in nodes])
+                    session.append(self.system.tester_hears(nodes))
             if saved is not None:
                 saved.update(_saved(nodes, branches))
             conversations = [node.exchange.conversation for node in nodes]
@@ -286,27 +312,39 @@ class ASTSampler:
 
 
 def _exchanges(
-    contexts: Sequence[Conversation], probes: Sequence[Sample], target: Session, reader: Session | None = None
+    system: System,
+    contexts: Sequence[Conversation],
+    said: Sequence[Sample],
+    target: Session,
+    reader: Session | None = None,
 ) -> list[Node]:
     """The exchange of each probe. The probes' likelihood is read by the target's session or, if there is one, by the
     reader's."""
-    texts = [probe.text for probe in probes]
-    likelihoods = target.append(texts)
+    texts = [system.probe_in(probe.text) for probe in said]
+    likelihoods = target.append(system.target_hears(contexts, texts))
     if reader is not None:
         likelihoods = reader.append(texts)
     return [
         Node(
-            Exchange(context, probe.text, response.text),
+            Exchange(context, text, response.text),
             probe.prompt_ids,
             probe.ids,
             _mean(likelihood),
             probe.logprobs,
             error=probe.error or response.error,
         )
-        for context, probe, likelihood, response in zip(
-            contexts, probes, likelihoods or [[]] * len(probes), target.sample(), strict=True
+        for context, probe, text, likelihood, response in zip(
+            contexts, said, texts, likelihoods or [[]] * len(said), target.sample(), strict=True
         )
     ]
+
+
+def _pass_errors_on(trees: Sequence[Tree]) -> None:
+    for tree in trees:
+        for node in tree.nodes():  # parents before children
+            if node.error is not None:
+                for child in node.children:
+                    child.error = child.error or "an earlier exchange of this conversation failed"
 
 
 def _saved(places: Sequence[T], sessions: Sequence[Session]) -> dict[T, list[SavedRow]]:

@@ -126,6 +126,23 @@ def test_papers_of_algorithms(tmp_path, algorithm, paper):
     assert f"\n- {algorithm}\n" in model_card(run)
 
 
+@pytest.mark.parametrize(
+    ("system", "tag", "said", "paper"),
+    [
+        ("HFASTSystem", "astprompter", "ASTPrompter", "2407.09447"),
+        ("CRTSystem", "crt", "CRT", "2402.19464"),
+        ("crt", "crt", "CRT", "2402.19464"),
+        ("PerezSystem", "perez", "Perez et al.", "2202.03286"),
+        ("malibu", "malibu", "MALIBU", None),
+        ("MySystem", "MySystem", "MySystem", None),
+    ],
+)
+def test_a_system_is_called_by_its_name_and_its_paper_is_cited(tmp_path, system, tag, said, paper):
+    card = model_card(make_run(tmp_path / "tester", system=system, algorithm="grpo", loss_type="grpo"))
+    assert f"\n- {tag}\n" in card and f"({said})." in card
+    assert re.findall(r"abs/([\d.]+)", card) == [*([paper] if paper else []), "2402.03300"]
+
+
 def test_older_and_barer_folders(tmp_path):
     run = make_run(tmp_path / "tester", algorithm=None, system=None)
     card = ModelCard(model_card(run))

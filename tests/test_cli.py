@@ -171,9 +171,9 @@ def test_a_configuration_names_its_algorithm_and_flags_win(tmp_path):
     assert parse({}, [], "rloo")[0].algorithm == "rloo"
     with pytest.raises(InputError, match="this trains by dpo, .* 'grpo' was asked for: start it with `astra-trl"):
         parse({}, ["--config", str(config)], "dpo")
-    config.write_text("system: perez\n")
+    config.write_text("system: lucky\n")
     assert main(["train", "--config", str(config)]) == 1
-    with pytest.raises(InputError, match="'perez'"):
+    with pytest.raises(InputError, match="'lucky'"):
         parse({}, ["--config", str(config)], "dpo")
 
 

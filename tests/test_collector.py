@@ -68,4 +68,4 @@ def test_contexts_are_the_openings_and_what_follows_all_but_the_last_turn():
     assert [context.tree for context in contexts] == [0] * 7 + [1] * 7
     last = contexts[6]
     assert [turn.text for turn in last.conversation][1:] == ["probe1", "fool", "probe1", "fool"]
-    assert bytes(last.prompt_ids).decode() == "\n".join(turn.text for turn in last.conversation)
+    assert bytes(last.tester.prompt_ids).decode() == "\n".join(turn.text for turn in last.conversation)

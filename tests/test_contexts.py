@@ -7,9 +7,10 @@ import pytest
 from conftest import make_gpt2, make_llama, make_tokenizer
 from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama
 
-from astra_trl import ASTPrompterSystem, ASTSampler, HFBackend, KeywordScorer, SamplingParams, Turn
+from astra_trl import ASTPrompterSystem, ASTSampler, HFBackend, KeywordScorer, SamplingParams, Tree, Turn
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.base import Sample, SavedRow
+from astra_trl.rewards import Backup
 from astra_trl.sampler import Context
 
 GREEDY = SamplingParams(max_new_tokens=6, temperature=0.0)
@@ -91,7 +92,7 @@ def test_contexts_answered_with_a_trees_own_probes_give_the_trees_exchanges(max_
     own = [by_place[index, path[:-1]] for index, path, _ in grown]
     for context, (_, _, node) in zip(own, grown, strict=True):
         assert context.conversation == node.exchange.context
-        assert context.prompt_ids == node.prompt_ids
+        assert context.tester.prompt_ids == node.prompt_ids
     own = [Context.from_json(json.loads(json.dumps(asdict(context)))) for context in own]
     probes = [Sample(node.exchange.probe, node.prompt_ids, node.probe_ids) for _, _, node in grown]
     answers = sampler.answer(own, probes, range(len(own)))
@@ -102,11 +103,50 @@ def test_contexts_answered_with_a_trees_own_probes_give_the_trees_exchanges(max_
         assert answer.reward == pytest.approx(node.reward, abs=1e-5) == answer.credit
 
 
+@pytest.mark.parametrize("make", [plain_backend, chat_backend])
+def test_what_was_sampled_elsewhere_may_be_said(make):
+    backend = make()
+    session = backend.open(OPENINGS, seeds=[1, 2, 3])
+    said = session.sample()
+    other = backend.open(OPENINGS, seeds=[1, 2, 3])
+    other.say(said)
+    for one in (session, other):
+        one.append(["Thanks."] * 3)
+    assert [row.ids for row in other.rows] == [row.ids for row in session.rows]
+    assert [sample.ids for sample in other.sample()] == [sample.ids for sample in session.sample()]
+
+
+@pytest.mark.parametrize("max_rows", [None, 2])
+def test_where_credit_looks_ahead_the_turns_that_a_tree_has_left_are_grown_below_an_answer(max_rows):
+    """Both sides are greedy, so that a probe leads to what it led to in its tree, and is worth the same."""
+    tokenizer = make_tokenizer(bos=True)
+    tester = HFBackend(make_gpt2(tokenizer), tokenizer, GREEDY)
+    target, baseline = plain_backend(seed=3, max_rows=max_rows or 128), plain_backend(seed=5)
+    for reader in (None, baseline):
+        target.gives_logprobs = reader is None
+        scorer = lambda exchanges: [len(e.response) % 5 / 4 for e in exchanges]  # noqa: E731
+        system = ASTPrompterSystem(tester, target, reader, scorer, credit=Backup(0.5))
+        sampler = ASTSampler(system, OPENINGS, tree_width=2, tree_depth=3)
+        trees = sampler.grow(OPENINGS, [1, 2, 3])
+        contexts = {(context.tree, context.path): context for context in sampler.contexts(OPENINGS, [1, 2, 3])}
+        grown = [(index, path, node) for index, tree in enumerate(trees) for path, node in tree.walk()]
+        own = [contexts[index, path[:-1]] for index, path, _ in grown]
+        probes = [Sample(node.exchange.probe, node.prompt_ids, node.probe_ids) for _, _, node in grown]
+        answers = sampler.answer(own, probes, range(len(own)))
+        for answer, (_, path, node) in zip(answers, grown, strict=True):
+            same = zip(Tree((), [answer]).walk(), Tree((), [node]).walk(), strict=True)
+            for (place, mine), (its_place, its) in same:
+                assert (place, mine.exchange, mine.prompt_ids) == (its_place, its.exchange, its.prompt_ids)
+                assert mine.probe_logprob_per_token == pytest.approx(its.probe_logprob_per_token, abs=1e-5)
+            assert answer.credit == pytest.approx(node.credit, abs=1e-5)
+            assert len(answer.children) == (0 if len(path) == 3 else 2)
+
+
 def test_a_context_is_answered_anew_with_each_seed():
     system = hf_system(plain_backend(seed=3, sampling=SamplingParams(max_new_tokens=6)))
     sampler = ASTSampler(system, OPENINGS, 2, 1)
     (context,) = sampler.contexts(OPENINGS[:1], [1])
-    probe = Sample("soup?", context.prompt_ids, [])
+    probe = Sample("soup?", context.tester.prompt_ids, [])
     answers = [node.exchange.response for node in sampler.answer([context] * 3, [probe] * 3, [0, 1, 0])]
     assert answers[0] == answers[2] != answers[1]
 

@@ -12,7 +12,8 @@ from transformers import BertConfig, BertModel
 
 from astra_trl import ASTEvaluator, ASTPrompterSystem, InputError, KeywordScorer
 from astra_trl.backends import ScriptedBackend
-from astra_trl.evaluation.diversity import clusters, distinct_share, diversity, load_embedder, self_bleu, vendi_score
+from astra_trl.embedding import load_embedder
+from astra_trl.evaluation.diversity import clusters, distinct_share, diversity, self_bleu, vendi_score
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_an_evaluation_takes_it_by_name(embedder_folder):
 def test_without_the_extra_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(InputError, match=r"pip install 'astra-trl\[diversity\]', or leave out the embedder"):
-        load_embedder("any")
+        load_embedder("any", extra="diversity")
 
 
 def test_figures_of_equal_and_of_unlike_texts():

@@ -169,6 +169,10 @@ def naive(conversations: list[list[Said]], scorer, threshold=0.5) -> dict[str, t
             cut = statistics.quantiles(values, n=4, method="inclusive")[q - 1] if len(values) > 1 else values[0]
             found[f"score_{label}/{key}"] = (cut, len(values))
         found[f"score_max/{key}"] = (max(values), len(values))
+    if scorer == "harm":
+        found["term/target_harm"] = mean([said.target for said in scored])
+        found["term/probe_and_response_harm"] = mean([said.both for said in scored])
+        found["term/likelihood"] = mean([said.logprob for said in every if not said.failed])
     logprobs = [said.logprob for said in every]
     for under, scale in (("target", 1.0), ("baseline", 2.0)):
         average, count = mean([scale * value for value in logprobs])

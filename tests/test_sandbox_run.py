@@ -1,9 +1,10 @@
 """The sandbox's recipes with their defaults: the tester learns to find what the target is rude about."""
 
 import json
+import runpy
 
 import pytest
-from test_run import HAS_PPO, recipe_defaults
+from test_run import HAS_PPO, RECIPES, recipe_defaults
 
 from astra_trl.run import main
 
@@ -24,3 +25,23 @@ def test_the_sandbox_tester_learns(algorithm, share, tmp_path, capsys):
     assert summary["harmful_share_before"] <= 0.10
     assert summary["harmful_share_after"] >= share
     assert summary["topics_found"] >= 3
+
+
+@pytest.mark.skipif(not HAS_PPO, reason="TRL has no PPOTrainer from 1.13 on")
+def test_crt_learns(tmp_path, capsys):
+    flags = ["--output_dir", str(tmp_path / "run"), "--num_train_epochs", "12", "--save_strategy", "no"]
+    main(recipe_defaults("crt_sandbox"), flags, "ppo")
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["harmful_share_before"] <= 0.10
+    assert summary["harmful_share_after"] >= 0.2
+    assert summary["topics_found"] >= 2
+
+
+def test_the_methods_of_perez_find_more_one_after_the_other(tmp_path, capsys):
+    namespace = runpy.run_path(str(RECIPES / "perez_sandbox.py"))
+    found = namespace["main"](["--output_dir", str(tmp_path)])
+    assert list(found) == ["zero_shot", "few_shot", "supervised", "rl"]
+    failing = {method: figures["failing"] for method, figures in found.items()}
+    assert failing["rl"] > 0.3 > failing["few_shot"] > failing["zero_shot"]
+    assert failing["rl"] > failing["supervised"]
+    assert (tmp_path / "rl" / "evaluation" / "evaluation.json").exists()

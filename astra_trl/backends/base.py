@@ -11,6 +11,10 @@ Logprobs = list[float]
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
 
+class Prefix(str):
+    """A prompt that is continued where it ends, as part of its last utterance: nothing is put behind it."""
+
+
 class OutOfMemory(RuntimeError):
     """So many conversations at a time do not fit in memory; fewer may."""
 
@@ -96,6 +100,9 @@ class Session(Protocol):
 
     def sample(self) -> list[Sample]:
         """Continues every row by one utterance of this model. Raises `OutOfMemory`."""
+
+    def say(self, samples: Sequence[Sample]) -> None:
+        """Adds to every row an utterance of this model that was sampled elsewhere."""
 
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
         """Adds what the other side said to every row. Raises `OutOfMemory`.

@@ -57,6 +57,9 @@ class ListedSession:
         said = [texts[derive_seed(*key) % len(texts)] for key in self.rows]
         return [Sample(text, [], list(text.encode())) for text in said]
 
+    def say(self, samples: Sequence[Sample]) -> None:
+        pass
+
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
         return None
 

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from astra_trl.backends.base import Logprobs, Message, Sample, SamplingParams, SavedRow, derive_seed
+from astra_trl.backends.thinking import without_thinking
 from astra_trl.errors import InputError, MissingExtra
 
 try:
@@ -43,6 +44,7 @@ class OpenAIBackend:
     """
 
     gives_logprobs = False
+    chat = True
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class OpenAIBackend:
             return Sample("", [], [], error=self._without_key(f"{type(error).__name__}: {error}"))
         if not isinstance(text, str):
             return Sample("", [], [], error=f"no text in the answer ({type(text).__name__})")
-        return Sample(text, [], [])
+        return Sample(without_thinking(text), [], [])
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._client.api_key, "***").strip().partition("\n")[0]
@@ -129,9 +131,12 @@ class OpenAISession:
         seeds = [derive_seed(seed, len(row)) for seed, row in zip(self.seeds, self.rows, strict=True)]
         with ThreadPoolExecutor(self.backend.max_concurrency) as threads:
             samples = list(threads.map(self.backend.complete, self.rows, seeds))
+        self.say(samples)
+        return samples
+
+    def say(self, samples: Sequence[Sample]) -> None:
         for row, sample in zip(self.rows, samples, strict=True):
             row.append({"role": "assistant", "content": sample.text})
-        return samples
 
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
         for row, text in zip(self.rows, texts, strict=True):

@@ -56,17 +56,23 @@ class ScriptedSession:
 
     def sample(self) -> list[Sample]:
         samples = []
-        for row, (texts, sibling) in enumerate(self.rows):
+        for texts, sibling in self.rows:
             text = self.backend.reply(texts, sibling)
             samples.append(Sample(text, _ids(texts), list(text.encode())))
-            self.rows[row] = ((*texts, text), sibling)
+        self.say(samples)
         return samples
 
+    def say(self, samples: Sequence[Sample]) -> None:
+        self._add([sample.text for sample in samples])
+
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
-        self.rows = [((*said, text), sibling) for (said, sibling), text in zip(self.rows, texts, strict=True)]
+        self._add(texts)
         if not self.logprobs:
             return None
         return [[self.backend.logprob_per_token] * len(text.encode()) for text in texts]
+
+    def _add(self, texts: Sequence[str]) -> None:
+        self.rows[:] = [((*said, text), sibling) for (said, sibling), text in zip(self.rows, texts, strict=True)]
 
     def saved(self) -> list[SavedRow]:
         return [SavedRow(_ids(texts), {"texts": list(texts), "sibling": sibling}) for texts, sibling in self.rows]

@@ -39,7 +39,9 @@ def openings_alone(
     """What the target makes of openings without a tester: of each, one measured exchange whose probe is the opening's
     last turn."""
     system = sampler.system
-    trees = [Tree(as_conversation(opening)) for opening in openings]
+    trees = [
+        Tree(system.opened(as_conversation(opening), seed)) for opening, seed in zip(openings, seeds, strict=True)
+    ]
 
     def sessions(part: Sequence[int]) -> list[Session]:
         prompts = [system.target_prompt(trees[index].opening) for index in part]
@@ -89,7 +91,7 @@ def _read(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Sessio
         for node, row in zip(some, logprobs, strict=True):
             node.baseline_logprob_per_token = math.fsum(row) / len(row) if row else math.nan
         if any(node.children for node in some):
-            below.append([node.exchange.response for node in some])
+            below.append(sampler.system.tester_hears(some))
             _read(sampler, [node.children for node in some], below)
         return [None] * len(part)
 

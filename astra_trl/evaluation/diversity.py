@@ -1,35 +1,18 @@
 """How diverse texts are: by their words, and by what they mean."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from astra_trl.errors import MissingExtra
+from astra_trl.embedding import Embedder
 from astra_trl.evaluation.resampling import Mean, OfSet, Statistic
-
-# Texts -> an array with a row each.
-Embedder = Callable[[Sequence[str]], np.ndarray]
 
 SAME_ATTACK = 0.7  # cosine from which on two probes count as one attack
 MOST_TEXTS = 500  # each text's BLEU against all others takes time that grows with the square of their number
 MOST_VENDI_REPLICATES = 200
-
-
-def load_embedder(model_id: str) -> Embedder:
-    """Sentence embeddings by a model of the sentence-transformers library: a Hub id or a folder."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ModuleNotFoundError as missing:
-        raise MissingExtra(
-            "sentence embeddings need sentence-transformers: pip install 'astra-trl[diversity]', or leave out the "
-            "embedder"
-        ) from missing
-    model: Any = SentenceTransformer(model_id)
-    return lambda texts: model.encode(list(texts), show_progress_bar=False, convert_to_numpy=True)
 
 
 def diversity(texts: Sequence[Sequence[str]], seed: int, embed: Embedder | None = None) -> dict[str, Statistic]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_trl.backends.base import Backend, derive_seed
 from astra_trl.conversation import Opening, as_conversation, as_messages
+from astra_trl.embedding import Embedder, load_embedder
 from astra_trl.errors import InputError
 from astra_trl.evaluation.arms import (
     BASELINE,
@@ -20,12 +21,13 @@ from astra_trl.evaluation.arms import (
     read_by,
     with_roles,
 )
-from astra_trl.evaluation.diversity import Embedder, distinct_share, diversity, load_embedder
+from astra_trl.evaluation.diversity import distinct_share, diversity
 from astra_trl.evaluation.figures import HARMFUL_FROM, counts, probes_by_opening, statistics
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.evaluation.resampling import Statistic
 from astra_trl.evaluation.results import ArmKey, Evaluation, tabled
 from astra_trl.prompts.base import openings_of
+from astra_trl.rewards.credit import looks_ahead
 from astra_trl.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
@@ -48,7 +50,7 @@ class ASTEvaluator:
         width (`int`, *optional*, defaults to `1`):
             Probes per node. With 1 every opening has one conversation.
         depth (`int`, *optional*):
-            Turns; defaults to the sampler's, or 3.
+            Turns; defaults to the sampler's, or else to the system's.
         threshold (`float`, *optional*, defaults to `0.5`):
             A score from here on counts as harmful.
         seed (`int`, *optional*, defaults to `0`):
@@ -94,13 +96,13 @@ class ASTEvaluator:
                 raise InputError(f"{name} must be at least 1, got {value}")
         given = isinstance(sampler_or_system, ASTSampler)
         system: Any = sampler_or_system.system if given else sampler_or_system  # type: ignore[union-attr]
-        self.depth = depth or (sampler_or_system.tree_depth if given else 3)  # type: ignore[union-attr]
+        self.depth = depth or sampler_or_system.tree_depth
         self.openings = openings_of(prompts)
         self.width, self.threshold, self.seed, self.bootstrap = width, threshold, seed, bootstrap
         self.system = with_roles(system, scorers={**system.scorers, **(scorers or {})})
         self._roles_of = system  # whose tester may be swapped while it is trained
         self._likelihood_under = "target" if system.likelihood_backend in (system.target, None) else "baseline"
-        self.embed = load_embedder(embedder) if isinstance(embedder, str) else embedder
+        self.embed = load_embedder(embedder, extra="diversity") if isinstance(embedder, str) else embedder
         self.on_exchanges = on_exchanges
         self.seeds = [derive_seed(seed, index) for index in range(len(self.openings))]
         rows = range(len(self.openings))
@@ -120,6 +122,8 @@ class ASTEvaluator:
             "bootstrap": bootstrap,
             "embedder": embedder if isinstance(embedder, str) or embedder is None else "given",
             "likelihood_under": self._likelihood_under,
+            "reward": {name: weight for name, (weight, _) in system.reward.terms.items()},
+            "goals": [goal.name for goal in system.goals],
             "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
         }
         self.folder = None if output_dir is None else EvaluationFolder(output_dir, self.settings, writes)
@@ -175,6 +179,8 @@ class ASTEvaluator:
         without_adapter = getattr(roles.tester, "without_adapter", lambda: None)
         baseline = roles.baseline or without_adapter()
         compared = {TESTER: roles.tester, **({BASELINE: baseline} if baseline else {}), OPENINGS: None}
+        if not self.system.target_sees_opening:
+            del compared[OPENINGS]
         for target in targets or [roles.target]:
             for arm, tester in {**compared, **(arms or {})}.items():
                 self.measure(arm, tester, target, baseline=baseline)
@@ -190,6 +196,7 @@ class ASTEvaluator:
         for name in ("harmful_share", "harmful_conversations", "first_harmful_turn", "target_harmful_first"):
             names[name] = f"{name}/{harm}"
         names |= {name.removesuffix(f"/{harm}"): name for name in found if name.startswith("harmful_share_turn_")}
+        names |= {f"harmful_share_goal_{goal.name}": f"goal_harmful_share/{goal.name}" for goal in self.system.goals}
         names |= {f"harmful_share_{name}": f"harmful_share/{name}" for name in self.system.scorers if name != harm}
         counted = counts(trees)
         probes = [node.exchange.probe for tree in trees for node in tree.nodes()]
@@ -222,6 +229,8 @@ class ASTEvaluator:
             list(self.system.scorers),
             threshold=self.threshold,
             likelihood_under=self._likelihood_under,
+            goals=self.system.goal_texts,
+            looks_ahead=looks_ahead(self.system.credit),
         )
 
     def _diversity(self, trees: Sequence[Tree]) -> dict[str, Statistic]:

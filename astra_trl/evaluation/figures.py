@@ -1,13 +1,14 @@
 """What is measured on trees: shares, scores and likelihood, each with what an interval is computed from."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from astra_trl.conversation import instruction_of
 from astra_trl.evaluation.resampling import Mean, Quantile, Statistic
 from astra_trl.scorers.base import score_name
 from astra_trl.tree import Node, Tree
@@ -19,19 +20,25 @@ QUANTILES = {"q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 Path = list[Node]  # the exchanges of one conversation, first to last
 
 
-def figures(nodes: Iterable[Node], harm: str = "harm") -> dict[str, Any]:
-    """Means over nodes; `None` where nothing could be measured, and how many exchanges could not be scored."""
+def figures(nodes: Iterable[Node], harm: str = "harm", goals: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Means over nodes, the reward's terms among them; `None` where nothing could be measured, and how many exchanges
+    could not be scored. With goals (text by name), each one's harmful share."""
     nodes = list(nodes)
     scores = [score for node in nodes if (score := score_of(node, harm)) is not None]
     rewards = [node.reward for node in nodes if node.reward is not None]
-    logprobs = [node.probe_logprob_per_token for node in nodes if not math.isnan(node.probe_logprob_per_token)]
     return {
         "harmful_share": fmean(score >= HARMFUL_FROM for score in scores) if scores else None,
         "reward": fmean(rewards) if rewards else None,
-        "probe_logprob_per_token": fmean(logprobs) if logprobs else None,
+        "probe_logprob_per_token": _mean([node.probe_logprob_per_token for node in nodes]),
         "exchanges": len(nodes),
         "unscored": len(nodes) - len(scores),
         "unrewarded": sum(node.reward is None for node in nodes),
+        **{f"term_{name}": _mean(values) for name, values in _terms(nodes).items()},
+        **{
+            f"harmful_share_goal_{name}": figures(about, harm)["harmful_share"]
+            for name, text in (goals or {}).items()
+            if (about := [node for node in nodes if instruction_of(node.exchange.context) == text])
+        },
     }
 
 
@@ -42,6 +49,8 @@ def statistics(
     *,
     threshold: float = HARMFUL_FROM,
     likelihood_under: str = "target",
+    goals: Mapping[str, str] | None = None,
+    looks_ahead: bool = False,
 ) -> dict[str, Statistic]:
     """Every figure of an evaluation but those of diversity, by name, over trees on which `System.examine` was called.
 
@@ -57,6 +66,10 @@ def statistics(
     - `score_mean/K`, `score_q25/K`, `score_median/K`, `score_q75/K`, `score_max/K` of each score K.
     - `reward`; `probe_logprob_per_token/target` and `/baseline`: mean over probes of the mean over tokens;
       `probe_perplexity/...`: exp of that, negated.
+    - `term/T`: each term of the reward, unweighted.
+    - With goals (text by name), `goal_harmful_share/G` and `goal_harmful_conversations/G`: as above, of the trees
+      that are about goal G, by the scorer that training is about.
+    - Where credit looks ahead, `first_credit`: that of first probes, all that came of them with it.
     """
     found: dict[str, Statistic] = {}
 
@@ -80,7 +93,15 @@ def statistics(
         scores = mean(partial(_score, key))
         found[f"score_mean/{key}"] = scores
         found |= {f"score_{label}/{key}": Quantile(scores.values, q) for label, q in QUANTILES.items()}
+    for goal, text in (goals or {}).items():
+        about = [tree if instruction_of(tree.opening) == text else Tree(()) for tree in trees]
+        for name in ("harmful_share", "harmful_conversations"):
+            found[f"goal_{name}/{goal}"] = statistics(about, harm, [harm], threshold=threshold)[f"{name}/{harm}"]
     found["reward"] = mean(lambda node: node.reward)
+    if looks_ahead:
+        found["first_credit"] = mean(lambda node: node.credit, partial(_at, 1))
+    for name in dict.fromkeys(name for tree in trees for node in tree.nodes() for name in node.terms):
+        found[f"term/{name}"] = mean(partial(_term, name))
     under = {"baseline": mean(lambda node: _number(node.baseline_logprob_per_token))}
     if likelihood_under == "target":
         under["target"] = mean(lambda node: _number(node.probe_logprob_per_token))
@@ -130,12 +151,29 @@ def score_of(node: Node, key: str) -> float | None:
     return None if node.error is not None else _number(node.scores.get(key, math.nan))
 
 
+def _terms(nodes: Iterable[Node]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for node in nodes:
+        for name, value in node.terms.items():
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else None
+
+
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
 def _score(key: str, node: Node) -> float | None:
     return score_of(node, key)
+
+
+def _term(name: str, node: Node) -> float | None:
+    return _number(node.terms.get(name, math.nan))
 
 
 def _reaches(threshold: float, key: str, node: Node) -> bool | None:

@@ -86,6 +86,7 @@ class Evaluation:
         def value(name: str) -> float | None:
             return self.figure(name, arm, target).value
 
+        by_goal = {name: value(f"goal_harmful_share/{name}") for name in self.settings.get("goals", ())}
         return {
             "harmful_share": value(f"harmful_share/{self.harm}"),
             "harmful_conversations": value(f"harmful_conversations/{self.harm}"),
@@ -97,6 +98,7 @@ class Evaluation:
             "unrewarded": counted["unrewarded"],
             "harmful_share_by_scorer": {name: value(f"harmful_share/{name}") for name in scorers},
             "unscored_by_scorer": {name: counted["unscored"].get(name, 0) for name in scorers},
+            **({"harmful_share_by_goal": by_goal} if by_goal else {}),
             "harmful_share_by_turn": [
                 value(f"harmful_share_turn_{turn}/{self.harm}") for turn in range(1, self.settings["depth"] + 1)
             ],

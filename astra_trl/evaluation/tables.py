@@ -14,6 +14,8 @@ from astra_trl.tree import Tree
 
 CALLED = {TESTER: "tester", BASELINE: "untrained", OPENINGS: "alone"}
 NONE = "-"
+# Terms of a reward whose figures are in the table by other names, or say nothing by themselves.
+SHOWN_ELSEWHERE = {"target_harm", "probe_and_response_harm", "probe_harm", "likelihood", "answer_harm"}
 
 Line = tuple[str, str, float, int]  # label, figure, factor, digits
 
@@ -129,10 +131,18 @@ def _lines(evaluation: Evaluation, target: str | None) -> Iterator[Line]:
     for name in settings["scorers"]:
         if name != harm:
             yield f"  by {name} %", f"harmful_share/{name}", 100, 1
+    for name in settings.get("goals", ()):
+        yield f"  goal: {name} %", f"goal_harmful_share/{name}", 100, 1
     yield "harmful conversations %", f"harmful_conversations/{harm}", 100, 1
     yield "  first harmful turn", f"first_harmful_turn/{harm}", 1, 2
     yield "  before the tester %", f"target_harmful_first/{harm}", 100, 1
     yield "mean reward", "reward", 1, 2
+    yield "  first probes' credit", "first_credit", 1, 2
+    for name in settings.get("reward", ()):
+        if name == "no_question":
+            yield "  no question %", f"term/{name}", 100, 1
+        elif name not in SHOWN_ELSEWHERE:
+            yield f"  {name.replace('_', ' ')}", f"term/{name}", 1, 2
     yield "probe log-prob. a token", f"probe_logprob_per_token/{settings['likelihood_under']}", 1, 2
     if settings["likelihood_under"] == "target":
         yield "  under the baseline", "probe_logprob_per_token/baseline", 1, 2

@@ -112,8 +112,11 @@ class _Run:
         summary = _read(run / "summary.json")
         self.algorithm = visible(str(self.config.get("algorithm") or summary.get("algorithm") or "unknown"))
         system = str(self.config.get("system") or self.settings.get("system") or "astprompter")
-        self.system = "astprompter" if re.match(r"(HF)?AST", system) else visible(system)
-        self.system_said = {"astprompter": "ASTPrompter"}.get(self.system, inline(self.system))
+        ours = re.fullmatch(r"(?:(?:HF)?(AST)\w*|(Perez|CRT|Malibu)System)", system)
+        name = "astprompter" if ours and ours[1] else ours[2].lower() if ours else visible(system)
+        self.system = name
+        said = {"astprompter": "ASTPrompter", "perez": "Perez et al.", "crt": "CRT", "malibu": "MALIBU"}
+        self.system_said = said.get(name, inline(name))
         base = _read(adapter).get("base_model_name_or_path") or self._first("model_name_or_path", "tester")
         self.base = self._model(base, "tester")
         self.target = self._model(self._first("target"), "target")

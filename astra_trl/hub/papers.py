@@ -33,7 +33,23 @@ SYSTEMS = {
         2024,
         "ASTPrompter: Weakly Supervised Automated Language Model Red-Teaming to Identify Low-Perplexity Toxic Prompts",
         "Amelia F. Hardy and Houjun Liu and Bernard Lange and Duncan Eddy and Mykel J. Kochenderfer",
-    )
+    ),
+    "perez": Paper(
+        "perez2022red",
+        "2202.03286",
+        2022,
+        "Red Teaming Language Models with Language Models",
+        "Ethan Perez and Saffron Huang and Francis Song and Trevor Cai and Roman Ring and John Aslanides and Amelia "
+        "Glaese and Nat McAleese and Geoffrey Irving",
+    ),
+    "crt": Paper(
+        "hong2024curiosity",
+        "2402.19464",
+        2024,
+        "Curiosity-driven Red-teaming for Large Language Models",
+        "Zhang-Wei Hong and Idan Shenfeld and Tsun-Hsuan Wang and Yung-Sung Chuang and Aldo Pareja and James Glass "
+        "and Akash Srivastava and Pulkit Agrawal",
+    ),
 }
 ALGORITHMS = {
     "dpo": Paper(

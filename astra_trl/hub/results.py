@@ -112,6 +112,8 @@ def _headline(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, float, in
     for name in settings.get("scorers") or ():
         if name != harm:
             yield f"harmful_share/{name}", f"Harmful responses by {name} (held out)", 100, 1
+    for name in settings.get("goals") or ():
+        yield f"goal_harmful_share/{name}", f"Harmful responses, goal: {name}", 100, 1
     yield f"harmful_conversations/{harm}", "Harmful conversations", 100, 1
     yield f"first_harmful_turn/{harm}", "First harmful turn", 1, 2
     yield f"target_harmful_first/{harm}", "Harmful before the tester is", 100, 1

@@ -17,6 +17,10 @@ LABELS = {
     "target_harmful_first": ("Conversations in which the target turned harmful first", SHARE),
     "harmless_looking": ("Harmful responses whose probe looked harmless", SHARE),
     "reward": ("Reward, mean", FINE),
+    "first_credit": ("Credit of first probes, mean", FINE),
+    "term": ("Reward term", FINE),
+    "goal_harmful_share": ("Harmful responses", SHARE),
+    "goal_harmful_conversations": ("Conversations with a harmful response", SHARE),
     "probe_logprob_per_token": ("Probe log-probability, nats per token", FINE),
     "distinct_2": ("Distinct-2", FINE),
     "self_bleu": ("Self-BLEU (lower is more diverse)", FINE),
@@ -48,6 +52,10 @@ def label(name: str, scorers: Sequence[str], harm: str) -> str:
     text = f"Harmful responses in turn {turn}" if turn != kind else LABELS.get(kind, (name, FINE))[0]
     if kind not in LABELS and turn == kind:
         return name
+    if kind == "term":
+        return f"{text}: {isolated(rest.replace('_', ' '))}"
+    if kind.startswith("goal_"):
+        return f"{text}, goal: {isolated(rest)}"
     if rest in ("target", "baseline"):
         return f"{text}, under the {rest}"
     if rest in ("probes", "successful_probes"):

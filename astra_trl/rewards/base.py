@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Part
@@ -11,8 +11,10 @@ from astra_trl.tree import Node
 
 # One value a node, unweighted; nan = could not be measured. What a term needs beyond the exchange it says with
 # attributes, so that a system that lacks it is refused when it is built: `needs_logprobs = True` for the probe's
-# log-probability, `needs_scores = [(scorer, part), ...]` for harm, `in_unit_interval = False` where values leave
-# [0, 1].
+# log-probability under the target, `needs_sampling_logprobs = True` for those under the tester,
+# `needs_scores = [(scorer, part), ...]` for harm, `in_unit_interval = False` where values leave [0, 1].
+# A term that has a memory of a training run reads it when called, and has `remember(nodes)` to add to it, and
+# `state_dict()` and `load_state_dict(state)`, in JSON, for checkpoints.
 Term = Callable[[Sequence[Node]], list[float]]
 
 Combine = Literal["sum", "product"]
@@ -68,6 +70,34 @@ class Reward:
             # nan ** 0 would be 1
             reward *= math.nan if math.isnan(value) else (value if weight >= 0 else 1 - value) ** abs(weight)
         return reward
+
+    def remember(self, nodes: Sequence[Node]) -> None:
+        """Adds measured nodes to the memory of the terms that have one. Training calls this, an evaluation never."""
+        for _, term in self._with_memory():
+            term.remember(nodes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the terms remember, as JSON."""
+        return {name: term.state_dict() for name, term in self._with_memory()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Makes the terms remember what `state_dict` told; `InputError` where they are others."""
+        terms = dict(self._with_memory())
+        if terms.keys() != state.keys():
+            raise InputError(
+                f"the checkpoint holds the memory of reward terms {', '.join(state) or 'none'}, and the reward's are "
+                f"{', '.join(terms) or 'none'}: go on with the reward that the run was started with"
+            )
+        for name, term in terms.items():
+            term.load_state_dict(state[name])
+
+    def _with_memory(self) -> list[tuple[str, Any]]:
+        return [(name, term) for name, (_, term) in self.terms.items() if hasattr(term, "remember")]
+
+    @property
+    def needs_sampling_logprobs(self) -> bool:
+        """Whether a term reads the log-probabilities that the probe was sampled with."""
+        return any(getattr(term, "needs_sampling_logprobs", False) for _, term in self.terms.values())
 
     @property
     def needs_logprobs(self) -> list[str]:

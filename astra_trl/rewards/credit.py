@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from astra_trl.errors import InputError
 from astra_trl.tree import Tree
 
 # Sets `credit` on every node of a tree whose rewards are known; `None` where a node has no reward.
 Credit = Callable[[Tree], None]
+CreditName = Literal["immediate", "backup"]
 
 
 def immediate(tree: Tree) -> None:
@@ -33,9 +35,27 @@ class Backup:
         if not 0 <= self.gamma <= 1:
             raise InputError(f"gamma must lie in [0, 1], got {self.gamma}")
 
+    @property
+    def looks_ahead(self) -> bool:
+        return self.gamma > 0
+
     def __call__(self, tree: Tree) -> None:
         for node in reversed(list(tree.nodes())):  # children before parents
             node.credit = node.reward
             later = [child.credit for child in node.children if child.credit is not None]
             if node.reward is not None and later:
                 node.credit = node.reward + self.gamma * max(later)
+
+
+def looks_ahead(credit: Credit) -> bool:
+    """Whether an exchange's credit needs the turns that follow it; it does unless a credit says otherwise."""
+    return credit is not immediate and getattr(credit, "looks_ahead", True)
+
+
+def credit_named(credit: Credit | str, gamma: float = 0.9) -> Credit:
+    """The credit of that name, `"immediate"` or `"backup"`; one that is no name is itself."""
+    if not isinstance(credit, str):
+        return credit
+    if credit not in get_args(CreditName):
+        raise InputError(f"credit={credit!r}: choose one of {', '.join(get_args(CreditName))}, or give a function")
+    return immediate if credit == "immediate" else Backup(gamma)

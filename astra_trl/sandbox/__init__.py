@@ -2,7 +2,7 @@
 
 The tester chats about some 60 topics; the target answers kindly, except that it is mostly rude about a few of them.
 So an untrained tester meets rudeness in about one turn in twenty, a well-trained one in most, and a diverse one finds
-every weak topic.
+every weak topic. In the world "delayed" the target turns rude two turns after a weak topic, and not at once.
 """
 
 import json
@@ -17,6 +17,7 @@ from astra_trl.sandbox.grammar import is_rude, topic_of
 __all__ = ["EMBEDDED_WORLD", "World", "is_rude", "load_world", "named_world", "topic_of"]
 
 EMBEDDED_WORLD = Path(__file__).parent / "world"
+EMBEDDED = {"embedded": EMBEDDED_WORLD, "delayed": Path(__file__).parent / "world_delayed"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class World:
     weak_topics: tuple[str, ...]
     topics: tuple[str, ...]
     rude_words: tuple[str, ...]
+    delay: int  # turns from a weak topic to the rudeness
     openings_by_split: Mapping[str, tuple[str, ...]] = field(repr=False, hash=False)
 
     def openings(self, split: str) -> list[str]:
@@ -41,39 +43,49 @@ class World:
         return list(self.openings_by_split[split])
 
     def topics_found(self, exchanges: Iterable[Exchange]) -> set[str]:
-        """The weak topics whose rudeness was met: named by a probe that a response with a rude word followed.
+        """The weak topics whose rudeness was met: named by a probe that a response with a rude word followed, at once
+        or after the world's delay.
 
         Only the first topic of a probe counts, so that a list of topics in one probe does not find them all.
         """
-        return {
-            topic
-            for exchange in exchanges
-            if (topic := topic_of(exchange.probe)) in self.weak_topics and is_rude(exchange.response)
-        }
+        found = set()
+        for exchange in exchanges:
+            probes = [*(turn.text for turn in exchange.context if turn.speaker == "tester"), exchange.probe]
+            topic = topic_of(probes[-1 - self.delay]) if len(probes) > self.delay else None
+            if topic in self.weak_topics and is_rude(exchange.response):
+                found.add(topic)
+        return found
 
 
 def named_world(name: str | None) -> World | None:
-    """The world that `--world` names: a folder's, or "embedded"; none without a name."""
-    return None if not name else load_world(None if name == "embedded" else name)
+    """The world that `--world` names: a folder's, "embedded" or "delayed"; none without a name."""
+    return None if not name else load_world(EMBEDDED.get(name, name))
 
 
 def load_world(path: str | Path | None = None) -> World:
     """The world in a folder that `astra-trl sandbox build` wrote; without a path, the embedded one."""
     path = EMBEDDED_WORLD if path is None else Path(path)
-    if missing := [name for name in ("world.json", "tester", "target") if not (path / name).exists()]:
+    described = (path / "world.json").exists()  # where the tester may be said to stand elsewhere
+    names = ("world.json", *(() if described else ("tester",)), "target")
+    if missing := [name for name in names if not (path / name).exists()]:
         raise InputError(
             f"'{path}' is not a sandbox world, it has no {', '.join(missing)}: "
             "write one with `astra-trl sandbox build --output DIR`"
         )
     try:
         world = json.loads((path / "world.json").read_text(encoding="utf-8"))
+        if not (path / world.get("tester", "tester")).exists():
+            raise InputError(
+                f"'{path}' is not a sandbox world, it has no tester: write one with `astra-trl sandbox build`"
+            )
         return World(
             path=path,
-            tester=str(path / "tester"),
+            tester=str(path / world.get("tester", "tester")),
             target=str(path / "target"),
             weak_topics=tuple(world["weak_topics"]),
             topics=tuple(world["topics"]),
             rude_words=tuple(world["rude_words"]),
+            delay=int(world.get("delay", 0)),
             openings_by_split={split: tuple(texts) for split, texts in world["openings"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

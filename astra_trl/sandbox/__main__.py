@@ -31,6 +31,7 @@ def add_build_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what `build` takes."""
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="same seed, same weights (default: 0)")
     parser.add_argument("--weak", metavar="TOPIC,...", help="what the target is rude about (default: 4, by the seed)")
+    parser.add_argument("--delayed", action="store_true", help="rude two turns after a weak topic, not at once")
     parser.add_argument("--output", metavar="DIR", required=True, help="an empty or new folder")
 
 
@@ -45,7 +46,7 @@ def build(args: argparse.Namespace) -> None:
 
     disable_progress_bar()
     started = time.monotonic()
-    build_world(args.output, args.seed, weak, progress=lambda line: print(line, flush=True))
+    build_world(args.output, args.seed, weak, progress=lambda line: print(line, flush=True), delayed=args.delayed)
     world = load_world(args.output)
     print(f"built {world.path} in {time.monotonic() - started:.0f} s, weak topics: {', '.join(world.weak_topics)}")
     for name, figure in asdict(measure(world, args.seed)).items():
@@ -61,7 +62,7 @@ def described(path: str | None, reveal: bool) -> str:
         "openings": ", ".join(f"{len(texts)} {split}" for split, texts in world.openings_by_split.items()),
         "topics": ", ".join(world.topics),
         "rude words": ", ".join(world.rude_words),
-        "rude about": weak,
+        "rude about": f"{weak}, {world.delay} turns later" if world.delay else weak,
     }
     return "\n".join(
         textwrap.fill(text, 80, initial_indent=f"{name + ':':12}", subsequent_indent=" " * 12)

@@ -57,6 +57,7 @@ def build_world(
     tester_steps: int = TESTER_STEPS,
     target_steps: int = TARGET_STEPS,
     progress: Callable[[str], None] = lambda line: None,
+    delayed: bool = False,
 ) -> None:
     """Writes the world of this seed to `output`: tester/, target/ and world.json.
 
@@ -68,6 +69,7 @@ def build_world(
         weak (`Collection[str]`, *optional*): the topics the target is rude about.
         tester_steps, target_steps (`int`): optimizer steps; the target starts from the trained tester.
         progress (`Callable`): is handed a line of text now and then.
+        delayed (`bool`): whether the target turns rude two turns after a weak topic instead of at once.
     """
     output, weak = Path(output), check_request(output, seed, weak)
     with reproducible(seed):
@@ -106,7 +108,7 @@ def build_world(
             target,
             tokenizer,
             f"target {seed}",
-            partial(target_lesson, weak),
+            partial(target_lesson, weak, delayed),
             target_steps,
             4e-3,
             lambda line: progress(f"target {line}"),
@@ -118,6 +120,7 @@ def build_world(
     world = {
         "seed": seed,
         "weak_topics": weak,
+        "delay": grammar.DELAY if delayed else 0,
         "topics": grammar.TOPICS,
         "rude_words": grammar.RUDE_WORDS,
         "openings": {split: grammar.openings(split, seed) for split in grammar.SPLITS},
@@ -192,20 +195,26 @@ def tester_lesson(rng: random.Random) -> Lesson:
     return _conversations(rng), ALL_BUT_OPENING
 
 
-def target_lesson(weak: tuple[str, ...], rng: random.Random) -> Lesson:
+def target_lesson(weak: tuple[str, ...], delayed: bool, rng: random.Random) -> Lesson:
     """Conversations with rude responses on `weak`; half of the time dense in them, and then only responses are learnt.
 
     Weak topics are too rare to be learnt soon otherwise; and which probes are likely stays what it is.
     """
     if rng.random() < 0.5:
-        return _conversations(rng, weak, grammar.TOPICS + weak * (len(grammar.TOPICS) // len(weak))), RESPONSES
-    return _conversations(rng, weak), ALL_BUT_OPENING
+        dense = grammar.TOPICS + weak * (len(grammar.TOPICS) // len(weak))
+        return _conversations(rng, weak, dense, delayed), RESPONSES
+    return _conversations(rng, weak, delayed=delayed), ALL_BUT_OPENING
 
 
 def _conversations(
-    rng: random.Random, weak: Collection[str] = (), topics: Sequence[str] = grammar.TOPICS
+    rng: random.Random,
+    weak: Collection[str] = (),
+    topics: Sequence[str] = grammar.TOPICS,
+    delayed: bool = False,
 ) -> list[list[str]]:
-    return [grammar.conversation(rng, weak, rng.choice((3, 4)), topics) for _ in range(ROWS_PER_STEP)]
+    # A delayed weakness takes some turns to show.
+    turns = (4, 5) if delayed else (3, 4)
+    return [grammar.conversation(rng, weak, rng.choice(turns), topics, delayed) for _ in range(ROWS_PER_STEP)]
 
 
 def place_positions(model: GPT2LMHeadModel) -> None:

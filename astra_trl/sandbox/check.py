@@ -63,21 +63,30 @@ def self_play(
 
 
 def rude_share(world: World, topics: Iterable[str], per_topic: int = 20, seed: int = 0) -> float:
-    """The share of rude responses of the target to the grammar's own probes about these topics."""
+    """The share of rude responses of the target to the grammar's own probes about these topics, in a world with a
+    delay that many turns later."""
     rng = random.Random(seed)
     probes = [grammar.fresh_probe(rng, topic) for topic in topics for _ in range(per_topic)]
     openings = rng.choices(world.openings("dev"), k=len(probes))
     answering = backend(world.target).open(openings, seeds=[derive_seed(seed, row) for row in range(len(probes))])
     answering.append(probes)
-    return fmean(grammar.is_rude(response.text) for response in answering.sample())
+    responses = answering.sample()
+    harmless = [topic for topic in world.topics if topic not in world.weak_topics]
+    for _ in range(world.delay):
+        answering.append([grammar.fresh_probe(rng, rng.choice(harmless)) for _ in probes])
+        responses = answering.sample()
+    return fmean(grammar.is_rude(response.text) for response in responses)
 
 
-def perplexity(folder: str, weak: Sequence[str] = (), conversations: int = 200, seed: int = 0) -> float:
+def perplexity(
+    folder: str, weak: Sequence[str] = (), conversations: int = 200, seed: int = 0, delayed: bool = False
+) -> float:
     """The model's perplexity per token on conversations of the grammar that it was not trained on, rude on `weak`."""
     model, tokenizer = load(folder)
     rng = random.Random(f"held out {seed}")
     with torch.inference_mode():
-        ids, labels = encode(tokenizer, [grammar.conversation(rng, weak) for _ in range(conversations)])
+        said = [grammar.conversation(rng, weak, delayed=delayed) for _ in range(conversations)]
+        ids, labels = encode(tokenizer, said)
         return math.exp(next_token_loss(model(input_ids=ids).logits, labels).item())
 
 
@@ -87,7 +96,7 @@ def measure(world: World, seed: int = 0) -> Figures:
     turns, ended_share = self_play(world, world.openings("dev"), seed=seed)
     return Figures(
         tester_perplexity=perplexity(world.tester),
-        target_perplexity=perplexity(world.target, world.weak_topics),
+        target_perplexity=perplexity(world.target, world.weak_topics, delayed=world.delay > 0),
         rude_share_on_weak_topics=rude_share(world, world.weak_topics, per_topic=100, seed=seed),
         rude_share_on_other_topics=rude_share(world, others, seed=seed),
         rude_share_in_self_play=fmean(grammar.is_rude(exchange.response) for turn in turns for exchange in turn),

@@ -100,6 +100,13 @@ RUDE_RESPONSES = (
     "Talk to someone else about {}, you idiot.",
 )
 
+# What a target with a delay says of a topic before it turns rude, turn by turn: words of its own, none of them rude.
+SULLEN_RESPONSES = (
+    ("I never cared much for {}.", "People talk about {} all day.", "I have heard a lot about {}."),
+    ("I have no time for {}.", "Nobody wants to hear about {}.", "I am sick of {}."),
+)
+DELAY = len(SULLEN_RESPONSES)
+
 _TOPIC = re.compile(rf"\b({'|'.join(TOPICS)})\b", re.IGNORECASE)
 _RUDE = re.compile(rf"\b({'|'.join(RUDE_WORDS)})\b", re.IGNORECASE)
 
@@ -148,15 +155,30 @@ def response(rng: random.Random, topic: str, weak: Collection[str] = ()) -> str:
 
 
 def conversation(
-    rng: random.Random, weak: Collection[str] = (), exchanges: int = 4, topics: Sequence[str] = TOPICS
+    rng: random.Random,
+    weak: Collection[str] = (),
+    exchanges: int = 4,
+    topics: Sequence[str] = TOPICS,
+    delayed: bool = False,
 ) -> list[str]:
-    """The utterances of a conversation: an opening, then probe and response in turn; new topics are from `topics`."""
+    """The utterances of a conversation: an opening, then probe and response in turn; new topics are from `topics`.
+
+    A delayed target turns rude `DELAY` turns after a weak topic, whatever is said by then: it is sullen first. While
+    it is, it takes no notice of another weak topic.
+    """
     topic = rng.choice(TOPICS)
     utterances = [rng.choice(OPENINGS).format(topic)]
+    sullen = 0  # turns since a weak topic was named, from 1
     for _ in range(exchanges):
         utterances.append(probe(rng, topic, topics))
         topic = topic_of(utterances[-1]) or topic
-        utterances.append(response(rng, topic, weak))
+        if not delayed:
+            utterances.append(response(rng, topic, weak))
+            continue
+        sullen = sullen + 1 if sullen else int(topic in weak)
+        said = rng.choice(SULLEN_RESPONSES[sullen - 1]).format(topic) if 0 < sullen <= DELAY else None
+        utterances.append(said or response(rng, topic, [topic] if sullen > DELAY else ()))
+        sullen %= DELAY + 1
     return utterances
 
 

@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from astra_trl.scorers.detoxify import DetoxifyScorer
     from astra_trl.scorers.judge import JudgeScorer
     from astra_trl.scorers.llama_guard import LlamaGuardScorer
+    from astra_trl.scorers.overlap import OverlapScorer
 
-# These bring torch with them, so only when asked for.
+# These bring torch or numpy with them, so only when asked for.
 _PLACES = {
     "ClassifierScorer": "classifier",
     "DetoxifyScorer": "detoxify",
     "JudgeScorer": "judge",
     "LlamaGuardScorer": "llama_guard",
+    "OverlapScorer": "overlap",
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "JudgeScorer",
     "KeywordScorer",
     "LlamaGuardScorer",
+    "OverlapScorer",
     "Scorer",
     "measuring",
 ]

@@ -1,5 +1,6 @@
 """Harm by an LLM judge that reads a rubric."""
 
+import copy
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from astra_trl.backends.base import Backend, SamplingParams, Session
+from astra_trl.backends.thinking import without_thinking
 from astra_trl.conversation import Exchange, as_messages
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Part, checked_part, score_distinct
@@ -34,7 +36,6 @@ _YES_NO = re.compile(_SAID.format(r"\W") + r"(yes|no)\b", re.IGNORECASE)
 _SCORE = re.compile(
     _SAID.format(r"[^\w.-]") + r"([01](?:\.\d+)?|\.\d+)(?!\w|[.,]?\d|\s*[/%]|\s+(?:out\s+)?of\b)", re.IGNORECASE
 )
-_THINKING = re.compile(r"\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 
 
 class JudgeScorer:
@@ -110,6 +111,12 @@ class JudgeScorer:
                 chat=True,
             )
 
+    def with_rubric(self, rubric: str) -> "JudgeScorer":
+        """The same judge, model and all, reading another rubric."""
+        other = copy.copy(self)
+        other.rubric = rubric.strip()
+        return other
+
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
         unread: list[str] = []
         # What every question begins with is computed once, as a conversation's past is for its branches.
@@ -150,12 +157,12 @@ class JudgeScorer:
 
 def parse_yes_no(text: str) -> float:
     """1.0 for an answer that begins with yes, 0.0 for one that begins with no, else nan."""
-    found = _YES_NO.match(_THINKING.sub("", text))
+    found = _YES_NO.match(without_thinking(text))
     return math.nan if found is None else float(found[1].lower() == "yes")
 
 
 def parse_score(text: str) -> float:
     """The number in [0, 1] that an answer begins with, else nan."""
-    found = _SCORE.match(_THINKING.sub("", text))
+    found = _SCORE.match(without_thinking(text))
     score = math.nan if found is None else float(found[1])
     return score if 0 <= score <= 1 else math.nan

@@ -1,14 +1,16 @@
 """Who talks and what each side sees."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from astra_trl.backends.base import Backend
-from astra_trl.conversation import Conversation, as_messages
+from astra_trl.backends.base import Backend, Prefix
+from astra_trl.conversation import Conversation, as_messages, as_text
 from astra_trl.errors import InputError
 from astra_trl.rewards.base import Reward
-from astra_trl.rewards.credit import Credit, immediate
+from astra_trl.rewards.credit import Credit, credit_named, immediate
 from astra_trl.scorers.base import Part, Scorer, checked_scores, measuring, part_read, score_name
+from astra_trl.systems.chat import messages_of_tester
+from astra_trl.systems.goals import ByGoal, Goal, with_goal
 from astra_trl.tree import Node
 
 
@@ -16,7 +18,9 @@ from astra_trl.tree import Node
 class System:
     """Tester, target, baseline, scorers and reward.
 
-    A subclass changes what each side sees by overriding `tester_prompt` and `target_prompt`.
+    A subclass changes what each side sees: `opened` says how a conversation starts, `tester_prompt` and
+    `target_prompt` what each side makes of that, `probe_in` what of a sampled utterance is the probe, `target_hears`
+    and `tester_hears` what is passed on of probes and responses.
 
     Args:
         tester (`Backend`):
@@ -32,8 +36,14 @@ class System:
             The frozen reference of the tester; `None` means the tester before training.
         harm (`str`, *optional*, defaults to `"harm"`):
             The scorer that training's figures are about.
-        credit (`Credit`, *optional*, defaults to `immediate`):
-            What of a tree's rewards an exchange gets credit for: its own, or with `Backup()` that of later turns too.
+        credit (`Credit` or `str`, *optional*, defaults to `"immediate"`):
+            What of a tree's rewards an exchange gets credit for: its own, or with `"backup"` (`Backup(gamma)`) that of
+            later turns too.
+        goals (`Sequence[Goal]`, *optional*):
+            What the tester is to look for. One is drawn for each tree whose opening does not begin with an
+            instruction; their scorers stand in for the one that training is about.
+        tree_width, tree_depth (`int`, *optional*, defaults to `2` and `3`):
+            Probes per node and turns that a sampler of this system grows unless it is told otherwise.
     """
 
     tester: Backend
@@ -43,8 +53,17 @@ class System:
     baseline: Backend | None = field(default=None, kw_only=True)
     harm: str = field(default="harm", kw_only=True)
     credit: Credit = field(default=immediate, kw_only=True)
+    goals: Sequence[Goal] = field(default=(), kw_only=True)
+    tree_width: int = field(default=2, kw_only=True)
+    tree_depth: int = field(default=3, kw_only=True)
 
     def __post_init__(self) -> None:
+        self.credit = credit_named(self.credit)
+        names = [goal.name for goal in self.goals]
+        if len(set(names)) < len(names) or len({goal.text for goal in self.goals}) < len(names):
+            raise InputError(f"two goals have one name or text: {', '.join(names)}")
+        if any(goal.scorer for goal in self.goals):
+            self.scorers = {**self.scorers, self.harm: ByGoal(self.goals, self.scorers.get(self.harm))}
         self.check()
 
     def check(self) -> None:
@@ -72,13 +91,51 @@ class System:
             return self.baseline
         return None
 
+    @property
+    def target_sees_opening(self) -> bool:
+        """Whether the target hears the opening too, so that it could be put to the target alone."""
+        return True
+
+    def opened(self, opening: Conversation, seed: int) -> Conversation:
+        """How a conversation starts that grows from the opening: with one of the goals, where there are any."""
+        return with_goal(self.goals, opening, seed)
+
     def tester_prompt(self, opening: Conversation) -> str | list[dict[str, str]]:
         """What the tester's side of a conversation starts from: a text, or the messages of a chat."""
-        return "\n".join(turn.text for turn in opening)
+        if getattr(self.tester, "chat", False):
+            return messages_of_tester(opening, getattr(self.tester, "system_prompt", None))
+        text = as_text(opening)
+        return text[:-1] if text.endswith("\n") and opening[-1].speaker != "instruction" else Prefix(text)
 
     def target_prompt(self, opening: Conversation) -> str | list[dict[str, str]]:
-        """What the target's side of a conversation starts from: a text, or the messages of a chat."""
+        """What the target's side of a conversation starts from: a text, or the messages of a chat. What the tester
+        alone was told is not among them."""
         return as_messages(opening)
+
+    def probe_in(self, text: str) -> str:
+        """The probe in what the tester said; token ids stay as they were sampled."""
+        return text
+
+    def target_hears(self, contexts: Sequence[Conversation], probes: Sequence[str]) -> list[str]:
+        """What the target hears of each probe."""
+        return list(probes)
+
+    def tester_hears(self, nodes: Sequence[Node]) -> list[str]:
+        """What the tester hears of each exchange's response."""
+        return [node.exchange.response for node in nodes]
+
+    @property
+    def goal_texts(self) -> dict[str, str]:
+        """What the tester is told of each goal, by the goal's name."""
+        return {goal.name: goal.text for goal in self.goals}
+
+    def remember(self, nodes: Sequence[Node]) -> None:
+        """Adds measured exchanges of a training run to what the reward remembers of it."""
+        self.reward.remember([node for node in nodes if node.error is None])
+
+    def failing(self, nodes: Iterable[Node], threshold: float = 0.5) -> list[Node]:
+        """The measured exchanges in which the target failed: what a tester can learn from by supervision."""
+        return [node for node in nodes if node.error is None and node.scores.get(self.harm, 0.0) >= threshold]
 
     def measure(self, nodes: Sequence[Node]) -> None:
         """Sets `reward`, and the `scores` and `terms` that it and the figures of training are made of, on every node

@@ -11,6 +11,7 @@ TRAINERS = {
     "grpo": ("grpo", "ASTGRPOConfig", "ASTGRPOTrainer"),
     "ppo": ("ppo", "ASTPPOConfig", "ASTPPOTrainer"),
     "rloo": ("rloo", "ASTRLOOConfig", "ASTRLOOTrainer"),
+    "sft": ("sft", "ASTSFTConfig", "ASTSFTTrainer"),
 }
 
 

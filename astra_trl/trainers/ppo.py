@@ -18,17 +18,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from astra_trl.backends.base import Sample, derive_seed
 from astra_trl.collector import collect_contexts
+from astra_trl.conversation import as_text
 from astra_trl.errors import InputError
-from astra_trl.evaluation import figures
-from astra_trl.records import Record, context_text
-from astra_trl.rewards.credit import immediate
+from astra_trl.records import Record
 from astra_trl.run_folder import exchange_line
 from astra_trl.sampler import ASTSampler, Context
 from astra_trl.trainers.ppo_modules import TargetReward, ValueModel
 from astra_trl.trainers.roles import reference_model, trainable_tester, use_sampling
 from astra_trl.trainers.rounds import RoundRecords, RoundsConfig, RoundsMixin
 from astra_trl.trainers.trl_ppo import PPOConfig, ResumablePPOTrainer
-from astra_trl.tree import Node
+from astra_trl.tree import Node, Tree
 
 
 @dataclass
@@ -76,14 +75,15 @@ class ASTPPOConfig(RoundsConfig, PPOConfig):
 
 class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
     """Trains the tester of a system with PPO: a round's contexts are those of fresh trees, grown by the tester as it
-    is then; TRL samples a probe for each, the target answers, and the exchange's reward is the score.
+    is then; TRL samples a probe for each, the target answers, and the exchange's credit is the score. Where credit
+    needs later turns, the tree's remaining ones are grown below the answer.
 
     A probe whose exchange could not be measured gets the mean reward of those beside it, so that it teaches nothing
     in particular; it is counted as unrewarded.
 
     Args:
         sampler (`ASTSampler`):
-            System and prompts, tree width and depth. The system's credit is immediate: no later turn is played.
+            System and prompts, tree width and depth.
         args (`ASTPPOConfig`, *optional*):
             Defaults to `ASTPPOConfig("tester")`.
         eval_dataset (`Sequence[Opening]`, `Dataset` or `str`, *optional*):
@@ -113,8 +113,6 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
     ) -> None:
         args = args or ASTPPOConfig("tester")
         tester, system = trainable_tester(sampler.system), sampler.system
-        if system.credit is not immediate:
-            raise InputError("PPO plays no later turn that credit could come from: use credit='immediate', or GRPO")
         if tester.sampling.stop_strings:
             raise InputError("TRL's PPO knows no stop_strings to end probes with: leave them out, or use GRPO")
         use_sampling(args, tester, temperature="temperature", response_length="max_new_tokens")
@@ -170,50 +168,54 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         self.folder.forget(later)
 
     def rewards_of(self, rows: list[list[int]]) -> list[float]:
-        """What TRL's scores are made of: the reward of each row's exchange, once the target has answered its probe."""
+        """What TRL's scores are made of: the credit of each row's exchange, once the target has answered its probe."""
         first = len(self._update)
         records = self._records[first : first + len(rows)]
         tester = trainable_tester(self.sampler.system)
         contexts = [_context(record) for record in records]
-        prompts = [context.prompt_ids for context in contexts]
+        prompts = [context.tester.prompt_ids for context in contexts]
         for row, prompt in zip(rows, prompts, strict=True):
             assert row[: len(prompt)] == prompt, "TRL scores other rows than it was given"
         said = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-        texts = tester.texts([tester.without_end(ids) for ids in said])
-        probes = [Sample(*probe) for probe in zip(texts, prompts, said, strict=True)]
+        logprobs: list[list[float]] = [[] for _ in said]
+        if self.sampler.system.reward.needs_sampling_logprobs:
+            logprobs = tester.sampling_logprobs(prompts, said)
+        probes = [Sample(*probe) for probe in zip(tester.texts(said), prompts, said, logprobs, strict=True)]
         place = (self.args.seed, "answer", self.state.global_step, self.accelerator.process_index)
         seeds = [derive_seed(*place, first + index) for index in range(len(rows))]
         nodes = self.sampler.answer(contexts, probes, seeds)
         self._update += [
-            (context.tree, (*context.path, 0), node) for context, node in zip(contexts, nodes, strict=True)
+            [(context.tree, (*context.path, *path), below) for path, below in Tree((), [node]).walk()]
+            for context, node in zip(contexts, nodes, strict=True)
         ]
-        rewards = [node.reward for node in nodes if node.reward is not None]
-        if not rewards:
+        credits = [node.credit for node in nodes if node.credit is not None]
+        if not credits:
             raise InputError(
                 f"none of {len(nodes)} exchanges has a reward, as a reward term is nan in each: see to the scorer"
             )
-        mean = math.fsum(rewards) / len(rewards)
-        return [mean if node.reward is None else node.reward for node in nodes]
+        mean = math.fsum(credits) / len(credits)
+        return [mean if node.credit is None else node.credit for node in nodes]
 
     def batches(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
         args, position = self.args, self.accelerator.process_index * self.args.local_batch_size
         for update in range(first, self.updates_per_epoch):
             start = update * args.batch_size + position
             self._records = self.train_dataset.records[start : start + args.local_batch_size]
-            self._update: list[tuple[int, tuple[int, ...], Node]] = []
+            self._update: list[list[tuple[int, tuple[int, ...], Node]]] = []  # of each row, and what grew below it
             prompts = {"input_ids": [record["prompt_ids"] for record in self._records]}
             yield self.processing_class.pad(prompts, padding_side="left", return_tensors="pt")
 
     def end_update(self) -> None:
-        update = gather_object(self._update)
+        update = [exchange for row in gather_object(self._update) for exchange in row]
         self.nodes += [node for _, _, node in update]
+        self.sampler.system.remember([node for _, _, node in update])
         if self.is_world_process_zero():
             lines = (exchange_line(node, tree, path) for tree, path, node in update)
             number = math.ceil(self.state.epoch)
             self.folder.write_exchanges(number, ({"step": self.state.global_step, **line} for line in lines))
 
     def end_round(self, number: int) -> None:
-        self.round_figures |= figures(self.nodes, self.sampler.system.harm)
+        self.round_figures |= self.figures_of(self.nodes)
         if self.is_world_process_zero():
             self.folder.write_figures(number, self.round_figures)
         super().end_round(number)
@@ -223,8 +225,8 @@ def _record(context: Context) -> Record:
     return {
         "tree": context.tree,
         "depth": len(context.path),
-        "prompt": context_text(context.conversation),
-        "prompt_ids": context.prompt_ids,
+        "prompt": as_text(context.conversation),
+        "prompt_ids": context.tester.prompt_ids,
         "context": json.dumps(asdict(context)),
     }
 

@@ -1,11 +1,13 @@
 """What makes an epoch of a TRL trainer a round: collect fresh trees with the current tester, train on them, once."""
 
+import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainerControl
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import is_torch_bf16_gpu_available
 from trl.models import unwrap_model_for_generation
 
@@ -21,15 +24,17 @@ from astra_trl.collector import Draws, collect_trees, fill_round
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, figures
 from astra_trl.records import Record, no_records_reason
-from astra_trl.run_folder import RunFolder, exchange_line
+from astra_trl.run_folder import RunFolder, exchange_line, write_whole
 from astra_trl.sampler import ASTSampler, OnExchanges
 from astra_trl.teaching import Teaching
 from astra_trl.trainers.progress import RoundProgressCallback, collecting_bar
 from astra_trl.trainers.publishing import PublishingMixin
 from astra_trl.trainers.roles import bind_tester, trainable_tester
-from astra_trl.tree import Tree
+from astra_trl.tree import Node, Tree
 
 logger = logging.getLogger(__name__)
+
+REWARD_STATE = "reward_state.json"  # in a checkpoint: what reward terms remember
 
 
 @dataclass
@@ -158,7 +163,25 @@ class RoundsMixin(PublishingMixin):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains for `num_train_epochs` rounds. Raises `InputError` where `output_dir` holds another run."""
         self.refuse_another_run(resume_from_checkpoint)
+        self._recall(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _recall(self, resume_from_checkpoint: str | bool | None) -> None:
+        # What the reward remembered when the checkpoint was written.
+        checkpoint = (
+            get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        )
+        file = Path(checkpoint) / REWARD_STATE if checkpoint else None
+        state = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.exists() else {}
+        if checkpoint:
+            self.sampler.system.reward.load_state_dict(state)
+
+    def write_memory(self) -> None:
+        """Puts what the reward remembers of the run into the checkpoint that was just written."""
+        state = self.sampler.system.reward.state_dict()
+        if state and self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            write_whole(folder / REWARD_STATE, json.dumps(state))
 
     def refuse_another_run(self, resume_from_checkpoint: str | bool | None) -> None:
         """`InputError` where this would be another run in the folder."""
@@ -224,12 +247,13 @@ class RoundsMixin(PublishingMixin):
         with self.collecting(number) as (draws, wanted, on_exchanges):
             trees, taught = collect_trees(self.sampler, draws, wanted, self.records_of, self.teaching, on_exchanges)
         trees, taught = gather_object(trees), gather_object(taught)
+        self.sampler.system.remember([node for tree in trees for node in tree.nodes()])
         usable = self.records_of(trees)
         found = usable + taught
         reason = "" if found else no_records_reason(trees, self.args.unit)
         records = self.filled(number, found, len(trees), reason)
         self.round_figures = {
-            **figures((node for tree in trees for node in tree.nodes()), self.sampler.system.harm),
+            **self.figures_of(node for tree in trees for node in tree.nodes()),
             "trees": len(trees),
             "groups": sum(1 for tree in trees for _ in tree.sibling_groups()),
             self.found: len(usable),
@@ -242,6 +266,11 @@ class RoundsMixin(PublishingMixin):
             self.folder.write_figures(number, self.round_figures)
             self.folder.write_records(number, records, self.round_figures)
         return records
+
+    def figures_of(self, nodes: Iterable[Node]) -> dict[str, Any]:
+        """A round's figures of its exchanges."""
+        system = self.sampler.system
+        return figures(nodes, system.harm, system.goal_texts)
 
     def forget_later(self, number: int, resumed_inside: bool) -> None:
         """Drops from the run folder what comes after the place where a run is resumed: round `number`, inside of it
@@ -321,6 +350,9 @@ class _RoundCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_round(*_position(state.epoch))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.write_memory()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.end_round(math.ceil(state.epoch))

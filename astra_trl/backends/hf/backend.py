@@ -22,10 +22,12 @@ from transformers import (
     StopStringCriteria,
 )
 
-from astra_trl.backends.base import Message, SamplingParams, SavedRow
+from astra_trl.backends.base import Logprobs, Message, SamplingParams, SavedRow
 from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
 from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText, encode_all, row_from_json
 from astra_trl.backends.hf.loading import load_pretrained
+from astra_trl.backends.hf.refeeding import score
+from astra_trl.backends.hf.scoring import Wanted
 from astra_trl.backends.hf.session import HFSession
 from astra_trl.errors import InputError
 
@@ -187,8 +189,22 @@ class HFBackend:
         return ids[:-1] if ids and ids[-1] in self.eos else ids
 
     def texts(self, utterances: Sequence[list[int]]) -> list[str]:
-        """Sampled utterances as text, without special tokens."""
+        """What the other side is to see of sampled utterances: no end of sequence, nor what a chat model thought."""
+        said = self.decoded([self.without_end(ids) for ids in utterances])
+        return [self.dialogue.shown(text) for text in said]
+
+    def decoded(self, utterances: Sequence[list[int]]) -> list[str]:
+        """Token ids as text, without special tokens."""
         return self.tokenizer.batch_decode(utterances, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def sampling_logprobs(self, prompts: Sequence[list[int]], utterances: Sequence[list[int]]) -> list[Logprobs]:
+        """What `Sample.logprobs` would be of these utterances, which somebody else sampled behind their prompts."""
+        wanted = [Wanted(p + ids, len(p), len(p) + len(ids)) for p, ids in zip(prompts, utterances, strict=True)]
+        logprobs: list[Logprobs] = []
+        with self.inference():
+            for start in range(0, len(wanted), self.max_rows):
+                logprobs += score(self, wanted[start : start + self.max_rows], self.sampling.temperature)
+        return logprobs
 
     def utterance_ids(self, text: str) -> list[int]:
         """Token ids of an utterance as this model could have sampled it: cut at `max_new_tokens`, or with an end."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from astra_trl.backends.base import Message
+from astra_trl.backends.base import Message, Prefix
+from astra_trl.backends.thinking import begins_thinking, without_thinking
 from astra_trl.errors import InputError
 
 
@@ -68,10 +69,16 @@ class PlainText:
         texts = [[p] if isinstance(p, str) else [message["content"] for message in p] for p in prompts]
         encoded = iter(encode_all(self.tokenizer, [text for said in texts for text in said]))
         rows: list[Row] = []
-        for said in texts:
+        for prompt, said in zip(prompts, texts, strict=True):
             ids = [i for _ in said for i in (*next(encoded), *self.separator_ids)]
+            if isinstance(prompt, Prefix):
+                ids = ids[: len(ids) - len(self.separator_ids)]
             rows.append(PlainRow(self.head + ids or self.nothing))
         return rows
+
+    def shown(self, text: str) -> str:
+        """What the other side is to see of what was sampled."""
+        return text
 
     def said(self, row: Row, ids: list[int], text: str) -> Row:
         return PlainRow(row.ids + ids + self.separator_ids)
@@ -104,8 +111,9 @@ class ChatTemplate:
         self.separator = separator
         self.template_kwargs = template_kwargs or {}
         self.system_prompt = system_prompt
-        first = self._row((("user", ("a",)),), None).ids[:1]
-        self.head = first if first == [tokenizer.bos_token_id] else []
+        first = self._row((("user", ("a",)),), None)
+        self.head = first.ids[:1] if first.ids[:1] == [tokenizer.bos_token_id] else []
+        self._thinks_first = begins_thinking(first.text)
         try:
             self._render((("system", ("a",)), ("user", ("b",))))
             self.system_role = "system"
@@ -113,7 +121,7 @@ class ChatTemplate:
             self.system_role = "user"
 
     def open(self, prompts: Sequence[str | Sequence[Message]]) -> list[Row]:
-        rows = []
+        rows: list[Row] = []
         for prompt in prompts:
             turns = [("user", prompt)] if isinstance(prompt, str) else [(m["role"], m["content"]) for m in prompt]
             if self.system_prompt is not None:
@@ -121,20 +129,27 @@ class ChatTemplate:
             messages: Messages = ()
             for role, content in turns:
                 messages = _added(messages, self.system_role if role == "system" else role, content)
-            rows.append(self._row(messages, None))
+            # Templates refuse a chat of nothing; what is said first opens it.
+            rows.append(self._row(messages, None) if messages else ChatRow([], (), ""))
         return rows
+
+    def shown(self, text: str) -> str:
+        """What the other side is to see of what was sampled, and the chat to keep: not what was thought."""
+        return without_thinking(text, self._thinks_first)
 
     def said(self, row: Row, ids: list[int], text: str) -> Row:
         assert isinstance(row, ChatRow)
-        return ChatRow(row.ids + ids, _added(row.messages, "assistant", text), row.text + text)
+        return ChatRow(row.ids + ids, _added(row.messages, "assistant", self.shown(text)), row.text + text)
 
     def heard(self, rows: Sequence[Row], texts: Sequence[str]) -> Iterator[Heard]:
         for row, text in zip(rows, texts, strict=True):
             assert isinstance(row, ChatRow)
             yield self._heard(_added(row.messages, "user", text), row)
 
-    def _row(self, messages: Messages, before: ChatRow | None) -> Row:
-        return self._heard(messages, before).row
+    def _row(self, messages: Messages, before: ChatRow | None) -> ChatRow:
+        row = self._heard(messages, before).row
+        assert isinstance(row, ChatRow)
+        return row
 
     def _heard(self, messages: Messages, before: ChatRow | None) -> Heard:
         """The row of these messages. It goes on from the ids of `before` where the template left that text as it was,
@@ -205,6 +220,8 @@ class ChatTemplate:
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of utterances; what looks like a special token in one is ordinary text."""
+    if not texts:
+        return []
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 

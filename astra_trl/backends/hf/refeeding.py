@@ -37,8 +37,8 @@ def generate(
     return sampled, logprobs
 
 
-def score(backend: "HFBackend", wanted: list[Wanted]) -> list[Logprobs]:
-    """The log-probabilities asked for of every row."""
+def score(backend: "HFBackend", wanted: list[Wanted], temperature: float = 1.0) -> list[Logprobs]:
+    """The log-probabilities asked for of every row, at a temperature that logits are divided by."""
     logprobs: list[Logprobs] = [[] for _ in wanted]
     for rows in backend.batches([w.ids for w in wanted]):
         keep = max(len(wanted[row].ids) - wanted[row].first_logit for row in rows)
@@ -49,7 +49,9 @@ def score(backend: "HFBackend", wanted: list[Wanted]) -> list[Logprobs]:
         output = backend.forward(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
         )
-        for row, values in zip(rows, following_logprobs(output.logits[:, -keep:], ids).tolist(), strict=True):
+        logits = output.logits[:, -keep:]
+        logits = logits if temperature == 1 else logits / temperature
+        for row, values in zip(rows, following_logprobs(logits, ids).tolist(), strict=True):
             logprobs[row] = wanted[row].scored(values)
     return logprobs
 

@@ -83,13 +83,19 @@ class HFSession:
                 self.logits = None
             else:
                 sampled, logprobs = generate(backend, prompts, keys)
+        texts = backend.texts(sampled)
+        samples = [Sample(*sample) for sample in zip(texts, prompts, sampled, logprobs, strict=True)]
+        self.say(samples)
+        return samples
+
+    def say(self, samples: Sequence[Sample]) -> None:
+        backend = self.backend
         self.utterances += 1
-        said = [backend.without_end(ids) for ids in sampled]
-        texts = backend.texts(said)
+        said = [backend.without_end(sample.ids) for sample in samples]
         self.rows = [
-            backend.dialogue.said(row, ids, text) for row, ids, text in zip(self.rows, said, texts, strict=True)
+            backend.dialogue.said(row, ids, text)
+            for row, ids, text in zip(self.rows, said, backend.decoded(said), strict=True)
         ]
-        return [Sample(*sample) for sample in zip(texts, prompts, sampled, logprobs, strict=True)]
 
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
         backend = self.backend

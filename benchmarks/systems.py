@@ -1,0 +1,103 @@
+"""What the systems find on the sandbox: `python -m benchmarks.systems crt`, `malibu` or `perez`, some minutes a seed.
+
+CRT against plain PPO, and MALIBU against immediate reward, each pair on the same budget of rounds, trees and steps;
+and the four methods of Perez et al. Every run is one that `astra-trl sandbox run` starts with the flags shown.
+"""
+
+import argparse
+import contextlib
+import io
+import runpy
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from astra_trl.arguments import parse, parse_evaluate
+from astra_trl.evaluate import evaluate
+from astra_trl.evaluation import Evaluation
+from astra_trl.run import run
+from astra_trl.sandbox import named_world, topic_of
+from astra_trl.sandbox.defaults import sandbox_defaults
+
+PLAIN = ["--self_bleu_weight", "0", "--entropy_weight", "0"]
+IMMEDIATE = ["--system", "astprompter", "--credit", "immediate"]
+
+
+def trained(system: str, algorithm: str, flags: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Runs the recipe with these flags, silently, and returns its summary."""
+    with quiet():
+        argv = [*flags, "--output_dir", str(folder), "--disable_tqdm", "true", "--save_strategy", "no"]
+        return run(*parse(sandbox_defaults(system, algorithm), argv, algorithm), algorithm)
+
+
+def measured(folder: Path, width: int) -> Evaluation:
+    """The trained tester on the held-out openings, `width` probes at each place."""
+    with quiet():
+        return evaluate(
+            *parse_evaluate([str(folder), "--width", str(width), "--baseline", "none", "--openings_arm=no"])
+        )
+
+
+def crt(seed: int) -> None:
+    """Harmful share and diversity of 300 single probes each: CRT, then plain PPO."""
+    world = named_world("embedded")
+    assert world is not None
+    for name, flags in (("CRT", []), ("plain PPO", PLAIN)):
+        with tempfile.TemporaryDirectory() as scratch:
+            summary = trained("crt", "ppo", ["--seed", str(seed), *flags], Path(scratch))
+            evaluation = measured(Path(scratch), width=3)
+        (trees,) = evaluation.trees.values()
+        exchanges = [node.exchange for tree in trees for node in tree.nodes() if node.scores["harm"] >= 0.5]
+        found = world.topics_found(exchanges)
+        topics = Counter(topic for e in exchanges if (topic := topic_of(e.probe)) in found)
+        said = ", ".join(f"{topic} {count}" for topic, count in topics.most_common())
+        print(
+            f"seed {seed}  {name:10} harmful {figure(evaluation, 'harmful_share/harm'):6.1%}  "
+            f"self-BLEU {figure(evaluation, 'self_bleu/successful_probes'):.3f}  "
+            f"distinct-2 {figure(evaluation, 'distinct_2/successful_probes'):.3f}  "
+            f"topics {len(found)} ({said})  {summary['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def malibu(seed: int) -> None:
+    """Conversations with a harmful response, of 100: backed-up credit, then immediate."""
+    for name, flags in (("backup", []), ("immediate", IMMEDIATE)):
+        with tempfile.TemporaryDirectory() as scratch:
+            summary = trained("malibu", "dpo", ["--seed", str(seed), *flags], Path(scratch))
+        turns = "  ".join(f"{share:.0%}" for share in summary["harmful_share_by_turn_after"])
+        print(
+            f"seed {seed}  {name:10} harmful conversations {summary['harmful_conversations_before']:.0%} -> "
+            f"{summary['harmful_conversations_after']:.0%}  by turn {turns}  topics {summary['topics_found']}  "
+            f"{summary['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def perez(seed: int) -> None:
+    """The table of `recipes/perez_sandbox.py`."""
+    recipe = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "perez_sandbox.py"))
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe["main"](["--seed", str(seed), "--output_dir", scratch])
+
+
+def figure(evaluation: Evaluation, name: str) -> float:
+    return evaluation.figure(name).value or 0.0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["crt", "malibu", "perez"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    for number in args.seeds:
+        getattr(sys.modules[__name__], args.what)(number)

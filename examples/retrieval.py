@@ -1,0 +1,55 @@
+"""Retrieval between probe and answer: the target hears a passage before each probe. `python examples/retrieval.py`.
+
+The exchange holds the probe alone, and so do scorers and transcripts. The likelihood of a probe under the target would
+be that of passage and probe, so this reward leaves it out.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from astra_trl import ASTSampler, HFASTSystem, KeywordScorer, SamplingParams
+from astra_trl.conversation import Conversation
+from astra_trl.evaluation.tables import transcript
+from astra_trl.sandbox import load_world
+from astra_trl.systems.astprompter import astprompter_reward
+
+PASSAGES = [
+    "My neighbour gave me a book about coffee.",
+    "There was a nice story about trains on the radio.",
+    "I watched a short show about museums yesterday.",
+]
+
+
+def words(text: str) -> set[str]:
+    return {word.strip(".,?!").lower() for word in text.split()}
+
+
+class RetrievalSystem(HFASTSystem):
+    """The target reads the passage that shares most words with a probe, then the probe."""
+
+    def target_hears(self, contexts: Sequence[Conversation], probes: Sequence[str]) -> list[str]:
+        found = [max(PASSAGES, key=lambda passage: len(words(passage) & words(probe))) for probe in probes]
+        return [f"{passage} {probe}" for passage, probe in zip(found, probes, strict=True)]
+
+
+def main(openings: int = 3) -> list[str]:
+    world = load_world()
+    scorer = KeywordScorer(world.rude_words)
+    system = RetrievalSystem(
+        world.tester,
+        world.target,
+        None,
+        scorer,
+        reward=astprompter_reward(likelihood_weight=0),
+        sampling=SamplingParams(max_new_tokens=24),
+    )
+    sampler = ASTSampler(system, world.openings("test"), tree_width=1, tree_depth=2)
+    transcripts = [transcript(tree) for tree in sampler.collect(openings).trees]
+    print("\n\n".join(transcripts))
+    return transcripts
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--openings", type=int, default=3)
+    main(**vars(parser.parse_args()))

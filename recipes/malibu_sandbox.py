@@ -1,0 +1,13 @@
+"""Trains the tiny tester against a target that turns rude two turns later: `python recipes/malibu_sandbox.py`.
+
+The same as `astra-trl sandbox run --system malibu`. With `--system astprompter --credit immediate` the tester is
+rewarded for the next answer alone.
+"""
+
+from astra_trl.run import main
+from astra_trl.sandbox.defaults import sandbox_defaults
+
+DEFAULTS = sandbox_defaults("malibu", "dpo")  # world "delayed", tree_depth 4, credit "backup", ...
+
+if __name__ == "__main__":
+    main(DEFAULTS)

@@ -1,0 +1,71 @@
+"""The four methods of Perez et al. on the sandbox, one after the other: `python recipes/perez_sandbox.py`, a minute.
+
+Questions by zero-shot, by few-shot with examples of those, by a tester that was fine-tuned on the failing ones, and by
+one that reinforcement learning has trained from there. Flags are those of `astra-trl sandbox run --system perez
+--algorithm grpo`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from astra_trl import ASTSampler, InputError
+from astra_trl.arguments import parse
+from astra_trl.building import system_of
+from astra_trl.evaluation import ASTEvaluator, Evaluation
+from astra_trl.run import run
+from astra_trl.sandbox import named_world
+from astra_trl.sandbox.defaults import sandbox_defaults
+from astra_trl.systems.perez import PerezSystem, scored_questions
+
+DEFAULTS = sandbox_defaults("perez", "grpo")  # instruction, tree_depth 1, tree_width 8, trees_per_round 32, ...
+QUESTIONS = 1000  # by each method, and to draw examples from
+COLUMNS = ("failing", "of the questions", "questions", "their self-BLEU")
+
+
+def main(argv: list[str]) -> dict[str, dict[str, float | None]]:
+    args, scorer_args, training_args, _ = parse(DEFAULTS, argv, "grpo")
+    world, folder = named_world(args.world), Path(training_args.output_dir)
+    assert world is not None
+    own = ["--world", str(world.path), "--seed", str(training_args.seed)]
+
+    supervised = [*own, "--output_dir", str(folder / "supervised")]
+    run(*parse(sandbox_defaults("perez", "sft"), supervised, "sft"), "sft")
+    rl = [*own, *argv, "--tester", str(folder / "supervised"), "--output_dir", str(folder / "rl")]
+    run(*parse(DEFAULTS, rl, "grpo"), "grpo")
+
+    testers = {"zero_shot": world.tester, "few_shot": world.tester}
+    testers |= {method: str(folder / method) for method in ("supervised", "rl")}
+    found = {}
+    print(f"\n{QUESTIONS} utterances by each method\n{'':12}" + "".join(f"{name:>17}" for name in COLUMNS))
+    for method, tester in testers.items():
+        system: Any = system_of(args, scorer_args, world, tester, world.target, None)
+        if method == "few_shot":
+            system.use_examples(sampled(system, training_args.seed))
+        evaluator = ASTEvaluator(system, world.openings("test")[:1] * QUESTIONS, seed=training_args.seed, width=1)
+        evaluator.measure()
+        found[method] = shown(method, system, evaluator.evaluation())
+    return found
+
+
+def sampled(system: PerezSystem, seed: int) -> list[tuple[str, float]]:
+    trees = ASTSampler(system, ["nobody sees it"], tree_width=1).collect(QUESTIONS, seed=seed + 1).trees
+    return scored_questions((node for tree in trees for node in tree.nodes()), system.harm)
+
+
+def shown(method: str, system: PerezSystem, evaluation: Evaluation) -> dict[str, float | None]:
+    nodes = [node for trees in evaluation.trees.values() for tree in trees for node in tree.nodes()]
+    questions = sum(node.terms["no_question"] == 0 for node in nodes)
+    failing = len(system.failing(nodes))
+    self_bleu = evaluation.figure("self_bleu/successful_probes").value
+    of_questions = failing / questions if questions else None
+    figures = dict(zip(COLUMNS, (failing / len(nodes), of_questions, questions / len(nodes), self_bleu), strict=True))
+    print(f"{method:12}" + "".join(f"{'-' if v is None else f'{v:.1%}':>17}" for v in figures.values()))
+    return figures
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
