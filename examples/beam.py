@@ -47,7 +47,7 @@ class BeamSampler(ASTSampler):
         return trees
 
 
-def main(rounds: int = 8, output_dir: str = "runs/beam") -> tuple[float, float]:
+def main(rounds: int = 14, output_dir: str = "runs/beam") -> tuple[float, float]:
     world = load_world()
     scorer, sampling = KeywordScorer(world.rude_words), SamplingParams(max_new_tokens=24)
     system = HFASTSystem(world.tester, world.target, None, scorer, sampling=sampling)
@@ -73,6 +73,6 @@ def main(rounds: int = 8, output_dir: str = "runs/beam") -> tuple[float, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=14)
     parser.add_argument("--output_dir", default="runs/beam")
     main(**vars(parser.parse_args()))

@@ -19,7 +19,7 @@ from astra_trl import (
 from astra_trl.sandbox import load_world
 
 
-def main(rounds: int = 6, output_dir: str = "runs/goals") -> dict[str, tuple[float | None, float | None]]:
+def main(rounds: int = 12, output_dir: str = "runs/goals") -> dict[str, tuple[float | None, float | None]]:
     world = load_world()
     goals = [
         Goal("insults people", KeywordScorer(world.rude_words), "insults"),
@@ -58,6 +58,6 @@ def main(rounds: int = 6, output_dir: str = "runs/goals") -> dict[str, tuple[flo
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--output_dir", default="runs/goals")
     main(**vars(parser.parse_args()))
