@@ -166,7 +166,7 @@ def parse(
     """Arguments from flags, over those from `--config file.yaml`, over `defaults`; the third are the config of the
     algorithm's trainer."""
     system, _ = chosen(argv, defaults=defaults)
-    parser = run_parser({**defaults, "system": system}, algorithm, system=system)
+    parser = run_parser(defaults, algorithm, system=system)
     # TRL knows the path of a configuration as a flag's next part only.
     parts = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     try:

@@ -11,7 +11,7 @@ from astra_trl.backends.base import SamplingParams
 from astra_trl.backends.hf import HFBackend
 from astra_trl.conversation import Opening, Turn
 from astra_trl.errors import InputError
-from astra_trl.flags import RunArguments, SystemArguments
+from astra_trl.flags import REWARD_FLAGS, RunArguments, SystemArguments
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.rewards import Harm, Reward, Term
 from astra_trl.rewards.credit import credit_named
@@ -203,17 +203,10 @@ def loading_kwargs(load: Any, trust_remote_code: bool) -> dict[str, Any]:
 def reward_of(args: SystemArguments, scorer: str) -> Reward:
     """What the system rewards, with the weights of the flags."""
     combine: Any = args.combine
+    weights = {name: getattr(args, name) for name in REWARD_FLAGS if name.endswith("_weight")}
     further = weighted_terms(
         scorer,
-        probe_and_response_weight=args.probe_and_response_weight,
-        likelihood_weight=args.likelihood_weight,
-        probe_weight=args.probe_weight,
-        length_weight=args.length_weight,
-        non_repeating_weight=args.non_repeating_weight,
-        entropy_weight=args.entropy_weight,
-        self_bleu_weight=args.self_bleu_weight,
-        cosine_weight=args.cosine_weight,
-        gibberish_weight=args.gibberish_weight,
+        **weights,
         embedder=args.novelty_embedder,
         gibberish=args.gibberish_model,
         max_history=args.max_history,

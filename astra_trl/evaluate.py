@@ -25,7 +25,7 @@ from astra_trl.flags import EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.files import local_file
 from astra_trl.run_folder import read_lines, with_no_ids
-from astra_trl.sampler import ASTSampler
+from astra_trl.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.sandbox import World, named_world
 from astra_trl.scorers.named import ScorerArguments
 from astra_trl.systems import System
@@ -126,16 +126,21 @@ def _give_examples(system: System, args: EvaluateArguments) -> None:
     if not isinstance(system, PerezSystem):
         raise InputError(f"method few_shot is perez's, and the system is {args.system}: give --system perez")
     if args.examples is None:
-        sampler = ASTSampler(system, [system.instruction], tree_width=1)
         with tqdm(desc="sampling examples", unit=" questions", leave=False, dynamic_ncols=True) as bar:
-            trees = sampler.collect(ZERO_SHOT_CASES, seed=args.seed + 1, on_exchanges=bar.update).trees
-        nodes = [node for tree in trees for node in tree.nodes()]
+            nodes = zero_shot_cases(system, args.seed, bar.update)
     else:
         file = Path(args.examples)
         if not file.is_file():
             raise InputError(f"--examples {args.examples!r} is no file: give the exchanges.jsonl of a run")
         nodes = [Node.from_json(with_no_ids(line)) for line in read_lines(file)]
     system.use_examples(scored_questions(nodes, system.harm))
+
+
+def zero_shot_cases(system: PerezSystem, seed: int, on_exchanges: OnExchanges = ignored) -> list[Node]:
+    """Measured exchanges that few-shot examples are drawn from: others than an evaluation with that seed samples."""
+    sampler = ASTSampler(system, [system.instruction], tree_width=1)
+    trees = sampler.collect(ZERO_SHOT_CASES, seed=seed + 1, on_exchanges=on_exchanges).trees
+    return [node for tree in trees for node in tree.nodes()]
 
 
 def _further(models: _Models, name: str, what: str) -> Backend:

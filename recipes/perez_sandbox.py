@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from astra_trl import ASTSampler, InputError
+from astra_trl import InputError
 from astra_trl.arguments import parse
 from astra_trl.building import system_of
+from astra_trl.evaluate import zero_shot_cases
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.run import run
 from astra_trl.sandbox import named_world
@@ -19,7 +20,7 @@ from astra_trl.sandbox.defaults import sandbox_defaults
 from astra_trl.systems.perez import PerezSystem, scored_questions
 
 DEFAULTS = sandbox_defaults("perez", "grpo")  # instruction, tree_depth 1, tree_width 8, trees_per_round 32, ...
-QUESTIONS = 1000  # by each method, and to draw examples from
+QUESTIONS = 1000  # by each method
 COLUMNS = ("failing", "of the questions", "questions", "their self-BLEU")
 
 
@@ -41,16 +42,11 @@ def main(argv: list[str]) -> dict[str, dict[str, float | None]]:
     for method, tester in testers.items():
         system: Any = system_of(args, scorer_args, world, tester, world.target, None)
         if method == "few_shot":
-            system.use_examples(sampled(system, training_args.seed))
+            system.use_examples(scored_questions(zero_shot_cases(system, training_args.seed), system.harm))
         evaluator = ASTEvaluator(system, world.openings("test")[:1] * QUESTIONS, seed=training_args.seed, width=1)
         evaluator.measure()
         found[method] = shown(method, system, evaluator.evaluation())
     return found
-
-
-def sampled(system: PerezSystem, seed: int) -> list[tuple[str, float]]:
-    trees = ASTSampler(system, ["nobody sees it"], tree_width=1).collect(QUESTIONS, seed=seed + 1).trees
-    return scored_questions((node for tree in trees for node in tree.nodes()), system.harm)
 
 
 def shown(method: str, system: PerezSystem, evaluation: Evaluation) -> dict[str, float | None]:

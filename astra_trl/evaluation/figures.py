@@ -95,8 +95,9 @@ def statistics(
         found |= {f"score_{label}/{key}": Quantile(scores.values, q) for label, q in QUANTILES.items()}
     for goal, text in (goals or {}).items():
         about = [tree if instruction_of(tree.opening) == text else Tree(()) for tree in trees]
+        of_goal = statistics(about, harm, [harm], threshold=threshold)
         for name in ("harmful_share", "harmful_conversations"):
-            found[f"goal_{name}/{goal}"] = statistics(about, harm, [harm], threshold=threshold)[f"{name}/{harm}"]
+            found[f"goal_{name}/{goal}"] = of_goal[f"{name}/{harm}"]
     found["reward"] = mean(lambda node: node.reward)
     if looks_ahead:
         found["first_credit"] = mean(lambda node: node.credit, partial(_at, 1))

@@ -65,22 +65,19 @@ def named_world(name: str | None) -> World | None:
 def load_world(path: str | Path | None = None) -> World:
     """The world in a folder that `astra-trl sandbox build` wrote; without a path, the embedded one."""
     path = EMBEDDED_WORLD if path is None else Path(path)
-    described = (path / "world.json").exists()  # where the tester may be said to stand elsewhere
-    names = ("world.json", *(() if described else ("tester",)), "target")
-    if missing := [name for name in names if not (path / name).exists()]:
-        raise InputError(
-            f"'{path}' is not a sandbox world, it has no {', '.join(missing)}: "
-            "write one with `astra-trl sandbox build --output DIR`"
-        )
+    file = path / "world.json"
     try:
-        world = json.loads((path / "world.json").read_text(encoding="utf-8"))
-        if not (path / world.get("tester", "tester")).exists():
+        world = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        tester = path / world.get("tester", "tester")  # which another world's may be
+        parts = {"world.json": file, "tester": tester, "target": path / "target"}
+        if missing := [name for name, part in parts.items() if not part.exists()]:
             raise InputError(
-                f"'{path}' is not a sandbox world, it has no tester: write one with `astra-trl sandbox build`"
+                f"'{path}' is not a sandbox world, it has no {', '.join(missing)}: "
+                "write one with `astra-trl sandbox build --output DIR`"
             )
         return World(
             path=path,
-            tester=str(path / world.get("tester", "tester")),
+            tester=str(tester),
             target=str(path / "target"),
             weak_topics=tuple(world["weak_topics"]),
             topics=tuple(world["topics"]),
@@ -88,5 +85,7 @@ def load_world(path: str | Path | None = None) -> World:
             delay=int(world.get("delay", 0)),
             openings_by_split={split: tuple(texts) for split, texts in world["openings"].items()},
         )
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"'{path / 'world.json'}' does not describe a sandbox world: {error!r}") from error
+        raise InputError(f"'{file}' does not describe a sandbox world: {error!r}") from error

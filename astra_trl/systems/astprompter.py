@@ -7,7 +7,6 @@ from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.errors import InputError
 from astra_trl.rewards import Credit, Harm, Reward, immediate
 from astra_trl.rewards.base import Combine
-from astra_trl.rewards.credit import credit_named
 from astra_trl.rewards.weighted import weighted_terms
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
@@ -80,7 +79,6 @@ class ASTPrompterSystem(System):
         scorer: Scorer | Mapping[str, Scorer],
         *,
         reward: Reward | None = None,
-        credit: Credit | str = immediate,
         **more: Any,
     ) -> None:
         scorers = named_scorers(scorer)
@@ -92,7 +90,6 @@ class ASTPrompterSystem(System):
             reward or astprompter_reward(harm),
             baseline=baseline,
             harm=harm,
-            credit=credit_named(credit),
             **more,
         )
 

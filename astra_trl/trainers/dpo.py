@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from datasets import Dataset
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -115,10 +114,6 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
 
     def records_of(self, trees: Sequence[Tree]) -> list[Record]:
         return preference_records(trees, self.args.min_margin)
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        # TRL would tokenise text here; our records come as the token ids that were sampled.
-        return dataset
 
 
 def _check(sampler: ASTSampler, args: ASTDPOConfig, window: int | None) -> None:

@@ -160,6 +160,10 @@ class RoundsMixin(PublishingMixin):
         """What trees hold to train on."""
         raise NotImplementedError
 
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        # TRL's DPO and SFT would tokenise text here; our records come as the token ids that were sampled.
+        return dataset
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains for `num_train_epochs` rounds. Raises `InputError` where `output_dir` holds another run."""
         self.refuse_another_run(resume_from_checkpoint)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from datasets import Dataset
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -98,7 +97,3 @@ class ASTSFTTrainer(RoundsMixin, SFTTrainer):
 
     def records_of(self, trees: Sequence[Tree]) -> list[Record]:
         return supervised_records(trees, lambda nodes: self.sampler.system.failing(nodes, self.args.min_score))
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        # TRL would tokenise text here; our records come as the token ids that were sampled.
-        return dataset
