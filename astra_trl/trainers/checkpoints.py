@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from astra_trl.errors import InputError, RunStopped
-from astra_trl.run_folder import sync, write_whole
+from astra_trl.run_folder import RunFolder, sync, write_whole
 from astra_trl.trainers.publishing import PublishingMixin
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ SEAL = "whole.json"  # in a checkpoint, written last: its files, and what transf
 REWARD_STATE = "reward_state.json"  # in a checkpoint: what reward terms remember
 # What transformers' and TRL's loops count for the log and start anew when a run is resumed.
 COUNTERS = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step", "_total_train_tokens")
+# How torch and safetensors say that a file cannot be written to its end.
+FULL_DISK = ("inline_container", "iostream error", "No space left", "File too large", "quota exceeded")
 # Settings that may differ from those that a run was begun with: none of them changes what is collected and learned.
 HARMLESS = re.compile(
     r"(log|save|hub|push|trackio|ddp)(_|ging).*|report_to|run_name|project|disable_tqdm|output_dir|use_cpu|dry_run"
@@ -95,6 +97,7 @@ class CheckpointsMixin(PublishingMixin):
     `_tr_loss`, `_metrics` and `COUNTERS` are kept.
     """
 
+    folder: RunFolder
     _sealed: Mapping[str, Any] | None = None
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | bool | None) -> Path | None:
@@ -131,9 +134,25 @@ class CheckpointsMixin(PublishingMixin):
 
     def checkpoint_of_now(self) -> None:
         """Writes a checkpoint of the steps taken so far, where there is none yet."""
+        self.save_usage()
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if what_is_sealed(folder) is None:
             self._save_checkpoint(self.model, None)
+
+    def save_usage(self) -> None:
+        """Writes down what all processes have asked the target's endpoint for."""
+        usage = getattr(self.sampler.system.target, "usage", None)
+        if usage is not None:
+            every = gather_object([usage])
+            if self.is_world_process_zero():
+                write_whole(self.folder.usage, json.dumps({key: sum(one[key] for one in every) for key in usage}))
+
+    def count_on(self) -> None:
+        """Lets a budget hold for the run as a whole: what was asked for before it was resumed counts too."""
+        target: Any = self.sampler.system.target
+        if getattr(target, "usage", None) is not None and self.folder.usage.exists():
+            earlier = json.loads(self.folder.usage.read_text(encoding="utf-8"))
+            target.usage = {key: n + earlier[key] // self.accelerator.num_processes for key, n in target.usage.items()}
 
     def unseal_later(self) -> None:
         """Marks what lies behind the place where a run is resumed, and will be written again, as not whole."""
@@ -164,8 +183,13 @@ class CheckpointsMixin(PublishingMixin):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+        except (RuntimeError, SafetensorError) as error:
+            if any(told in str(error) for told in FULL_DISK):
+                raise OSError(ENOSPC, str(error)) from error
+            raise
         finally:
             self.args.save_total_limit = limit
+        self.save_usage()
         state = {"settings": self._resumable_settings(), "counted": self._counted()}
         self.accelerator.wait_for_everyone()
         if main:
@@ -197,8 +221,8 @@ class CheckpointsMixin(PublishingMixin):
             yield
         except RunStopped as error:
             raise type(error)(f"{error}; {self._to_go_on()}") from error
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if not _is_of_the_disk(error):
+        except OSError as error:
+            if error.errno not in (ENOSPC, EDQUOT, EFBIG):
                 raise
             half = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             if half.exists() and what_is_sealed(half) is None:
@@ -211,9 +235,3 @@ class CheckpointsMixin(PublishingMixin):
     def _to_go_on(self) -> str:
         last = last_whole(Path(self.args.output_dir))
         return f"--resume_from_checkpoint true goes on from {'the start' if last is None else last.name}"
-
-
-def _is_of_the_disk(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG):
-        return True
-    return any(told in str(error) for told in ("No space left", "File too large", "PytorchStreamWriter"))

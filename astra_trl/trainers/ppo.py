@@ -230,6 +230,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             lines = (exchange_line(node, tree, path) for tree, path, node in update)
             number = math.ceil(self.state.epoch)
             self.folder.write_exchanges(number, ({"step": self.state.global_step, **line} for line in lines))
+        self.save_usage()
 
     def end_round(self, number: int) -> None:
         self.round_figures |= self.figures_of(self.nodes)

@@ -1,6 +1,5 @@
 """What makes an epoch of a TRL trainer a round: collect fresh trees with the current tester, train on them, once."""
 
-import json
 import logging
 import math
 import time
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainerControl
 from transformers.utils import is_torch_bf16_gpu_available
@@ -20,7 +19,7 @@ from astra_trl.collector import Draws, collect_trees, fill_round
 from astra_trl.errors import InputError, RunStopped
 from astra_trl.evaluation import ASTEvaluator, figures
 from astra_trl.records import Record, no_records_reason
-from astra_trl.run_folder import RunFolder, exchange_line, write_whole
+from astra_trl.run_folder import RunFolder, exchange_line
 from astra_trl.sampler import ASTSampler, OnExchanges
 from astra_trl.teaching import Teaching
 from astra_trl.trainers.checkpoints import CheckpointsMixin
@@ -176,7 +175,7 @@ class RoundsMixin(CheckpointsMixin):
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         self._resuming = bool(resume_from_checkpoint)
         if resume_from_checkpoint:
-            self._count_on()
+            self.count_on()
         with self.explaining_the_end():
             return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
@@ -279,22 +278,8 @@ class RoundsMixin(CheckpointsMixin):
             self.folder.write_exchanges(number, lines)
             self.folder.write_figures(number, self.round_figures)
             self.folder.write_records(number, records, self.round_figures)
-        self._save_usage()
+        self.save_usage()
         return records
-
-    def _save_usage(self) -> None:
-        # What the target's endpoint was asked for, by all processes, for the budget to hold for a resumed run too.
-        usage = getattr(self.sampler.system.target, "usage", None)
-        if usage is not None:
-            every = gather_object([usage])
-            if self.is_world_process_zero():
-                write_whole(self.folder.usage, json.dumps({key: sum(one[key] for one in every) for key in usage}))
-
-    def _count_on(self) -> None:
-        target: Any = self.sampler.system.target
-        if getattr(target, "usage", None) is not None and self.folder.usage.exists():
-            earlier = json.loads(self.folder.usage.read_text(encoding="utf-8"))
-            target.usage = {key: n + earlier[key] // self.accelerator.num_processes for key, n in target.usage.items()}
 
     def figures_of(self, nodes: Iterable[Node]) -> dict[str, Any]:
         """A round's figures of its exchanges."""
