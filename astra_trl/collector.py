@@ -1,9 +1,12 @@
 """Trees until a round is full: drawn openings, grown with the tester as it is, and the records in them."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
+
+from accelerate import PartialState
 
 from astra_trl.backends.base import derive_seed
 from astra_trl.conversation import Opening
@@ -39,18 +42,32 @@ class Draws:
             Draws that are grown together, by all processes.
         max_trees (`int`):
             Draws after which filling the round is given up.
+        together (`int`, *optional*):
+            Of these, how many one process grows in one batch; defaults to its share.
     """
 
     seed: int
     trees_at_a_time: int
     max_trees: int
+    together: int | None = None
 
-    def batches(self, sampler: ASTSampler) -> Iterator[list[Draw]]:
+    def batches(self, sampler: ASTSampler) -> Iterator[Sequence[Draw]]:
         """The draws, batch after batch."""
         openings = sampler.draw(self.seed, self.max_trees)
         draws = [Draw(number, opening, derive_seed(self.seed, number)) for number, opening in enumerate(openings)]
-        for start in range(0, len(draws), self.trees_at_a_time):
-            yield draws[start : start + self.trees_at_a_time]
+        yield from _parts(draws, self.trees_at_a_time)
+
+    def shared_out(self, batch: Sequence[Draw], grown: Callable[[Sequence[Draw]], Sequence[T]]) -> list[T]:
+        """What `grown` makes of each draw of a batch, by all processes together."""
+        together = self.together or math.ceil(self.trees_at_a_time / PartialState().num_processes)
+        parts = list(_parts(batch, together))
+        done = shared_out(parts, lambda mine: [grown(part) for part in mine])
+        return [result for part in done for result in part]
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def collect_trees(
@@ -78,7 +95,7 @@ def collect_trees(
         return [next(grown) if pair is None else next(learned) for pair in forced]
 
     for batch in draws.batches(sampler):
-        outcomes = shared_out(batch, grown)
+        outcomes = draws.shared_out(batch, grown)
         new = [outcome for outcome in outcomes if isinstance(outcome, Tree)]
         trees += new
         taught += [outcome for outcome in outcomes if isinstance(outcome, dict)]
@@ -103,7 +120,7 @@ def collect_contexts(
         return of_draws
 
     for batch in draws.batches(sampler):
-        contexts += [context for of_draw in shared_out(batch, grown) for context in of_draw]
+        contexts += [context for of_draw in draws.shared_out(batch, grown) for context in of_draw]
         if len(contexts) >= wanted:
             break
     return contexts

@@ -59,6 +59,14 @@ class RoundsConfig:
         },
     )
 
+    trees_together: int | None = field(
+        default=None,
+        metadata={
+            "help": "Trees that one process grows in one batch. Default: its share of trees_per_round. With the same "
+            "number, the trees of several processes are those of one to the last digit."
+        },
+    )
+
     hub_private_repo: bool | None = field(
         default=True, metadata={"help": "Whether a repo is made private where the tester is pushed to the Hub."}
     )
@@ -75,7 +83,7 @@ class RoundsConfig:
         if getattr(self, "activation_checkpointing", True) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()  # type: ignore[misc]  # a mixin: the next class is TRL's config
-        for name in ("trees_per_round", f"{self.unit}s_per_round", "max_trees_per_round"):
+        for name in ("trees_per_round", f"{self.unit}s_per_round", "max_trees_per_round", "trees_together"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
@@ -307,7 +315,8 @@ class RoundsMixin(CheckpointsMixin):
         """The draws of a round, how many records are wanted of them, and whom to tell of exchanges, with the current
         tester in the system."""
         args = self.args
-        draws = Draws(derive_seed(args.seed, "round", number), args.trees_per_round, self._max_trees)
+        seed = derive_seed(args.seed, "round", number)
+        draws = Draws(seed, args.trees_per_round, self._max_trees, args.trees_together)
         with (
             collecting_bar(number, hidden=args.disable_tqdm or not self.is_world_process_zero()) as bar,
             self.current_tester(),
