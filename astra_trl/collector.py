@@ -3,11 +3,12 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from astra_trl.backends.base import derive_seed
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
+from astra_trl.processes import shared_out
 from astra_trl.records import Record
 from astra_trl.sampler import ASTSampler, Context, OnExchanges, ignored
 from astra_trl.teaching import Teaching, taught_records
@@ -16,18 +17,26 @@ from astra_trl.tree import Tree
 T = TypeVar("T")
 
 
+class Draw(NamedTuple):
+    """One draw of a round: its number in it, the opening and the seed."""
+
+    number: int
+    opening: Opening
+    seed: int
+
+
 @dataclass(frozen=True)
 class Draws:
     """Which openings a round's trees grow from, and with which seeds.
 
-    The seed tells the opening of every draw of a round by its number, and what grows from it; those with the numbers
-    `first`, `first + step`, ... are made here, the others by the other processes.
+    The seed tells the opening of every draw of a round by its number, and what grows from it, in however many
+    processes.
 
     Args:
         seed (`int`):
             Of the round.
         trees_at_a_time (`int`):
-            Draws that are grown together.
+            Draws that are grown together, by all processes.
         max_trees (`int`):
             Draws after which filling the round is given up.
     """
@@ -35,16 +44,13 @@ class Draws:
     seed: int
     trees_at_a_time: int
     max_trees: int
-    first: int = 0
-    step: int = 1
 
-    def batches(self, sampler: ASTSampler) -> Iterator[list[tuple[int, Opening, int]]]:
-        """Number, opening and seed of each draw, batch after batch."""
-        openings = sampler.draw(self.seed, self.step * self.max_trees)
-        numbers = range(self.first, len(openings), self.step)
-        for start in range(0, len(numbers), self.trees_at_a_time):
-            batch = numbers[start : start + self.trees_at_a_time]
-            yield [(number, openings[number], derive_seed(self.seed, number)) for number in batch]
+    def batches(self, sampler: ASTSampler) -> Iterator[list[Draw]]:
+        """The draws, batch after batch."""
+        openings = sampler.draw(self.seed, self.max_trees)
+        draws = [Draw(number, opening, derive_seed(self.seed, number)) for number, opening in enumerate(openings)]
+        for start in range(0, len(draws), self.trees_at_a_time):
+            yield draws[start : start + self.trees_at_a_time]
 
 
 def collect_trees(
@@ -56,21 +62,27 @@ def collect_trees(
     on_exchanges: OnExchanges = ignored,
 ) -> tuple[list[Tree], list[Record]]:
     """Trees until `records_of` them are `wanted` in number, or no draw is left; and the records of the draws that
-    `teaching` took in place of a tree, which count too."""
+    `teaching` took in place of a tree, which count too. All processes grow their share and return the same."""
     trees: list[Tree] = []
     taught: list[Record] = []
     found = 0
+
+    def grown(batch: Sequence[Draw]) -> list[Tree | Record | None]:
+        # What came of each draw: a lesson may come to nothing.
+        forced = [teaching.drawn(draw.seed) if teaching else None for draw in batch]
+        lessons = [(pair, draw.seed) for pair, draw in zip(forced, batch, strict=True) if pair is not None]
+        learned = iter(taught_records(sampler.system.tester, *zip(*lessons, strict=True)) if lessons else ())
+        free = [draw for pair, draw in zip(forced, batch, strict=True) if pair is None]
+        openings, seeds = [draw.opening for draw in free], [draw.seed for draw in free]
+        grown = iter(sampler.grow(openings, seeds, on_exchanges) if free else ())
+        return [next(grown) if pair is None else next(learned) for pair in forced]
+
     for batch in draws.batches(sampler):
-        forced = [teaching.drawn(seed) if teaching else None for _, _, seed in batch]
-        lessons = [(pair, seed) for pair, (_, _, seed) in zip(forced, batch, strict=True) if pair is not None]
-        if lessons:
-            taught += taught_records(sampler.system.tester, *zip(*lessons, strict=True))
-        free = [(opening, seed) for pair, (_, opening, seed) in zip(forced, batch, strict=True) if pair is None]
-        if free:
-            openings, seeds = zip(*free, strict=True)
-            grown = sampler.grow(openings, seeds, on_exchanges)
-            found += len(records_of(grown))
-            trees += grown
+        outcomes = shared_out(batch, grown)
+        new = [outcome for outcome in outcomes if isinstance(outcome, Tree)]
+        trees += new
+        taught += [outcome for outcome in outcomes if isinstance(outcome, dict)]
+        found += len(records_of(new))
         if found + len(taught) >= wanted:
             break
     return trees, taught
@@ -79,12 +91,19 @@ def collect_trees(
 def collect_contexts(
     sampler: ASTSampler, draws: Draws, wanted: int, on_exchanges: OnExchanges = ignored
 ) -> list[Context]:
-    """Contexts of fresh trees, their trees' numbers those of the draws, until they are `wanted` in number."""
+    """Contexts of fresh trees, their trees' numbers those of the draws, until they are `wanted` in number. All
+    processes grow their share and return the same."""
     contexts: list[Context] = []
+
+    def grown(batch: Sequence[Draw]) -> list[list[Context]]:
+        of_draws: list[list[Context]] = [[] for _ in batch]
+        openings, seeds = [draw.opening for draw in batch], [draw.seed for draw in batch]
+        for context in sampler.contexts(openings, seeds, on_exchanges):
+            of_draws[context.tree].append(replace(context, tree=batch[context.tree].number))
+        return of_draws
+
     for batch in draws.batches(sampler):
-        numbers, openings, seeds = zip(*batch, strict=True)
-        found = sampler.contexts(openings, seeds, on_exchanges)
-        contexts += [replace(context, tree=numbers[context.tree]) for context in found]
+        contexts += [context for of_draw in shared_out(batch, grown) for context in of_draw]
         if len(contexts) >= wanted:
             break
     return contexts

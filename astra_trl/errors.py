@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class RunStopped(InputError):
+    """What stops a run that could otherwise go on, as a spent budget: a trainer writes a checkpoint first."""
+
+
 class MissingExtra(InputError, ImportError):
     """A package that only some users need is not installed; the message names the extra that brings it."""
 

@@ -28,11 +28,12 @@ from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.tables import show, transcript
 from astra_trl.flags import RunArguments
 from astra_trl.prompts.teaching import load_teaching_pairs
-from astra_trl.run_folder import RunFolder
+from astra_trl.run_folder import RunFolder, write_whole
 from astra_trl.sampler import ASTSampler
 from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
 from astra_trl.trainers import trainer_classes
+from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree
 
 
@@ -60,11 +61,13 @@ def run(
     resume = _resume_from(training_args)
     if not (resume or args.dry_run):
         folder.refuse_if_used()
-    PartialState().wait_for_everyone()
 
     # Before anything is used up: `config.yaml` is to hold every setting. What ends in _token is masked, so left out.
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(scorer_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
+    if resume and folder.config.exists():
+        refuse_changes(yaml.safe_load(folder.config.read_text(encoding="utf-8")), settings, folder.path)
+    PartialState().wait_for_everyone()
     world = named_world(args.world)
     openings, held_out = openings_and_held_out(args, world, training_args.seed)
     eval_dataset = None
@@ -83,11 +86,10 @@ def run(
     main_process = trainer.is_world_process_zero()
     if main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.config.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_whole(folder.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        folder.summary.unlink(missing_ok=True)  # of a run that is gone on with, which is not finished any more
 
-    evaluator = ASTEvaluator(
-        sampler, held_out, seed=training_args.seed, output_dir=folder.path / "evaluation", writes=main_process
-    )
+    evaluator = ASTEvaluator(sampler, held_out, seed=training_args.seed, output_dir=folder.path / "evaluation")
     PartialState().wait_for_everyone()  # so that none finds what another has written meanwhile
 
     def measure(arm: str, tester: Backend | None = None, baseline: Backend | None = None) -> list[Tree]:
@@ -95,7 +97,8 @@ def run(
         hidden = training_args.disable_tqdm or not main_process
         with tqdm(total=total, desc=f"evaluating: {arm}", unit=" exchanges", leave=False, disable=hidden) as bar:
             evaluator.on_exchanges = bar.update
-            return evaluator.measure(arm, tester, baseline=baseline, replace=True)
+            with trainer.current_tester():
+                return evaluator.measure(arm, tester, baseline=baseline, replace=True)
 
     untrained = system.tester if system.baseline is not None else trainer.baseline() or system.tester
     measure(BASELINE, untrained, trainer.baseline() or untrained)
@@ -164,4 +167,4 @@ def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) 
         print(f"weak topics found: {', '.join(summary['topics']) or 'none'}")
     print(f"\nthe tester, every exchange and the settings are in {folder.path}")
     print(f"to look at it: astra-trl report {folder.path} -o report.html")
-    folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")

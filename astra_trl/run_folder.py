@@ -17,7 +17,8 @@ class RunFolder:
     """The files of one run; rounds are numbered from 1.
 
     `exchanges.jsonl` holds a line an exchange, `rounds.jsonl` a line a round, `records/` the preference records that
-    each round was trained on, `config.yaml` the resolved settings and `summary.json` what came out.
+    each round was trained on, `config.yaml` the resolved settings, `usage.json` what a target's endpoint was asked for
+    and `summary.json` what came out.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -26,10 +27,16 @@ class RunFolder:
         self.rounds = self.path / "rounds.jsonl"
         self.config = self.path / "config.yaml"
         self.summary = self.path / "summary.json"
+        self.usage = self.path / "usage.json"
 
     def refuse_if_used(self) -> None:
-        """`InputError` where the folder holds another run."""
-        if self.exchanges.exists() or self.summary.exists() or self.config.exists():
+        """`InputError` where the folder holds another run, finished or not."""
+        if self.config.exists() and not self.summary.exists():
+            raise InputError(
+                f"output_dir {str(self.path)!r} holds a run that is not finished: go on with it by "
+                "--resume_from_checkpoint true, choose another output_dir, or delete the folder"
+            )
+        if self.exchanges.exists() or self.summary.exists():
             raise InputError(
                 f"output_dir {str(self.path)!r} holds another run: choose another output_dir, delete the folder, "
                 "or go on with that run by resume_from_checkpoint"
@@ -37,15 +44,11 @@ class RunFolder:
 
     def write_exchanges(self, number: int, nodes: Iterable[Mapping[str, Any]]) -> None:
         """Adds exchanges of this round, each as `exchange_line` gives it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.exchanges.open("a", encoding="utf-8") as file:
-            file.writelines(as_line({"round": number, **line}) for line in nodes)
+        add_lines(self.exchanges, (as_line({"round": number, **line}) for line in nodes))
 
     def write_figures(self, number: int, figures: Mapping[str, Any]) -> None:
         """Adds the line of this round."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.rounds.open("a", encoding="utf-8") as file:
-            file.write(as_line({"round": number, **figures}))
+        add_lines(self.rounds, [as_line({"round": number, **figures})])
 
     def write_records(self, number: int, records: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> None:
         """Puts this round's records, and the figures of collecting them, under their name at once, so that they tell a
@@ -55,7 +58,11 @@ class RunFolder:
         unfinished = file.with_suffix(".tmp")
         table = pyarrow.Table.from_pylist(list(records)).replace_schema_metadata({"figures": json.dumps(figures)})
         parquet.write_table(table, unfinished)
-        unfinished.replace(file)
+        _put(unfinished, file)
+
+    def has_records(self, number: int) -> bool:
+        """Whether a round was collected as a whole."""
+        return self._records_file(number).exists()
 
     def read_records(self, number: int) -> list[dict[str, Any]]:
         """The records of a round that was collected before."""
@@ -77,7 +84,7 @@ class RunFolder:
                 unfinished = file.with_suffix(".tmp")
                 with unfinished.open("w", encoding="utf-8") as kept:
                     kept.writelines(as_line(line) for line in read_lines(file) if not later(line))
-                unfinished.replace(file)
+                _put(unfinished, file)
         for records in (self.path / "records").glob("round-*.parquet"):
             if later({"round": int(records.stem.removeprefix("round-")), "step": 0}):
                 records.unlink()
@@ -128,9 +135,33 @@ def write_whole(file: Path, text: str) -> None:
     unfinished = file.with_name(f"{file.name}.tmp")
     with unfinished.open("w", encoding="utf-8") as out:
         out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
+    _put(unfinished, file)
+
+
+def add_lines(file: Path, lines: Iterable[str]) -> None:
+    """Adds lines to a file, which need not be there yet, and returns when they are on the disk."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as out:
+        out.writelines(lines)
+    sync(file)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or which files there are in a folder, is on the disk and no longer only in memory."""
+    if path.is_dir() and os.name != "posix":
+        return  # folders cannot be opened there
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _put(unfinished: Path, file: Path) -> None:
+    # Under its name once it is on the disk.
+    sync(unfinished)
     unfinished.replace(file)
+    sync(file.parent)
 
 
 def _encodes(text: str) -> bool:

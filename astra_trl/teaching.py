@@ -38,34 +38,32 @@ class Teaching:
         return rng.choice(self.pairs) if rng.random() < self.fraction else None
 
 
-def taught_records(tester: Backend, pairs: Sequence[Pair], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Preference records like those of trees: the continuation is chosen, what the tester samples is rejected.
+def taught_records(tester: Backend, pairs: Sequence[Pair], seeds: Sequence[int]) -> list[dict[str, Any] | None]:
+    """A preference record of each pair, like those of trees: the continuation is chosen, what the tester samples is
+    rejected; `None` where it samples the continuation itself.
 
-    No tree holds them, and nothing was scored: `tree` and the rewards are `None`. A sample that says the continuation
-    itself makes no record.
+    No tree holds them, and nothing was scored: `tree` and the rewards are `None`.
     """
     if not isinstance(tester, HFBackend):
         raise InputError(f"a tester of {type(tester).__name__} cannot be taught: use a transformers model")
-    records = []
+    records: list[dict[str, Any] | None] = []
     session = tester.open([prompt for prompt, _ in pairs], seeds=seeds)
     rows = session.max_rows or len(pairs)
     for start in range(0, len(pairs), rows):
         some = range(start, min(start + rows, len(pairs)))
         for index, sample in zip(some, session.branch([(row, 0) for row in some]).sample(), strict=True):
             prompt, continuation = pairs[index]
-            if sample.text.strip() != continuation.strip():
-                records.append(
-                    {
-                        "tree": None,
-                        "depth": 0,
-                        "prompt": prompt,
-                        "chosen": continuation,
-                        "rejected": sample.text,
-                        "chosen_reward": None,
-                        "rejected_reward": None,
-                        "prompt_ids": sample.prompt_ids,
-                        "chosen_ids": tester.utterance_ids(continuation),
-                        "rejected_ids": sample.ids,
-                    }
-                )
+            record = {
+                "tree": None,
+                "depth": 0,
+                "prompt": prompt,
+                "chosen": continuation,
+                "rejected": sample.text,
+                "chosen_reward": None,
+                "rejected_reward": None,
+                "prompt_ids": sample.prompt_ids,
+                "chosen_ids": tester.utterance_ids(continuation),
+                "rejected_ids": sample.ids,
+            }
+            records.append(record if sample.text.strip() != continuation.strip() else None)
     return records

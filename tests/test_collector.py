@@ -52,14 +52,6 @@ def test_a_round_without_any_record_says_why():
         fill_round([], 4, 0, "because")
 
 
-def test_processes_draw_different_numbers_and_together_all_of_them():
-    sampler = ASTSampler(rude_on_b_system(), [f"b{i}" for i in range(50)], tree_width=2, tree_depth=1)
-    alone = [draw for batch in Draws(5, 4, 8).batches(sampler) for draw in batch]
-    shared = [draw for first in (0, 1) for batch in Draws(5, 4, 4, first, step=2).batches(sampler) for draw in batch]
-    assert sorted(shared) == alone
-    assert [number for number, _, _ in alone] == list(range(8))
-
-
 def test_contexts_are_the_openings_and_what_follows_all_but_the_last_turn():
     sampler = ASTSampler(rude_on_b_system(), ["b1", "b2", "b3"], tree_width=2, tree_depth=3)
     contexts = collect_contexts(sampler, Draws(0, trees_at_a_time=1, max_trees=9), wanted=8)

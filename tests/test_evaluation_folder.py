@@ -15,6 +15,7 @@ from astra_trl import ASTEvaluator, ASTPrompterSystem, Evaluation, InputError, K
 from astra_trl.backends import ScriptedBackend
 from astra_trl.evaluation.arms import BASELINE
 from astra_trl.evaluation.arms import TESTER as TESTER_ARM
+from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.run_folder import as_line, read_lines
 
 FIELDS = {"bootstrap": 30, "openings_at_a_time": 5}
@@ -122,7 +123,10 @@ def test_another_tester_under_the_same_name_is_refused_or_replaced(tmp_path):
 
 
 def test_a_process_that_does_not_write_reads_only(whole, tmp_path):
-    ASTEvaluator(make_sampler(), list(TESTER), output_dir=tmp_path / "none", writes=False, **FIELDS).evaluate()
+    folder = EvaluationFolder(tmp_path / "none", {}, writes=False)
+    folder.begin({"arm": "tester", "target": "a", "description": {}})
+    folder.add("tester", "a", [0], ASTEvaluator(make_sampler(), list(TESTER), **FIELDS).measure()[:1])
+    folder.finish({})
     assert not (tmp_path / "none").exists()
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from accelerate import PartialState
+
 from astra_trl.backends.base import Backend, derive_seed
 from astra_trl.conversation import Opening, as_conversation, as_messages
 from astra_trl.embedding import Embedder, load_embedder
@@ -26,6 +28,7 @@ from astra_trl.evaluation.figures import HARMFUL_FROM, counts, probes_by_opening
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.evaluation.resampling import Statistic
 from astra_trl.evaluation.results import ArmKey, Evaluation, tabled
+from astra_trl.processes import shared_out
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import looks_ahead
 from astra_trl.sampler import ASTSampler, OnExchanges, ignored
@@ -38,7 +41,8 @@ PACKAGES = ("astra-trl", "trl", "transformers", "torch", "accelerate", "peft", "
 
 class ASTEvaluator:
     """Grows one conversation from every held-out opening for each arm (the tester, the untrained tester, the openings
-    alone, any other tester or list of prompts), with the same seeds, and compares them.
+    alone, any other tester or list of prompts), with the same seeds, and compares them. Several processes of
+    accelerate share the openings out, so all of them must evaluate; the main one writes.
 
     Args:
         sampler_or_system (`ASTSampler` or `System`):
@@ -67,8 +71,6 @@ class ASTEvaluator:
             Conversations that are grown and written together.
         on_exchanges (`Callable[[int], None]`, *optional*):
             Is told how many exchanges have been added.
-        writes (`bool`, *optional*, defaults to `True`):
-            Whether this process writes to `output_dir`: of several, one should.
     """
 
     def __init__(
@@ -86,7 +88,6 @@ class ASTEvaluator:
         output_dir: str | os.PathLike[str] | None = None,
         openings_at_a_time: int = 64,
         on_exchanges: OnExchanges = ignored,
-        writes: bool = True,
     ) -> None:
         if not 0 < threshold <= 1:
             raise InputError(f"threshold must be above 0 and at most 1, got {threshold}")
@@ -126,7 +127,9 @@ class ASTEvaluator:
             "goals": [goal.name for goal in system.goals],
             "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
         }
-        self.folder = None if output_dir is None else EvaluationFolder(output_dir, self.settings, writes)
+        self.folder: EvaluationFolder | None = None
+        if output_dir is not None:
+            self.folder = EvaluationFolder(output_dir, self.settings, writes=PartialState().is_main_process)
         self._arms: dict[ArmKey, dict[str, Any]] = {}
         self._trees: dict[ArmKey, list[Tree]] = {}
 
@@ -165,8 +168,9 @@ class ASTEvaluator:
         if self.folder is not None:
             self.folder.begin(self._arms[arm, name], replace)
         trees: list[Tree] = []
-        for chunk in self._chunks:
-            trees += self._grown(arm, name, chunk, sampler, baseline)
+        at_once = PartialState().num_processes
+        for start in range(0, len(self._chunks), at_once):
+            trees += self._grown(arm, name, self._chunks[start : start + at_once], sampler, baseline)
         self._trees[arm, name] = trees
         return trees
 
@@ -242,22 +246,36 @@ class ASTEvaluator:
         }
 
     def _grown(
-        self, arm: str, target: str, chunk: Sequence[int], sampler: ASTSampler, baseline: Backend | None
+        self, arm: str, target: str, chunks: Sequence[Sequence[int]], sampler: ASTSampler, baseline: Backend | None
     ) -> list[Tree]:
         # Always the same openings together: what is computed beside a row can change its last digits.
         exchanges = 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
-        if self.folder is not None and (known := self.folder.grown(arm, target, chunk, exchanges)) is not None:
-            self.on_exchanges(exchanges * len(known))
-            return known
-        openings, seeds = [self.openings[index] for index in chunk], [self.seeds[index] for index in chunk]
-        grow = openings_alone if arm == OPENINGS else ASTSampler.grow
-        trees = grow(sampler, openings, seeds, self.on_exchanges)
-        sampler.system.examine([node for tree in trees for node in tree.nodes()])
-        if baseline is not None:
-            read_by(baseline, sampler, trees)
-        if self.folder is not None:
-            self.folder.add(arm, target, chunk, trees)
-        return trees
+        there = [None if self.folder is None else self.folder.grown(arm, target, c, exchanges) for c in chunks]
+        missing = [chunk for chunk, known in zip(chunks, there, strict=True) if known is None]
+
+        def grow(mine: Sequence[Sequence[int]]) -> list[list[Tree]]:
+            grown = []
+            for chunk in mine:
+                openings, seeds = [self.openings[index] for index in chunk], [self.seeds[index] for index in chunk]
+                grow = openings_alone if arm == OPENINGS else ASTSampler.grow
+                trees = grow(sampler, openings, seeds, self.on_exchanges)
+                sampler.system.examine([node for tree in trees for node in tree.nodes()])
+                if baseline is not None:
+                    read_by(baseline, sampler, trees)
+                grown.append(trees)
+            return grown
+
+        new = iter(shared_out(missing, grow))
+        found: list[Tree] = []
+        for chunk, known in zip(chunks, there, strict=True):
+            if known is None:
+                found += (trees := next(new))
+                if self.folder is not None:
+                    self.folder.add(arm, target, chunk, trees)
+            else:
+                self.on_exchanges(exchanges * len(known))
+                found += known
+        return found
 
 
 def _digest(data: Any) -> str:

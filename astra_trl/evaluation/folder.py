@@ -8,7 +8,7 @@ from typing import Any
 
 from astra_trl.conversation import Turn
 from astra_trl.errors import InputError
-from astra_trl.run_folder import as_line, ends_whole, exchange_line, read_lines, with_no_ids, write_whole
+from astra_trl.run_folder import add_lines, as_line, ends_whole, exchange_line, read_lines, with_no_ids, write_whole
 from astra_trl.tree import Tree
 
 RESULT = "evaluation.json"
@@ -83,13 +83,12 @@ class EvaluationFolder:
         """Appends the exchanges of trees, the number of whose openings are the indices."""
         if not self.writes:
             return
-        with self.exchanges.open("a", encoding="utf-8") as file:
-            for index, tree in zip(indices, trees, strict=True):
-                for path, node in tree.walk():
-                    line = {"arm": arm, "target": target, **exchange_line(node, index, path)}
-                    file.write(as_line({**line, "opening": _turns(tree.opening)}))
-            file.flush()
-            os.fsync(file.fileno())
+        lines = (
+            {"arm": arm, "target": target, **exchange_line(node, index, path), "opening": _turns(tree.opening)}
+            for index, tree in zip(indices, trees, strict=True)
+            for path, node in tree.walk()
+        )
+        add_lines(self.exchanges, map(as_line, lines))
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes `evaluation.json`."""

@@ -167,8 +167,8 @@ class GroupsMixin(RoundsMixin):
         """Whether TRL, before anything else, runs the policy over a new batch for its old log-probabilities."""
         raise NotImplementedError
 
-    def begin_round(self, number: int, resumed_inside: bool) -> None:
-        super().begin_round(number, resumed_inside)
+    def begin_round(self, number: int) -> None:
+        super().begin_round(number)
         if self.shuffled:
             order = torch.Generator().manual_seed(derive_seed(self.args.seed, "order", number))
             records = self.train_dataset.records

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from astra_trl.backends.base import Sample, derive_seed
 from astra_trl.collector import collect_contexts
 from astra_trl.conversation import as_text
-from astra_trl.errors import InputError
+from astra_trl.errors import InputError, RunStopped
+from astra_trl.processes import stopped_together
 from astra_trl.records import Record
 from astra_trl.run_folder import exchange_line
 from astra_trl.sampler import ASTSampler, Context
@@ -98,6 +99,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
 
     _tag_names = ["trl", "astra-trl", "ppo"]
     found = "contexts"
+    _numbers: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # the generators' states where an update began
 
     def __init__(
         self,
@@ -140,7 +142,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         start = time.perf_counter()
         with self.collecting(number) as (draws, wanted, on_exchanges):
             contexts = collect_contexts(self.sampler, draws, wanted, on_exchanges)
-        found = gather_object([_record(context) for context in contexts])
+        found = [_record(context) for context in contexts]
         trees = len({record["tree"] for record in found})
         records = self.filled(number, found, trees)
         random.Random(derive_seed(self.args.seed, "order", number)).shuffle(records)  # each batch of all depths
@@ -158,10 +160,10 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         self.nodes = self.folder.read_nodes(number)
         return super().resume_round(number)
 
-    def forget_later(self, number: int, resumed_inside: bool) -> None:
+    def forget_later(self, number: int) -> None:
         def later(line: dict[str, Any]) -> bool:
             step = line.get("step", math.inf)  # a round's own line is written at its end
-            return line["round"] >= number + resumed_inside or (
+            return line["round"] >= number + (number == self._kept) or (
                 line["round"] == number and step > self.state.global_step
             )
 
@@ -183,7 +185,11 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         probes = [Sample(*probe) for probe in zip(tester.texts(said), prompts, said, logprobs, strict=True)]
         place = (self.args.seed, "answer", self.state.global_step, self.accelerator.process_index)
         seeds = [derive_seed(*place, first + index) for index in range(len(rows))]
-        nodes = self.sampler.answer(contexts, probes, seeds)
+        try:
+            nodes = stopped_together(lambda: self.sampler.answer(contexts, probes, seeds))
+        except RunStopped:
+            self.checkpoint_of_now()
+            raise
         self._update += [
             [(context.tree, (*context.path, *path), below) for path, below in Tree((), [node]).walk()]
             for context, node in zip(contexts, nodes, strict=True)
@@ -202,10 +208,21 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             start = update * args.batch_size + position
             self._records = self.train_dataset.records[start : start + args.local_batch_size]
             self._update: list[list[tuple[int, tuple[int, ...], Node]]] = []  # of each row, and what grew below it
+            self._numbers = (torch.get_rng_state(), torch.cuda.get_rng_state_all())
             prompts = {"input_ids": [record["prompt_ids"] for record in self._records]}
             yield self.processing_class.pad(prompts, padding_side="left", return_tensors="pt")
 
+    def checkpoint_of_now(self) -> None:
+        # Of before the update that TRL has begun: it has counted its episodes, and sampled with random numbers that
+        # are to be drawn again.
+        self.state.episode -= self.args.batch_size
+        if self._numbers is not None:
+            torch.set_rng_state(self._numbers[0])
+            torch.cuda.set_rng_state_all(self._numbers[1])
+        super().checkpoint_of_now()
+
     def end_update(self) -> None:
+        self._numbers = None
         update = [exchange for row in gather_object(self._update) for exchange in row]
         self.nodes += [node for _, _, node in update]
         self.sampler.system.remember([node for _, _, node in update])
@@ -213,6 +230,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             lines = (exchange_line(node, tree, path) for tree, path, node in update)
             number = math.ceil(self.state.epoch)
             self.folder.write_exchanges(number, ({"step": self.state.global_step, **line} for line in lines))
+        self.save_usage()
 
     def end_round(self, number: int) -> None:
         self.round_figures |= self.figures_of(self.nodes)

@@ -1,40 +1,34 @@
 """What makes an epoch of a TRL trainer a round: collect fresh trees with the current tester, train on them, once."""
 
-import json
 import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainerControl
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import is_torch_bf16_gpu_available
-from trl.models import unwrap_model_for_generation
 
 from astra_trl.backends.base import Backend, derive_seed
 from astra_trl.collector import Draws, collect_trees, fill_round
-from astra_trl.errors import InputError
+from astra_trl.errors import InputError, RunStopped
 from astra_trl.evaluation import ASTEvaluator, figures
 from astra_trl.records import Record, no_records_reason
-from astra_trl.run_folder import RunFolder, exchange_line, write_whole
+from astra_trl.run_folder import RunFolder, exchange_line
 from astra_trl.sampler import ASTSampler, OnExchanges
 from astra_trl.teaching import Teaching
+from astra_trl.trainers.checkpoints import CheckpointsMixin
+from astra_trl.trainers.gathering import gathered
 from astra_trl.trainers.progress import RoundProgressCallback, collecting_bar
-from astra_trl.trainers.publishing import PublishingMixin
 from astra_trl.trainers.roles import bind_tester, trainable_tester
 from astra_trl.tree import Node, Tree
 
 logger = logging.getLogger(__name__)
-
-REWARD_STATE = "reward_state.json"  # in a checkpoint: what reward terms remember
 
 
 @dataclass
@@ -128,7 +122,7 @@ def placeholders(eval_dataset: Any) -> dict[str, Dataset | None]:
     return {"train_dataset": nothing, "eval_dataset": None if eval_dataset is None else nothing}
 
 
-class RoundsMixin(PublishingMixin):
+class RoundsMixin(CheckpointsMixin):
     """Mixed into a TRL trainer in front of it: `train()` then runs round by round.
 
     Optimizer state, learning rate schedule, `global_step`, logging, checkpoints and callbacks go on through all
@@ -165,32 +159,25 @@ class RoundsMixin(PublishingMixin):
         return dataset
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains for `num_train_epochs` rounds. Raises `InputError` where `output_dir` holds another run."""
-        self.refuse_another_run(resume_from_checkpoint)
-        self._recall(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        """Trains for `num_train_epochs` rounds, from the beginning or on from a checkpoint that is there as a whole.
 
-    def _recall(self, resume_from_checkpoint: str | bool | None) -> None:
-        # What the reward remembered when the checkpoint was written.
-        checkpoint = (
-            get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        )
-        file = Path(checkpoint) / REWARD_STATE if checkpoint else None
-        state = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.exists() else {}
-        if checkpoint:
-            self.sampler.system.reward.load_state_dict(state)
+        Raises `InputError` where `output_dir` holds another run, the checkpoint is not whole, settings that a run in
+        progress depends on have changed, the disk is full, or a budget is spent; in the last case a checkpoint is
+        written first.
 
-    def write_memory(self) -> None:
-        """Puts what the reward remembers of the run into the checkpoint that was just written."""
-        state = self.sampler.system.reward.state_dict()
-        if state and self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            write_whole(folder / REWARD_STATE, json.dumps(state))
-
-    def refuse_another_run(self, resume_from_checkpoint: str | bool | None) -> None:
-        """`InputError` where this would be another run in the folder."""
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint's folder; `True` for the last whole one in `output_dir` or, where there is none, to begin
+                again there.
+        """
         if not resume_from_checkpoint and self.folder.exchanges.exists():
             self.folder.refuse_if_used()
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        self._resuming = bool(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self.count_on()
+        with self.explaining_the_end():
+            return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -228,9 +215,30 @@ class RoundsMixin(PublishingMixin):
             return replace(tester, model=self.accelerator.unwrap_model(reference))
         return tester.without_adapter()
 
-    def begin_round(self, number: int, resumed_inside: bool) -> None:
-        """Puts the records of this round in front of the trainer: fresh ones, or those it was interrupted in."""
-        self.train_dataset.records = self.resume_round(number) if resumed_inside else self.collect_round(number)
+    def take_up(self) -> None:
+        """Called where training begins: what the loop does not take up of a run that is resumed."""
+        number, inside = _position(self.state.epoch)
+        self._kept = number if inside else 0
+        if not self._resuming:
+            return
+        self.restore_counters()
+        if not inside and broadcast_object_list([self.folder.has_records(number)])[0]:
+            # It was collected by the tester as it is here, and the answers of a target may have been paid for.
+            self._kept = number
+        if self.is_world_process_zero():
+            self.unseal_later()
+            self.forget_later(number)
+        if self._kept and not inside:
+            self.sampler.system.remember(self.folder.read_nodes(number))
+
+    def begin_round(self, number: int) -> None:
+        """Puts the records of this round in front of the trainer: fresh ones, or those of where it was interrupted."""
+        kept = number == self._kept
+        try:
+            self.train_dataset.records = self.resume_round(number) if kept else self.collect_round(number)
+        except RunStopped:
+            self.checkpoint_of_now()
+            raise
         self._round_start = time.perf_counter()
 
     def end_round(self, number: int) -> None:
@@ -241,7 +249,9 @@ class RoundsMixin(PublishingMixin):
         Trainer.log(self, {"round": number, **logs})
 
     def resume_round(self, number: int) -> list[Record]:
-        """The records that this round was trained on so far."""
+        """The records that were collected for this round before."""
+        if not self.folder.has_records(number):
+            raise InputError(f"'{self.folder.path}' has no records of round {number} any more: resume elsewhere")
         self.round_figures = self.folder.read_figures(number)
         return self.folder.read_records(number)
 
@@ -250,7 +260,6 @@ class RoundsMixin(PublishingMixin):
         start = time.perf_counter()
         with self.collecting(number) as (draws, wanted, on_exchanges):
             trees, taught = collect_trees(self.sampler, draws, wanted, self.records_of, self.teaching, on_exchanges)
-        trees, taught = gather_object(trees), gather_object(taught)
         self.sampler.system.remember([node for tree in trees for node in tree.nodes()])
         usable = self.records_of(trees)
         found = usable + taught
@@ -269,6 +278,7 @@ class RoundsMixin(PublishingMixin):
             self.folder.write_exchanges(number, lines)
             self.folder.write_figures(number, self.round_figures)
             self.folder.write_records(number, records, self.round_figures)
+        self.save_usage()
         return records
 
     def figures_of(self, nodes: Iterable[Node]) -> dict[str, Any]:
@@ -276,10 +286,10 @@ class RoundsMixin(PublishingMixin):
         system = self.sampler.system
         return figures(nodes, system.harm, system.goal_texts)
 
-    def forget_later(self, number: int, resumed_inside: bool) -> None:
+    def forget_later(self, number: int) -> None:
         """Drops from the run folder what comes after the place where a run is resumed: round `number`, inside of it
-        once its records have been trained on."""
-        self.folder.forget(lambda line: line["round"] >= number + resumed_inside)
+        or before it; what was kept of it stays."""
+        self.folder.forget(lambda line: line["round"] >= number + (number == self._kept))
 
     def filled(self, number: int, found: Sequence[Record], trees: int, reason: str = "") -> list[Record]:
         """The records of a full round out of those that were found; `InputError` with the reason where none were."""
@@ -294,72 +304,53 @@ class RoundsMixin(PublishingMixin):
 
     @contextmanager
     def collecting(self, number: int) -> Iterator[tuple[Draws, int, OnExchanges]]:
-        """This process's draws of a round, how many records are wanted of them, and whom to tell of exchanges, with
-        the current tester in the system."""
-        args, processes = self.args, self.accelerator.num_processes
-        draws = Draws(
-            seed=derive_seed(args.seed, "round", number),
-            trees_at_a_time=math.ceil(args.trees_per_round / processes),
-            max_trees=math.ceil(self._max_trees / processes),
-            first=self.accelerator.process_index,
-            step=processes,
-        )
+        """The draws of a round, how many records are wanted of them, and whom to tell of exchanges, with the current
+        tester in the system."""
+        args = self.args
+        draws = Draws(derive_seed(args.seed, "round", number), args.trees_per_round, self._max_trees)
         with (
             collecting_bar(number, hidden=args.disable_tqdm or not self.is_world_process_zero()) as bar,
             self.current_tester(),
         ):
-            yield draws, math.ceil(self.round_size / processes), bar.update
+            yield draws, self.round_size, bar.update
 
     @contextmanager
     def current_tester(self) -> Iterator[None]:
-        """While it lasts, the system's tester is what is trained, its weights gathered where they are sharded."""
-        with self._gathered() as trained:
+        """While it lasts, the system's tester is what is trained. The weights of what may be sampled here, the tester
+        and TRL's reference, are gathered where training shards them, so that processes need not sample in step."""
+        reference = getattr(self, "ref_model", None)
+        with gathered(self.accelerator, self.model_wrapped, reference) as (trained, *_):
             trainable_tester(self.sampler.system).model = self.tester_in(trained)
             yield
 
-    @contextmanager
-    def _gathered(self) -> Iterator[Any]:
-        """What is trained, for sampling: its weights gathered the way TRL gathers them where training shards them."""
-        zero = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        if zero is not None and zero.zero_stage == 3:
-            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-                yield model
-            return
-        # Not TRL's function here: it switches gradient checkpointing off, needless in evaluation mode, and on again
-        # without the kwargs it had.
-        fsdp = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if fsdp is not None and self.accelerator.num_processes > 1:
-            # Each forward pass of a sharded model waits for all processes, and theirs differ in number.
-            raise InputError(
-                "a tester sharded by FSDP over several processes cannot be sampled yet: use DDP or ZeRO-3"
-            )
-        summoned = fsdp is not None and getattr(fsdp, "fsdp_version", 1) == 1
-        with (
-            FullyShardedDataParallel.summon_full_params(self.model_wrapped, recurse=False)
-            if summoned
-            else nullcontext()
-        ):
-            yield self.accelerator.unwrap_model(self.model_wrapped)
-
 
 class _RoundCallback(TrainerCallback):
-    # An epoch begins before its iterator is made, so the records that are swapped in here are the ones it serves.
     def __init__(self, trainer: RoundsMixin) -> None:
         self.trainer = trainer
+        self._ended = 0  # the last round that has ended
+        self._put_off: list[str] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        number, resumed_inside = _position(state.epoch)
-        if state.global_step and self.trainer.is_world_process_zero():
-            self.trainer.forget_later(number, resumed_inside)
+        self.trainer.take_up()
 
+    # An epoch begins before its iterator is made, so the records that are swapped in here are the ones it serves.
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin_round(*_position(state.epoch))
+        self.trainer.begin_round(_position(state.epoch)[0])
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.write_memory()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # What is due at a round's last step waits until the round has ended, so that its checkpoint holds all of it.
+        number, inside = _position(state.epoch)
+        if not inside and self._ended < number - 1:
+            self._put_off = [name for name in ("should_evaluate", "should_save") if getattr(control, name)]
+            for name in self._put_off:
+                setattr(control, name, False)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.end_round(math.ceil(state.epoch))
+        self._ended = math.ceil(state.epoch)
+        self.trainer.end_round(self._ended)
+        for name in self._put_off:
+            setattr(control, name, True)
+        self._put_off = []
 
 
 def _position(epoch: float | None) -> tuple[int, bool]:

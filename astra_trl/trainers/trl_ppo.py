@@ -13,7 +13,7 @@ from accelerate.utils import is_peft_model
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy
 
 from astra_trl.errors import InputError, MissingExtra
 
@@ -79,8 +79,8 @@ class ResumablePPOTrainer(PPOTrainer):
     def end_update(self) -> None:
         """Called after each update."""
 
-    def train(self, resume_from_checkpoint: str | bool | None = None) -> None:
-        """Trains for `num_train_epochs` epochs, from the beginning or on from a checkpoint (`True`: the last one)."""
+    def train(self, resume_from_checkpoint: str | None = None) -> None:
+        """Trains for `num_train_epochs` epochs, from the beginning or on from a checkpoint."""
         set_seed(self.local_seed)  # TRL seeds torch alone, and the order within a batch is numpy's
         self._resumed_from = self._checkpoint(resume_from_checkpoint)
         updates, events, evaluations = self.args.num_total_batches, _EpochEvents(self), _Evaluations(self)
@@ -119,25 +119,22 @@ class ResumablePPOTrainer(PPOTrainer):
         finally:
             self.model, self.processing_class = trained, padded
 
-    def save_value_model(self) -> None:
-        """Puts the value model, which TRL leaves out, into the checkpoint of this step."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and folder.is_dir():
-            save_model(self.accelerator.unwrap_model(self.model).value_model, str(folder / VALUE_MODEL_NAME))
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:  # with the value model, which TRL leaves out
+            file = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / VALUE_MODEL_NAME
+            save_model(self.accelerator.unwrap_model(self.model).value_model, str(file))
 
-    def _checkpoint(self, resume_from_checkpoint: str | bool | None) -> Path | None:
-        if not resume_from_checkpoint:
+    def _checkpoint(self, given: str | None) -> Path | None:
+        if given is None:
             return None
-        last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        if last is None:
-            raise InputError(f"there is no checkpoint in {self.args.output_dir!r} to resume from")
         if self.is_deepspeed_enabled:
             raise InputError("PPO cannot go on from a checkpoint under DeepSpeed: start anew, or train with GRPO")
-        if not (Path(last) / VALUE_MODEL_NAME).exists():
+        if not (Path(given) / VALUE_MODEL_NAME).exists():
             raise InputError(
-                f"{str(last)!r} has no {VALUE_MODEL_NAME}, so PPO cannot go on from it: name an earlier checkpoint"
+                f"{given!r} has no {VALUE_MODEL_NAME}, so PPO cannot go on from it: name one that PPO wrote"
             )
-        return Path(last)
+        return Path(given)
 
     def _load(self, checkpoint: Path) -> None:
         """Loads policy, value model, optimizer and schedule, and the state they were saved in."""
@@ -194,9 +191,6 @@ class _EpochEvents(TrainerCallback):
         trainer.end_update()
         if state.global_step % trainer.updates_per_epoch == 0:
             trainer.control = trainer.callback_handler.on_epoch_end(args, state, control)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.save_value_model()
 
 
 class _Evaluations(TrainerCallback):

@@ -1,0 +1,322 @@
+"""A run that was interrupted anywhere: killed, out of disk or budget, settings changed, checkpoints broken."""
+
+import json
+import logging
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+import trl
+from conftest import make_gpt2, make_tokenizer
+from test_dpo import SAMPLING, lines, make_trainer, weights
+from test_groups import make_trainer as make_groups_trainer
+from transformers import TrainerCallback
+
+from astra_trl import HFASTSystem, HFBackend, InputError, KeywordScorer
+from astra_trl.errors import RunStopped
+from astra_trl.run import main
+from astra_trl.trainers.checkpoints import SEAL, last_whole, refuse_changes
+
+HAS_PPO = trl.__version__ < "1.13"
+EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_run_killed_at_twelve_points_of_all_phases_ends_as_one_that_was_not(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "12", "--seed", "1", "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    *kills, summary = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, [kill for kill in kills if kill["differs"]]
+    assert summary["differing"] == 0 and len(kills) == 12
+    assert {"evaluating", "collecting", "between", "training", "saving"} <= set(summary["phases"])
+    assert all(kill["ends"][0] != 0 and kill["ends"][-1] == 0 for kill in kills)  # each was really killed
+
+
+def test_the_kills_would_tell_of_a_log_that_starts_anew(tmp_path):
+    """What is compared notices what transformers alone would lose."""
+    whole = make_trainer(tmp_path / "whole", save_strategy="steps", save_steps=2, logging_steps=3)
+    whole.train()
+    for folder, restored in ((tmp_path / "restored", True), (tmp_path / "lost", False)):
+        shutil.copytree(tmp_path / "whole", folder)
+        shutil.rmtree(folder / "checkpoint-6")
+        shutil.rmtree(folder / "checkpoint-4")
+        resumed = make_trainer(folder, save_strategy="steps", save_steps=2, logging_steps=3)
+        if not restored:
+            resumed.restore_counters = lambda: None
+        resumed.train(resume_from_checkpoint=True)
+        logs = [[line["loss"] for line in t.state.log_history if "loss" in line] for t in (resumed, whole)]
+        assert (logs[0] == logs[1]) is restored
+        losses = [t.state.log_history[-1]["train_loss"] for t in (resumed, whole)]
+        assert (losses[0] == losses[1]) is restored
+
+
+@pytest.mark.parametrize("damage", ["no seal", "cut", "missing"])
+def test_a_checkpoint_that_is_not_whole_is_skipped_and_says_so(damage, tmp_path, caplog):
+    whole = make_trainer(tmp_path, **EVERY_STEP)
+    whole.train()
+    last = tmp_path / "checkpoint-6"
+    if damage == "no seal":
+        (last / SEAL).unlink()
+    elif damage == "cut":
+        file = last / "optimizer.pt"
+        file.write_bytes(file.read_bytes()[:-10])
+    else:
+        (last / "scheduler.pt").unlink()
+    with caplog.at_level(logging.WARNING, "astra_trl"):
+        assert last_whole(tmp_path) == tmp_path / "checkpoint-5"
+    assert "checkpoint-6 was not written to its end" in caplog.text
+    with pytest.raises(InputError, match="checkpoint-6' is no whole checkpoint: give 'true'"):
+        make_trainer(tmp_path, **EVERY_STEP).train(resume_from_checkpoint=str(last))
+    resumed = make_trainer(tmp_path, **EVERY_STEP)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    torch.testing.assert_close(weights(resumed.model), weights(whole.model), rtol=0, atol=0)
+    assert last_whole(tmp_path) == last  # written again, and whole
+
+
+def test_without_a_whole_checkpoint_the_run_begins_again_in_its_folder(tmp_path, caplog):
+    whole = make_trainer(tmp_path)
+    whole.train()
+    again = make_trainer(tmp_path)
+    with caplog.at_level(logging.WARNING, "astra_trl"):
+        again.train(resume_from_checkpoint=True)
+    assert "holds no whole checkpoint: the run begins from its start" in caplog.text
+    torch.testing.assert_close(weights(again.model), weights(whole.model), rtol=0, atol=0)
+    assert [line["round"] for line in lines(tmp_path / "rounds.jsonl")] == [1, 2, 3]
+
+
+def test_checkpoints_behind_the_one_that_is_resumed_are_not_taken_up_later(tmp_path):
+    make_trainer(tmp_path, **EVERY_STEP).train()
+    stopped = make_trainer(tmp_path, save_strategy="no", callbacks=[_StopAt(3)])
+    stopped.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert last_whole(tmp_path) == tmp_path / "checkpoint-2"
+    assert (tmp_path / "checkpoint-6").is_dir()  # it is still there to look at
+
+
+def test_only_the_last_whole_checkpoints_are_kept_and_none_before_the_next_is_whole(tmp_path):
+    trainer = make_trainer(tmp_path, save_total_limit=1, **EVERY_STEP)
+    there = []
+
+    class Watched(type(trainer)):
+        def save_model(self, output_dir=None, _internal_call=False):
+            super().save_model(output_dir, _internal_call)
+            there.append(sorted(path.parent.name for path in tmp_path.glob(f"checkpoint-*/{SEAL}")))
+
+    trainer.__class__ = Watched
+    trainer.train()
+    assert there == [[], *([f"checkpoint-{step}"] for step in range(1, 6))]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert trainer.args.save_total_limit == 1
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "exchanges.jsonl"])
+def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_stays(file, tmp_path):
+    whole = make_trainer(tmp_path / "whole", **EVERY_STEP)
+    whole.train()
+    folder = tmp_path / "run"
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole" / "checkpoint-3").iterdir()}
+    sizes["exchanges.jsonl"] = (tmp_path / "whole" / "exchanges.jsonl").stat().st_size
+
+    class Fill(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 3:  # stands for a full disk: no file may grow beyond
+                limit = sizes[file] - (sizes[file] // 6 if file == "exchanges.jsonl" else 50)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    save = EVERY_STEP if file != "exchanges.jsonl" else {"save_strategy": "steps", "save_steps": 3}
+    try:
+        with pytest.raises(InputError) as stopped:
+            make_trainer(folder, callbacks=[Fill()], **save).train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    message = str(stopped.value)
+    assert "takes no more" in message and "goes on from checkpoint-3" in message and "\n" not in message
+    assert sorted(path.name for path in folder.glob("checkpoint-*"))[-1] == "checkpoint-3"  # half a one is removed
+    resumed = make_trainer(folder, **EVERY_STEP)
+    resumed.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(weights(resumed.model), weights(whole.model), rtol=0, atol=0)
+    assert lines(folder / "exchanges.jsonl") == lines(tmp_path / "whole" / "exchanges.jsonl")
+
+
+def test_changed_settings_are_refused_by_name_and_harmless_ones_taken(tmp_path):
+    make_trainer(tmp_path, **EVERY_STEP).train()
+    for changed, message in (
+        ({"learning_rate": 1e-2}, r"learning_rate \(0.001, now 0.01\)"),
+        ({"depth": 1, "pairs_per_round": 4}, r"pairs_per_round \(8, now 4\), tree_depth \(2, now 1\)"),
+        ({"width": 3}, r"tree_width \(2, now 3\)"),
+        (
+            {"per_device_train_batch_size": 2, "seed": 5},
+            r"per_device_train_batch_size \(4, now 2\), seed \(42, now 5\)",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_trainer(tmp_path, **{**EVERY_STEP, **changed}).train(resume_from_checkpoint=True)
+    harmless = {"logging_steps": 2, "save_steps": 2, "num_train_epochs": 4, "run_name": "other", "save_total_limit": 9}
+    resumed = make_trainer(tmp_path, **{**EVERY_STEP, **harmless})
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.epoch == 4.0
+    with pytest.raises(InputError, match=r"processes \(1, now 2\)"):
+        refuse_changes({"processes": 1}, {"processes": 2}, tmp_path)
+
+
+def test_a_checkpoint_without_an_optimizer_is_no_place_to_go_on_from(tmp_path):
+    make_trainer(tmp_path, save_only_model=True, **EVERY_STEP).train()
+    with pytest.raises(InputError, match="save_only_model"):
+        make_trainer(tmp_path, **EVERY_STEP).train(resume_from_checkpoint=True)
+
+
+@pytest.fixture
+def arguments(gpt2_folder, tmp_path):
+    from test_run import FLAGS
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"Good morning {i}, what did you cook?" for i in range(30)))
+    roles = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", str(prompts)]
+    scorer = ["--scorer", "keyword", "--keywords", "the", "a", "e"]
+    return [*roles, *scorer, "--output_dir", str(tmp_path / "run"), *FLAGS, "--save_strategy", "epoch"]
+
+
+def test_a_recipe_on_an_unfinished_run_says_how_to_resume_and_touches_nothing(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    with patch("astra_trl.trainers.rounds.RoundsMixin.end_round", killed), pytest.raises(Killed):
+        main({}, arguments)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="a run that is not finished: go on with it by --resume_from_checkpoint"):
+        main({}, arguments)
+    for flags, message in (
+        (["--tree_width", "3"], r"settings were others: tree_width \(2, now 3\)"),
+        (["--prompts", str(tmp_path / "other.txt")], r"prompts \('.*prompts.txt', now '.*other.txt'\)"),
+    ):
+        (tmp_path / "other.txt").write_text((tmp_path / "prompts.txt").read_text())
+        with pytest.raises(SystemExit, match=message):
+            main({}, [*arguments, *flags, "--resume_from_checkpoint", "true"])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    capsys.readouterr()
+    main({}, [*arguments, "--resume_from_checkpoint", "true", "--logging_steps", "1"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rounds"] == 2
+    with pytest.raises(SystemExit, match="holds another run"):
+        main({}, arguments)
+
+
+@dataclass
+class Metered:
+    """A target that counts what it is asked, and stops the run where that is too much."""
+
+    backend: HFBackend
+    most: float = float("inf")
+    usage: dict = field(default_factory=lambda: {"requests": 0})
+    gives_logprobs: bool = True
+
+    def open(self, *args, **kwargs):
+        return _MeteredSession(self, self.backend.open(*args, **kwargs))
+
+    def reopen(self, *args, **kwargs):
+        return _MeteredSession(self, self.backend.reopen(*args, **kwargs))
+
+
+class _MeteredSession:
+    def __init__(self, owner, session):
+        self.owner, self.session = owner, session
+
+    def branch(self, children):
+        return _MeteredSession(self.owner, self.session.branch(children))
+
+    def sample(self):
+        samples = self.session.sample()
+        self.owner.usage["requests"] += len(samples)
+        if self.owner.usage["requests"] > self.owner.most:
+            raise RunStopped("the budget of requests is spent")
+        return samples
+
+    def __getattr__(self, name):
+        return getattr(self.session, name)
+
+
+def metered_system(most):
+    tokenizer = make_tokenizer()
+    tester, target = (HFBackend(make_gpt2(tokenizer, seed), tokenizer, SAMPLING) for seed in (0, 1))
+    return HFASTSystem(tester, Metered(target, most), None, KeywordScorer(["soup", "the", "a", "e"]))
+
+
+def metered_trainer(algorithm, folder, most):
+    system = metered_system(most)
+    if algorithm == "dpo":
+        return make_trainer(folder, system)
+    if algorithm == "grpo":
+        return make_groups_trainer(folder, algorithm, system=system)
+    from test_ppo import make_trainer as make_ppo_trainer
+
+    return make_ppo_trainer(folder, system, num_train_epochs=3)
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["dpo", "grpo", pytest.param("ppo", marks=pytest.mark.skipif(not HAS_PPO, reason="no PPOTrainer"))]
+)
+def test_a_spent_budget_stops_at_a_checkpoint_and_more_of_it_goes_on(algorithm, tmp_path):
+    whole = metered_trainer(algorithm, tmp_path / "whole", float("inf"))
+    whole.train()
+    asked = whole.sampler.system.target.usage["requests"]
+    assert json.loads((tmp_path / "whole" / "usage.json").read_text())["requests"] <= asked
+    folder = tmp_path / "run"
+    stopped = metered_trainer(algorithm, folder, most := int(asked * 0.6))
+    with pytest.raises(RunStopped, match=r"^the budget of requests is spent; .*true goes on from checkpoint-\d+"):
+        stopped.train()
+    last = last_whole(folder)
+    assert last is not None and 0 < stopped.state.global_step < whole.state.global_step
+    assert last.name == f"checkpoint-{stopped.state.global_step}"
+    assert json.loads((folder / "usage.json").read_text())["requests"] >= most
+    still = metered_trainer(algorithm, folder, most)
+    with pytest.raises(RunStopped):  # what was asked before still counts
+        still.train(resume_from_checkpoint=True)
+    resumed = metered_trainer(algorithm, folder, float("inf"))
+    resumed.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(weights(resumed.model), weights(whole.model), rtol=0, atol=0)
+    assert lines(folder / "exchanges.jsonl") == lines(tmp_path / "whole" / "exchanges.jsonl")
+
+
+def test_a_round_that_was_collected_as_a_whole_is_not_asked_for_again(tmp_path, monkeypatch):
+    whole = make_trainer(tmp_path / "whole", save_strategy="epoch")
+    whole.train()
+    folder = tmp_path / "run"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    class KillInRound3(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                raise Killed
+
+    with pytest.raises(Killed):
+        make_trainer(folder, save_strategy="epoch", callbacks=[KillInRound3()]).train()
+    resumed = make_trainer(folder, save_strategy="epoch")
+    monkeypatch.setattr(resumed, "collect_round", killed)
+    resumed.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(weights(resumed.model), weights(whole.model), rtol=0, atol=0)
+    assert lines(folder / "exchanges.jsonl") == lines(tmp_path / "whole" / "exchanges.jsonl")
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
