@@ -1,4 +1,4 @@
-"""Calls that may fail: some at a time within limits, tried again after growing pauses, answered or given up for good."""
+"""Calls that may fail: several at a time within limits, tried again after growing pauses, given up at last."""
 
 import logging
 import random

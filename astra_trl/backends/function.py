@@ -19,8 +19,8 @@ Reply = Callable[[Any], Any]
 class FunctionBackend(MessagesBackend):
     """Says what a function returns. One that is given as a system's target is wrapped in this.
 
-    The function gets a conversation as a chat's messages, `[{"role": "user", "content": "hi"}, ...]`, of which the last
-    is the user's, and returns the answer as a text. It may be `async`; else it is called from several threads. It
+    The function gets a conversation as a chat's messages, `[{"role": "user", "content": "hi"}, ...]`, the last of them
+    the user's, and returns the answer as a text. It may be `async`; else it is called from several threads. It
     should answer equal conversations equally, or a run that is resumed goes another way. Where it raises, the call has
     failed: it is called again after a pause, and at last the exchange has the error. It brings timeouts of its own.
 

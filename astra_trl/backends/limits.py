@@ -142,23 +142,20 @@ class Limiter:
         if failed and usage["failed"] > self.limits.max_failed_share * max(usage["calls"], FEWEST_CALLS):
             raise TooManyFailed(
                 f"{usage['failed']} of {usage['calls']} calls failed for good, which is more than max_failed_share="
-                f"{self.limits.max_failed_share:g}: see to the cause and go on from the last checkpoint ({reason})"
+                f"{self.limits.max_failed_share:g}: see to the cause ({reason})"
             )
 
     def _wait(self, tokens: int) -> float:
         # Seconds until the next request may be asked for again; 0 where it may be made.
         limits, usage = self.limits, self._usage
         if limits.max_requests is not None and usage["requests"] >= limits.max_requests:
-            raise BudgetSpent(
-                f"the budget of {limits.max_requests} requests is spent: raise max_requests to go on from the last "
-                "checkpoint"
-            )
+            raise BudgetSpent(f"the budget of {limits.max_requests} requests is spent: raise max_requests")
         if limits.max_total_tokens is not None:
             taken = usage["prompt_tokens"] + usage["completion_tokens"]
             if taken + tokens > limits.max_total_tokens:
                 raise BudgetSpent(
                     f"{taken} of {limits.max_total_tokens} tokens are spent, and the next call takes about {tokens}: "
-                    "raise max_total_tokens to go on from the last checkpoint"
+                    "raise max_total_tokens"
                 )
             if taken + self._under_way + tokens > limits.max_total_tokens:
                 return 0.05  # those that are under way may take less than they have reserved

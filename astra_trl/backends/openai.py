@@ -55,8 +55,8 @@ class OpenAIBackend(MessagesBackend):
     The key is read from the environment variable `OPENAI_API_KEY` and appears nowhere else. Connections that fail,
     timeouts, statuses 408, 409, 429 and 5xx and bodies that are no completion are tried again, after pauses that grow
     to 30 seconds or that Retry-After asks for; by default a server may be away for 75 seconds. A call that fails for
-    good gives a `Sample` with an `error`; what no later call would mend (a refused key, an unknown model, a request that
-    is refused before any was answered) is an `InputError`. What a content filter keeps back is an empty answer.
+    good gives a `Sample` with an `error`; what no later call would mend (a refused key, an unknown model, a request
+    that is refused before any was answered) is an `InputError`. What a content filter keeps back is an empty answer.
 
     Args:
         model (`str`):
