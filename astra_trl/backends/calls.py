@@ -100,7 +100,7 @@ class Caller:
             tokens (`Sequence[int]`):
                 About how many each group will take.
         """
-        stop = threading.Event()
+        stop, reasons = threading.Event(), []  # why all calls are to end: the first reason is the one
 
         def pause(seconds: float) -> None:
             if self.sleep is not None:
@@ -110,17 +110,24 @@ class Caller:
             if stop.is_set():
                 raise Stopped
 
+        def call(group: Sequence[T], about: int) -> Sequence[Answer]:
+            if stop.is_set():
+                raise Stopped
+            try:
+                return self._call(attempt, group, about, pause)
+            except BaseException as error:
+                reasons.append(error)
+                stop.set()
+                raise
+
         if not groups:
             return []
         threads = ThreadPoolExecutor(min(self.limiter.limits.max_concurrency, len(groups)))
         try:
-            calls = [
-                threads.submit(self._call, attempt, group, about, pause)
-                for group, about in zip(groups, tokens, strict=True)
-            ]
-            done, _ = wait(calls, return_when=FIRST_EXCEPTION)
-            for ended in done:
-                ended.result()  # raises where one has ended them all
+            calls = [threads.submit(call, group, about) for group, about in zip(groups, tokens, strict=True)]
+            wait(calls, return_when=FIRST_EXCEPTION)
+            if reasons:
+                raise reasons[0]
             return [answer for ended in calls for answer in ended.result()]
         finally:
             stop.set()

@@ -15,6 +15,8 @@ from astra_trl.errors import InputError
 
 Reply = Callable[[Any], Any]
 
+_first = threading.Lock()
+
 
 class FunctionBackend(MessagesBackend):
     """Says what a function returns. One that is given as a system's target is wrapped in this.
@@ -100,8 +102,13 @@ async def _awaited(returned: Awaitable[Any]) -> Any:
 
 
 @cache
-def _loop() -> asyncio.AbstractEventLoop:
+def _running_loop() -> asyncio.AbstractEventLoop:
     # One for all and for good: what such functions hold, as connections, belongs to the loop it was made in.
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True, name="astra_trl functions").start()
     return loop
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    with _first:  # two that ask at once would make two
+        return _running_loop()
