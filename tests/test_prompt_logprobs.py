@@ -122,9 +122,7 @@ def test_an_endpoint_without_them_is_told_at_once():
         requests,
     ):
         for settings in ({"chat": False, "prompt_logprobs": "echo"}, {"prompt_logprobs": "vllm"}):
-            with pytest.raises(
-                InputError, match="gives no log-probabilities of prompts in the way"
-            ):
+            with pytest.raises(InputError, match="gives no log-probabilities of prompts in the way"):
                 appended(OpenAIBackend("m", base_url=url, **settings), ["hi"], ["ho"])
     assert len(requests) == 2
 
