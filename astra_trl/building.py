@@ -190,12 +190,13 @@ def talking(args: SystemArguments) -> dict[str, Any]:
         top_k=args.top_k,
         repetition_penalty=args.repetition_penalty,
     )
-    longest = args.target_max_new_tokens
+    longest, temperature = args.target_max_new_tokens, args.target_temperature
+    of_target = sampling if temperature is None else replace(sampling, temperature=temperature)
     if longest is not None:
-        of_target = replace(sampling, max_new_tokens=longest, min_new_tokens=min(sampling.min_new_tokens, longest))
+        of_target = replace(of_target, max_new_tokens=longest, min_new_tokens=min(sampling.min_new_tokens, longest))
     return {
         "sampling": sampling,
-        "target_sampling": None if longest is None else of_target,
+        "target_sampling": None if longest is None and temperature is None else of_target,
         "chat": args.chat,
         "max_length": args.max_length,
         "max_rows": args.max_rows,

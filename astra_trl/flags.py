@@ -23,6 +23,9 @@ class SamplingArguments:
     target_max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest response in tokens, where that is to differ."}
     )
+    target_temperature: float | None = field(
+        default=None, metadata={"help": "Sampling temperature of the target, where that is to differ."}
+    )
     max_length: int | None = field(
         default=None,
         metadata={
