@@ -1,7 +1,7 @@
 """What a bad network and a server that dies cost a run: `python -m benchmarks.flaky_target`, some 15 minutes.
 
-The sandbox's DPO recipe, as it is, against the sandbox's target behind `transformers serve`: undisturbed; through a proxy
-that spoils every fifth call; and with the server killed in the middle of a round and back 20 seconds later.
+The sandbox's DPO recipe, as it is, against the sandbox's target behind `transformers serve`: undisturbed; through a
+proxy that spoils every fifth call; and with the server killed in the middle of a round and back 20 seconds later.
 """
 
 import argparse
@@ -54,9 +54,10 @@ def main(rounds: int, away: float) -> None:
     whole = found["undisturbed"][2]
     for name, (summary, usage, transcript) in found.items():
         shares = " -> ".join(f"{summary[f'harmful_share_{when}']:.1%}" for when in ("before", "after"))
+        same = "the same" if transcript == whole else "ANOTHER"
         print(
             f"{name:24} {summary['seconds']:6.1f} s  calls {usage['calls']}  requests {usage['requests']}  "
-            f"failed {usage['failed']}  harmful {shares}  transcript {'the same' if transcript == whole else 'ANOTHER'}"
+            f"failed {usage['failed']}  harmful {shares}  transcript {same}"
         )
     print("the proxy:", ", ".join(f"{count} {name}" for name, count in sorted(done.items())))
 
