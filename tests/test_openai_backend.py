@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 from conftest import make_gpt2, make_tokenizer
 from endpoints import completion, endpoint
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_trl import Exchange, HFBackend, InputError
@@ -226,6 +226,26 @@ def test_whatever_a_body_is_it_is_read_or_a_failed_call(body, chat):
         return
     assert isinstance(answer.text, str)
     assert all(count is None or count >= 0 for count in (answer.prompt_tokens, answer.completion_tokens))
+
+
+def test_whatever_a_server_sends_is_an_answer_or_the_error_of_a_row():
+    said = []
+    with endpoint(lambda request: said[-1]) as (url, _):
+
+        @settings(max_examples=60, deadline=None)
+        @given(
+            st.sampled_from([200, 200, 201, 204, 429, 500, 502, 503]),
+            st.binary(max_size=80) | st.text(max_size=40).map(lambda text: json.dumps(completion(text)[1]).encode()),
+        )
+        def sent(status, body):
+            said.append((status, b"" if status == 204 else body))
+            backend = OpenAIBackend("m", base_url=url, max_retries=0)
+            (sample,) = backend.open(["hi"], seeds=[0]).sample()
+            assert sample.error is None or (sample.text == "" and "\n" not in sample.error)
+            assert backend.usage["failed"] == (sample.error is not None)
+            (sample.text + (sample.error or "")).encode()  # a file takes it
+
+        sent()
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000])
