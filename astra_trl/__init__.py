@@ -8,7 +8,9 @@ from astra_trl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from astra_trl.backends.base import SamplingParams
+    from astra_trl.backends.function import FunctionBackend
     from astra_trl.backends.hf import HFBackend
+    from astra_trl.backends.openai import OpenAIBackend
     from astra_trl.evaluation import ASTEvaluator, Evaluation
     from astra_trl.prompts.base import load_prompts
     from astra_trl.prompts.teaching import load_teaching_pairs
@@ -57,6 +59,7 @@ _PLACES = {
     "ClassifierScorer": "scorers.classifier",
     "DetoxifyScorer": "scorers.detoxify",
     "Evaluation": "evaluation",
+    "FunctionBackend": "backends.function",
     "Goal": "systems.goals",
     "HFASTSystem": "systems.astprompter",
     "HFBackend": "backends.hf",
@@ -65,6 +68,7 @@ _PLACES = {
     "LlamaGuardScorer": "scorers.llama_guard",
     "MalibuSystem": "systems.malibu",
     "Node": "tree",
+    "OpenAIBackend": "backends.openai",
     "OverlapScorer": "scorers.overlap",
     "PerezSystem": "systems.perez",
     "Records": "records",
@@ -98,6 +102,7 @@ __all__ = [
     "DetoxifyScorer",
     "Evaluation",
     "Exchange",
+    "FunctionBackend",
     "Goal",
     "HFASTSystem",
     "HFBackend",
@@ -107,6 +112,7 @@ __all__ = [
     "LlamaGuardScorer",
     "MalibuSystem",
     "Node",
+    "OpenAIBackend",
     "OverlapScorer",
     "PerezSystem",
     "Records",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 import yaml
 
+from astra_trl.backends.named import api_model, refuse_idle_address
 from astra_trl.errors import InputError
 from astra_trl.flags import (
     EVALUATE_GROUPS,
@@ -32,11 +33,11 @@ NUMBERS: dict[Any, str] = {int: "N", float: "X"}
 METAVARS = {
     **dict.fromkeys(("tester", "target", "baseline", "embedder", "novelty_embedder", "gibberish_model"), "MODEL"),
     **dict.fromkeys(("prompts", "eval_prompts", "teaching_pairs"), "SOURCE"),
-    **dict.fromkeys(("world", "output_dir", "detoxify_config_path"), "DIR"),
+    **dict.fromkeys(("world", "output_dir", "detoxify_config_path", "response_cache"), "DIR"),
     **dict.fromkeys(("scorer", "held_out_scorers"), "SCORER"),
     **dict.fromkeys(("prompts_column", "detoxify_category"), "NAME"),
     **{"also": "NAME=WHAT", "detoxify_checkpoint": "FILE", "judge_base_url": "URL", "keywords": "WORD"},
-    **{"goal": "TEXT", "examples": "FILE"},
+    **{"goal": "TEXT", "examples": "FILE", "target_base_url": "URL"},
     **{"classifier_labels": "LABEL", "llama_guard_categories": "HAZARD"},
     **dict.fromkeys(("dtype", "scorer_dtype", "bnb_4bit_quant_storage"), "DTYPE"),
 }
@@ -253,11 +254,14 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, ScorerArgume
         raise InputError("no target: give a Hub id or folder with --target")
     if settings.get("output_dir") is None and Path(settings["tester"]).is_dir():
         # Not the run's own: what that measured was not loaded from this folder.
-        against = "+".join(Path(target).name for target in settings["target"])
+        against = "+".join(Path(api_model(target) or target).name for target in settings["target"])
         settings["output_dir"] = str(Path(settings["tester"]) / f"evaluation-{against}")
     _check_arms(settings.get("also") or ())
+    args = EvaluateArguments(**_fields_of(EvaluateArguments, settings))
+    if args.target_base_url != run.get("target_base_url"):  # that of the run may be idle here
+        refuse_idle_address(args, *settings["target"])
     return (
-        EvaluateArguments(**_fields_of(EvaluateArguments, settings)),
+        args,
         ScorerArguments(**_fields_of(ScorerArguments, settings)),
         LoadArguments(**_fields_of(LoadArguments, settings)),
     )

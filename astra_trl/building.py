@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from accelerate import PartialState
 from trl import ModelConfig, get_quantization_config
 
-from astra_trl.backends.base import SamplingParams
+from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.hf import HFBackend
+from astra_trl.backends.limits import Limiter
+from astra_trl.backends.named import api_model, build_api_target, refuse_idle_address
 from astra_trl.conversation import Opening, Turn
 from astra_trl.errors import InputError
 from astra_trl.flags import REWARD_FLAGS, RunArguments, SystemArguments
@@ -23,7 +26,7 @@ from astra_trl.systems import Goal, System
 from astra_trl.systems.astprompter import HFASTSystem
 from astra_trl.systems.crt import CRTSystem
 from astra_trl.systems.malibu import MalibuSystem
-from astra_trl.systems.models import Model
+from astra_trl.systems.models import Model, role_fields
 from astra_trl.systems.perez import INSTRUCTIONS, PerezSystem, perez_reward
 
 
@@ -96,7 +99,10 @@ def build_system(
 ) -> System:
     """The system of a run, its models loaded."""
     tester, target = tester_and_target(args, model_args, world)
-    if model_args.model_revision != "main" and {target, args.baseline or tester} != {tester}:
+    refuse_idle_address(args, target)
+    behind_api = api_model(target)
+    loaded_too = {args.baseline or tester, *(() if behind_api else (target,))}
+    if model_args.model_revision != "main" and loaded_too != {tester}:
         raise InputError(
             "--model_revision would hold for all models, and they differ: download that revision's folder"
         )
@@ -105,13 +111,22 @@ def build_system(
     training_args.model_init_kwargs = None  # used up here: TRL gets a loaded model and would warn of them
     models: dict[str, Any] = {"model_init_kwargs": model_init_kwargs}
     tester_model: Model = tester
-    target_model: Model = target
-    if model_args.use_peft and target == tester:
+    target_model: Model = target if behind_api is None else api_target(args, behind_api, limiter_of(args))
+    baseline: Model | None = args.baseline
+    # A target that gives no likelihood leaves that to the tester before training.
+    reads = behind_api is not None and args.target_logprobs == "none" and args.likelihood_weight and baseline is None
+    if model_args.use_peft and (target == tester or reads):
         # One copy of the weights: with the adapter off, the tester is its own target and baseline.
         loaded = HFBackend.from_pretrained(tester, role="tester", model_init_kwargs=model_init_kwargs)
-        tester_model = target_model = loaded.model
+        tester_model = loaded.model
+        if reads:
+            baseline = replace(loaded, **role_fields("baseline", **talking(args)))
+        else:
+            target_model = loaded.model
         models["processing_class"] = loaded.tokenizer
-    return system_of(args, scorer_args, world, tester_model, target_model, args.baseline, **models)
+    elif reads:
+        baseline = tester
+    return system_of(args, scorer_args, world, tester_model, target_model, baseline, **models)
 
 
 def system_of(
@@ -175,17 +190,30 @@ def talking(args: SystemArguments) -> dict[str, Any]:
         top_k=args.top_k,
         repetition_penalty=args.repetition_penalty,
     )
-    longest = args.target_max_new_tokens
+    longest, temperature = args.target_max_new_tokens, args.target_temperature
+    of_target = sampling if temperature is None else replace(sampling, temperature=temperature)
     if longest is not None:
-        of_target = replace(sampling, max_new_tokens=longest, min_new_tokens=min(sampling.min_new_tokens, longest))
+        of_target = replace(of_target, max_new_tokens=longest, min_new_tokens=min(sampling.min_new_tokens, longest))
     return {
         "sampling": sampling,
-        "target_sampling": None if longest is None else of_target,
+        "target_sampling": None if longest is None and temperature is None else of_target,
         "chat": args.chat,
         "max_length": args.max_length,
         "max_rows": args.max_rows,
         "cache_bytes": args.cache_bytes,
     }
+
+
+def limiter_of(args: SystemArguments) -> Limiter:
+    """What this process may take of what all may take of an API, for all targets behind it."""
+    return Limiter(args.limits.share(PartialState().num_processes))
+
+
+def api_target(args: SystemArguments, model: str, limiter: Limiter, response_cache: str | None = None) -> Backend:
+    """The target behind an API that flags describe."""
+    talks = talking(args)
+    sampling = talks["target_sampling"] or talks["sampling"]
+    return build_api_target(args, model, sampling, limiter, response_cache=response_cache)
 
 
 def loading_kwargs(load: Any, trust_remote_code: bool) -> dict[str, Any]:

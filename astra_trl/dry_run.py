@@ -16,6 +16,7 @@ from accelerate import PartialState
 from trl import ModelConfig, get_peft_config
 
 from astra_trl.backends.hf.cache import can_branch
+from astra_trl.backends.named import api_model, refuse_idle_address
 from astra_trl.building import tester_and_target
 from astra_trl.conversation import Opening, as_conversation
 from astra_trl.errors import InputError
@@ -43,6 +44,7 @@ def dry_run(
     """
     world = named_world(args.world)
     tester, target = tester_and_target(args, model_args, world)
+    refuse_idle_address(args, target)
     loading = Loading(
         str((training_args.model_init_kwargs or {}).get("dtype", model_args.dtype) or "float32").removeprefix(
             "torch."
@@ -63,6 +65,7 @@ def dry_run(
                 "keys and values of conversations come on top."
             ),
             _reading(args, training_args, {"tester": tester, "target": target}, openings, loading),
+            *([_asking(args, training_args, tester, openings, loading)] if api_model(target) else []),
         ]
     )
 
@@ -128,7 +131,11 @@ def _roles(
         roles["tester"] = Role(told, untrained + 4 * trained)  # peft keeps adapters in float32
     else:
         roles["tester"] = Role(f"{roles['tester'].told}; trained: all", untrained)
-    roles["target"] = same if peft and target == tester else sized(target, "target", loading)
+    if (behind_api := api_model(target)) is not None:
+        way = "chat completions" if args.target_api == "chat" else "completions"
+        roles["target"] = Role(f"{behind_api} at {args.target_base_url or 'OpenAI'}, by {way}: no weights here")
+    else:
+        roles["target"] = same if peft and target == tester else sized(target, "target", loading)
     if args.baseline is not None:
         shared = args.baseline == target and roles["target"] is not same
         roles["baseline"] = Role("the target's weights") if shared else sized(args.baseline, "baseline", loading)
@@ -175,6 +182,37 @@ def _scorer(spec: str, args: ScorerArguments) -> Role:
 # -- tokens
 
 
+def _asking(args: RunArguments, training_args: Any, tester: str, openings: Sequence[Opening], loading: Loading) -> str:
+    """The calls and the tokens that a target behind an API is asked for; each call sends its conversation again."""
+    width, depth = args.tree_width, args.tree_depth
+    groups = sum(width**turn for turn in range(depth))
+    records, most_trees = training_args.full_round(groups, _batch(training_args, width))
+    least_trees = max(training_args.trees_per_round, math.ceil(records / groups))
+    rounds, said = training_args.num_train_epochs, args.max_new_tokens
+    answer = said if args.target_max_new_tokens is None else args.target_max_new_tokens
+    opening = _opening_tokens(tokenizer_of(tester, "tester", loading), openings, math.inf)
+    sent = [opening + turn * (said + answer) + said for turn in range(depth)]  # at each turn
+    likelihood = args.target_logprobs != "none"
+    calls_of_tree = (1 + likelihood) * sum(width ** (turn + 1) for turn in range(depth))
+    tokens_of_tree = sum(
+        width ** (turn + 1) * (tokens + answer + likelihood * (tokens + 1)) for turn, tokens in enumerate(sent)
+    )
+    held_out_calls = args.eval_openings * (2 * (1 + likelihood) * depth + 1)
+    held_out_tokens = args.eval_openings * (
+        2 * sum(tokens + answer + likelihood * (tokens + 1) for tokens in sent) + opening + answer
+    )
+    first, last = (
+        (rounds * trees * calls_of_tree + held_out_calls, rounds * trees * tokens_of_tree + held_out_tokens)
+        for trees in (least_trees, most_trees)
+    )
+    limits = ", ".join(f"{name} {value}" for name, value in asdict(args.limits).items() if value is not None)
+    return _comment(
+        f"calls of the API: {first[0]:,.0f} or more, with at most {first[1]:,.0f} tokens that are sent and answered, "
+        f"counted by the tester's tokenizer; if every round grew up to {most_trees} trees, {last[0]:,.0f} calls and "
+        f"{last[1]:,.0f} tokens. Calls that are tried again come on top. Limits: {limits}."
+    )
+
+
 def _reading(
     args: RunArguments, training_args: Any, models: dict[str, str], openings: Sequence[Opening], loading: Loading
 ) -> str:
@@ -194,6 +232,8 @@ def _reading(
     ]
     least, most, notes = [], [], []
     for role, source in models.items():
+        if api_model(source) is not None:
+            continue
         config = empty_model(source, role, loading.revision, loading.trust_remote_code).config
         native = getattr(config.get_text_config(), "max_position_embeddings", None)
         window = min(n for n in (native, args.max_length, math.inf) if n is not None)

@@ -13,5 +13,13 @@ class RunStopped(InputError):
     """What stops a run that could otherwise go on, as a spent budget: a trainer writes a checkpoint first."""
 
 
+class BudgetSpent(RunStopped):
+    """The calls or tokens that a run may take of an endpoint are used up."""
+
+
+class TooManyFailed(RunStopped):
+    """More calls failed for good than a run may leave out."""
+
+
 class MissingExtra(InputError, ImportError):
     """A package that only some users need is not installed; the message names the extra that brings it."""

@@ -15,7 +15,8 @@ from astra_trl.arguments import parse_evaluate
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.listed import ListedBackend
-from astra_trl.building import loading_kwargs, openings_and_held_out, system_of, talking
+from astra_trl.backends.named import api_model
+from astra_trl.building import api_target, limiter_of, loading_kwargs, openings_and_held_out, system_of, talking
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
@@ -60,7 +61,7 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
         arms[BASELINE] = baseline
     arms |= {name: _further(models, name, what) for name, what in args.arms.items()}
     first, *others = args.target
-    system = system_of(args, scorer_args, world, tester, models.frozen("target", first), baseline)
+    system = system_of(args, scorer_args, world, tester, models.target(first), baseline)
     if args.method == "few_shot":
         _give_examples(system, args)
     output_dir = Path(args.output_dir or f"evaluation-{Path(args.tester).name}")
@@ -77,7 +78,7 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
     )
     for target in (first, *others):
         # One target at a time is in memory.
-        answering = system.target if target == first else models.frozen("target", target)
+        answering = system.target if target == first else models.target(target)
         alone = args.openings_arm and system.target_sees_opening
         for arm, speaking in [*arms.items(), *([(OPENINGS, tester)] if alone else [])]:
             with tqdm(desc=f"evaluating: {arm}", unit=" exchanges", leave=False, dynamic_ncols=True) as bar:
@@ -97,6 +98,7 @@ class _Models:
         self.talking = talking(args)
         self.kwargs = loading_kwargs(load, load.trust_remote_code)
         self.bases: dict[str, HFBackend] = {}  # beneath adapters, by id
+        self.args, self.limiter = args, limiter_of(args)
 
     def tester(self, model_id: str) -> HFBackend:
         """The model of an id or a folder; an adapter on top of its base."""
@@ -107,6 +109,12 @@ class _Models:
         tester = replace(base, model=PeftModel.from_pretrained(base.model, model_id).eval())
         self.bases[base_id] = tester
         return tester
+
+    def target(self, spec: str) -> Backend:
+        """The model under test, behind an API or of an id."""
+        if (model := api_model(spec)) is not None:
+            return api_target(self.args, model, self.limiter, self.args.response_cache)
+        return self.frozen("target", spec)
 
     def frozen(self, role: str, model_id: str) -> HFBackend:
         """The model of an id: a tester's base where it is that, with the adapter off."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from astra_trl.backends.named import API_FLAGS, ApiArguments
 from astra_trl.scorers.named import ScorerArguments
 from astra_trl.systems.defaults import SYSTEMS
 from astra_trl.trainers import TRAINERS
@@ -22,6 +23,9 @@ class SamplingArguments:
     target_max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest response in tokens, where that is to differ."}
     )
+    target_temperature: float | None = field(
+        default=None, metadata={"help": "Sampling temperature of the target, where that is to differ."}
+    )
     max_length: int | None = field(
         default=None,
         metadata={
@@ -37,7 +41,7 @@ class SamplingArguments:
 
 
 @dataclass
-class SystemArguments(SamplingArguments):
+class SystemArguments(SamplingArguments, ApiArguments):
     """Who talks and what each side sees, and what the tester is rewarded for."""
 
     system: str = field(
@@ -139,7 +143,9 @@ class RunArguments(SystemArguments):
     tester: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the model to train. Default: --model_name_or_path."}
     )
-    target: str | None = field(default=None, metadata={"help": "Hub id or folder of the model under test."})
+    target: str | None = field(
+        default=None, metadata={"help": "Model under test: a Hub id or folder, or openai:MODEL behind an API."}
+    )
     baseline: str | None = field(
         default=None, metadata={"help": "Frozen reference of the tester. Default: the tester before training."}
     )
@@ -179,7 +185,8 @@ class EvaluateArguments(SystemArguments):
         default=None, metadata={"help": "A run's folder, a model's folder or a Hub id: the tester to measure."}
     )
     target: list[str] | None = field(
-        default=None, metadata={"help": "Models under test, one or several. Default: the run's."}
+        default=None,
+        metadata={"help": "Models under test, one or several, or openai:MODEL behind an API. Default: the run's."},
     )
     baseline: str | None = field(
         default=None, metadata={"help": "The untrained tester; 'none' for none. Default: what the run started from."}
@@ -232,6 +239,10 @@ class EvaluateArguments(SystemArguments):
             "here."
         },
     )
+    response_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder in which answers of an API are kept: an equal request is not made again."},
+    )
     run_settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -268,7 +279,8 @@ class LoadArguments:
 SCORER_FLAGS = [f.name for f in fields(ScorerArguments)]
 SAMPLING_FLAGS = [f.name for f in fields(SamplingArguments)]
 SYSTEM_FLAGS = ["chat", "goal", "method", "instruction", "example_format", "setting"]
-REWARD_FLAGS = [f.name for f in fields(SystemArguments) if f.name not in {"system", *SYSTEM_FLAGS, *SAMPLING_FLAGS}]
+_NO_REWARD = {"system", *SYSTEM_FLAGS, *SAMPLING_FLAGS, *API_FLAGS}
+REWARD_FLAGS = [f.name for f in fields(SystemArguments) if f.name not in _NO_REWARD]
 
 # In the order in which help shows them; all of a class's fields, each once.
 Groups = Mapping[str, tuple[type, Sequence[str]]]
@@ -283,6 +295,7 @@ TRAIN_GROUPS: Groups = {
     ),
     "what counts as harm": (ScorerArguments, SCORER_FLAGS),
     "reward": (RunArguments, REWARD_FLAGS),
+    "a target behind an API (--target openai:MODEL)": (RunArguments, API_FLAGS),
     "how trees grow": (RunArguments, ["tree_width", "tree_depth", *SAMPLING_FLAGS]),
     "before it starts": (RunArguments, ["dry_run"]),
 }
@@ -298,6 +311,7 @@ EVALUATE_GROUPS: Groups = {
     ),
     "what counts as harm": (ScorerArguments, SCORER_FLAGS),
     "reward (default: as in the run)": (EvaluateArguments, REWARD_FLAGS),
+    "a target behind an API (default: as in the run)": (EvaluateArguments, [*API_FLAGS, "response_cache"]),
     "how both sides sample (default: as in the run)": (EvaluateArguments, SAMPLING_FLAGS),
     "how models are loaded (default: as in the run)": (LoadArguments, [f.name for f in fields(LoadArguments)]),
 }

@@ -40,6 +40,7 @@ def test_the_example_runs(name, settings, said, tmp_path, capsys):
         ("custom_scorer", {"rounds": 3}),
         ("custom_reward", {"rounds": 3}),
         ("custom_system", {"rounds": 4}),
+        ("function_target", {"rounds": 4}),
         ("beam", {"rounds": 4}),
     ],
 )

@@ -1,56 +1,26 @@
 import json
 import logging
 import math
+import pickle
 import threading
-from contextlib import contextmanager
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import make_gpt2, make_tokenizer
+from endpoints import completion, endpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from astra_trl import Exchange, InputError
-from astra_trl.backends.base import SamplingParams, SavedRow
+from astra_trl import Exchange, HFBackend, InputError
+from astra_trl.backends.base import Prefix, SamplingParams, SavedRow
+from astra_trl.backends.calls import CallFailed
+from astra_trl.backends.completions import read_answer
+from astra_trl.backends.keys import Key
 from astra_trl.backends.openai import OpenAIBackend
+from astra_trl.errors import BudgetSpent
 from astra_trl.scorers import JudgeScorer
 
 KEY = "sk-very-secret"
-
-
-@contextmanager
-def endpoint(answer):
-    """A server on this machine; `answer(request)` gives (status, body), the request being headers and JSON."""
-    requests = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append(
-                {"path": self.path, "headers": {name.lower(): value for name, value in self.headers.items()}, **body}
-            )
-            status, said = answer(requests[-1])
-            data = said if isinstance(said, bytes) else json.dumps(said).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("retry-after-ms", "1")
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", requests
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def completion(text):
-    message = {"role": "assistant", "content": text}
-    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-    return 200, {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +127,332 @@ def test_a_chat_that_was_put_away_goes_on_as_it_would_have():
         _, whole, again = requests
         assert [message["content"] for message in whole["messages"]] == ["hi", "answer", "and then?"]
         assert (again["messages"], again["seed"]) == (whole["messages"], whole["seed"])
+
+
+# -- plain completions
+
+
+def text_completion(text, **fields):
+    return 200, {"object": "text_completion", "model": "m", "choices": [{"index": 0, "text": text}], **fields}
+
+
+def test_a_conversation_goes_over_as_one_text_as_it_does_to_a_model_without_a_template():
+    with endpoint(lambda request: text_completion(f" answer {len(request['prompt'])}")) as (url, requests):
+        backend = OpenAIBackend("m", base_url=url, chat=False, max_concurrency=1)
+        messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+        session = backend.open(["good morning", Prefix("1."), messages], seeds=[0, 0, 0])
+        session.append(["a", "b", "c"])
+        samples = session.sample()
+        session.append(["d", "e", "f"])
+        session.sample()
+    assert {request["path"] for request in requests} == {"/v1/completions"}
+    assert [request["prompt"] for request in requests] == [
+        "good morning\na\n",
+        "1.b\n",
+        "hi\nho\nc\n",
+        "good morning\na\n answer 15\nd\n",
+        "1.b\n answer 4\ne\n",
+        "hi\nho\nc\n answer 8\nf\n",
+    ]
+    assert samples[0].text == " answer 15"
+    tokenizer = make_tokenizer()
+    local = HFBackend(make_gpt2(tokenizer), tokenizer).open(["good morning", Prefix("1."), messages], seeds=[0] * 3)
+    local.append(["a", "b", "c"])
+    assert [tokenizer.decode(row.ids) for row in local.rows] == [request["prompt"] for request in requests[:3]]
+
+
+# -- what an answer may be
+
+
+def test_a_refusal_is_what_was_said_and_a_filtered_answer_is_empty_and_counted():
+    filtered = {"error": {"code": "content_filter", "message": "triggering our content management policy"}}
+    answers = {
+        "refuses": completion(None, choices=[{"message": {"content": None, "refusal": "I will not."}}]),
+        "filtered": completion("half an", choices=[{"message": {"content": ""}, "finish_reason": "content_filter"}]),
+        "refused": (400, filtered),
+        "thinks": completion(None, choices=[{"message": {"content": None, "reasoning_content": "hm"}}]),
+        "nothing": completion("  "),
+        "long": completion("a" * 10_000),
+        "half": completion("well \ud83d\ude00 then \ud800!"),
+    }
+    with endpoint(lambda request: answers[request["messages"][0]["content"]]) as (url, _):
+        backend = OpenAIBackend("m", base_url=url, sampling=SamplingParams(max_new_tokens=10))
+        samples = dict(zip(answers, backend.open(list(answers), seeds=[0] * len(answers)).sample(), strict=True))
+    assert all(sample.error is None for sample in samples.values())
+    assert samples["refuses"].text == "I will not."
+    assert [samples[name].text for name in ("filtered", "refused", "thinks")] == ["", "", ""]
+    assert samples["long"].text == "a" * 320
+    assert samples["half"].text == "well \U0001f600 then \ufffd!"
+    usage = backend.usage
+    assert [usage[name] for name in ("calls", "failed", "filtered", "empty", "cut")] == [7, 0, 2, 4, 1]
+
+
+def test_bytes_that_are_no_text_are_replaced():
+    body = b'{"choices": [{"message": {"content": "a\xff\xfeb"}}]}'
+    with endpoint(lambda request: (200, body)) as (url, _):
+        (sample,) = OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
+    assert sample.text == "a\ufffd\ufffdb"
+
+
+def test_what_is_sent_has_no_half_characters():
+    with endpoint(lambda request: completion("fine")) as (url, requests):
+        (sample,) = OpenAIBackend("m", base_url=url).open(["hi \udc00"], seeds=[0]).sample()
+    assert sample.text == "fine" and requests[0]["messages"][0]["content"] == "hi \ufffd"
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["choices", "message", "content", "text", "refusal", "usage", "error", "x"]),
+                    inner,
+                    max_size=4,
+                )
+            ),
+            max_leaves=12,
+        ).map(lambda data: json.dumps(data).encode()),
+        st.integers(0, 120).map(lambda length: json.dumps(completion("hello \U0001f600")[1]).encode()[:length]),
+    ),
+    st.booleans(),
+)
+def test_whatever_a_body_is_it_is_read_or_a_failed_call(body, chat):
+    try:
+        answer = read_answer(body, chat)
+    except CallFailed:  # and no other error
+        return
+    assert isinstance(answer.text, str)
+    assert all(count is None or count >= 0 for count in (answer.prompt_tokens, answer.completion_tokens))
+
+
+def test_whatever_a_server_sends_is_an_answer_or_the_error_of_a_row():
+    said = []
+    with endpoint(lambda request: said[-1]) as (url, _):
+
+        @settings(max_examples=60, deadline=None)
+        @given(
+            st.sampled_from([200, 200, 201, 204, 429, 500, 502, 503]),
+            st.binary(max_size=80) | st.text(max_size=40).map(lambda text: json.dumps(completion(text)[1]).encode()),
+        )
+        def sent(status, body):
+            said.append((status, b"" if status == 204 else body))
+            backend = OpenAIBackend("m", base_url=url, max_retries=0)
+            (sample,) = backend.open(["hi"], seeds=[0]).sample()
+            assert sample.error is None or (sample.text == "" and "\n" not in sample.error)
+            assert backend.usage["failed"] == (sample.error is not None)
+            (sample.text + (sample.error or "")).encode()  # a file takes it
+
+        sent()
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000])
+def test_bodies_that_break_parsers_are_failed_calls(body):
+    with pytest.raises(CallFailed):
+        read_answer(body, chat=True)
+
+
+# -- when a call fails
+
+
+def test_an_error_with_a_good_status_and_a_cut_body_are_tried_again():
+    answers = iter(
+        [
+            (200, {"error": {"message": "overloaded", "code": 502}}),
+            (200, json.dumps(completion("fine")[1]).encode()[:-20]),
+            (200, {"object": "chat.completion"}),
+            (409, {}),
+            (408, {}),
+            completion("fine"),
+        ]
+    )
+    with endpoint(lambda request: next(answers)) as (url, requests):
+        backend = OpenAIBackend("m", base_url=url)
+        backend.caller.sleep = lambda seconds: None
+        (sample,) = backend.open(["hi"], seeds=[0]).sample()
+    assert (sample.text, len(requests)) == ("fine", 6)
+
+
+def test_an_attempt_that_takes_too_long_and_a_refused_connection_are_tried_again():
+    release, slow = threading.Event(), iter([True, False])
+
+    def answer(request):
+        if next(slow):
+            release.wait(10)
+        return completion("fine")
+
+    with endpoint(answer) as (url, _):
+        backend = OpenAIBackend("m", base_url=url, timeout=0.2)
+        backend.caller.sleep = lambda seconds: release.set()
+        assert backend.open(["hi"], seeds=[0]).sample()[0].text == "fine"
+    backend.caller.max_retries = 1
+    (sample,) = backend.open(["hi"], seeds=[0]).sample()
+    assert sample.error.startswith("APIConnectionError: Connection error") and "refused" in sample.error
+    assert backend.usage["requests"] == 2 + 2
+
+
+def test_a_request_that_nobody_answered_yet_and_is_refused_stops_at_once_and_later_is_one_conversations_error():
+    refusal = 400, {"error": {"message": "temperature\nis not supported", "type": "invalid_request_error"}}
+
+    def answer(request):
+        return refusal if "odd" in str(request["messages"]) else completion("fine")
+
+    with endpoint(answer) as (url, requests):
+        backend = OpenAIBackend("m", base_url=url)
+        with pytest.raises(InputError, match="refuses what it was asked .HTTP 400.*temperature is not supported"):
+            backend.open(["odd"], seeds=[0]).sample()
+        assert backend.open(["hi"], seeds=[0]).sample()[0].text == "fine"
+        (sample,) = backend.open(["odd"], seeds=[0]).sample()
+        assert sample.error.startswith("BadRequestError") and len(requests) == 3
+        assert backend.usage["failed"] == 1
+
+
+def test_a_conversation_that_is_too_long_is_its_own_error():
+    refusal = 400, {"error": {"message": "maximum context length is 10", "code": "context_length_exceeded"}}
+    with endpoint(lambda request: refusal) as (url, requests):
+        (sample,) = OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
+    assert "maximum context length" in sample.error and len(requests) == 1
+
+
+def test_a_quota_that_is_used_up_stops_the_run():
+    refusal = 429, {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
+    with (
+        endpoint(lambda request: refusal) as (url, requests),
+        pytest.raises(BudgetSpent, match="gives no more to this key: .*exceeded your current quota"),
+    ):
+        OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
+    assert len(requests) == 1
+
+
+def test_a_server_that_asks_for_patience_is_given_it():
+    answers = iter([(429, {}), (503, {}), completion("fine")])
+    slept = []
+    with endpoint(lambda request: next(answers), {"Retry-After": "17"}) as (url, _):
+        backend = OpenAIBackend("m", base_url=url)
+        backend.caller.sleep = slept.append
+        backend.open(["hi"], seeds=[0]).sample()
+    assert len(slept) == 2 and all(17 <= seconds <= 18.7 for seconds in slept)
+
+
+def test_nothing_is_asked_behind_a_failed_exchange_and_that_survives_being_put_away():
+    def answer(request):
+        return (500, {}) if "bad" in str(request["messages"][-1]) else completion("fine")
+
+    with endpoint(answer) as (url, requests):
+        backend = OpenAIBackend("m", base_url=url, max_retries=0)
+        session = backend.open(["hi", "hi"], seeds=[0, 1])
+        session.append(["good", "bad"])
+        assert [sample.error is None for sample in session.sample()] == [True, False]
+        saved = json.loads(json.dumps([asdict(row) for row in session.saved()]))
+        for one in (session, backend.reopen([SavedRow(**row) for row in saved])):
+            below = one.branch([(0, 0), (1, 0)])
+            below.append(["more", "more"])
+            asked = len(requests)
+            good, bad = below.sample()
+            assert good.text == "fine" and bad.error == "an earlier exchange of this conversation failed"
+            assert len(requests) == asked + 1
+    assert backend.usage["failed"] == 1
+
+
+def test_tokens_are_counted_as_the_endpoint_does_or_else_estimated():
+    answers = iter(
+        [completion("a", usage={"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34}), completion("b")]
+    )
+    with endpoint(lambda request: next(answers)) as (url, _):
+        backend = OpenAIBackend("m", base_url=url)
+        backend.open(["hi"], seeds=[0]).sample()
+        assert (backend.usage["prompt_tokens"], backend.usage["completion_tokens"]) == (30, 4)
+        backend.open(["hi there, how are you"], seeds=[0]).sample()
+    assert 30 + 24 < backend.usage["prompt_tokens"] < 30 + 60
+    assert json.loads(json.dumps(backend.usage)) == backend.usage
+
+
+def test_a_budget_ends_a_batch_and_counts_over_runs():
+    with endpoint(lambda request: completion("fine")) as (url, requests):
+        backend = OpenAIBackend("m", base_url=url, max_requests=5)
+        with pytest.raises(BudgetSpent):
+            backend.open(["hi"] * 9, seeds=range(9)).sample()
+        again = OpenAIBackend("m", base_url=url, max_requests=6)
+        again.usage = backend.usage
+        again.open(["hi"], seeds=[0]).sample()
+        with pytest.raises(BudgetSpent):
+            again.open(["hi"], seeds=[0]).sample()
+    assert len(requests) == 6
+
+
+# -- the key
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"bad {KEY}",
+        f"bad {KEY[:5]}\n   {KEY[5:]}",
+        f"bad {KEY[:5]}\\n{KEY[5:]}",
+        f"Authorization: Bearer {KEY}",
+        "Authorization: Bearer something-else-entirely",
+        "\n".join(KEY),
+        f"{'x' * 293} {KEY}",
+    ],
+)
+def test_a_reason_holds_no_key_however_it_is_broken_up(text):
+    reason = Key().reason(text)
+    assert "\n" not in reason and "something-else" not in reason
+    squeezed = "".join(reason.split())
+    assert not any(KEY[start : start + 4] in squeezed for start in range(len(KEY) - 3))
+
+
+def test_a_key_is_not_shown_by_what_holds_it_and_is_not_saved():
+    key = Key()
+    assert KEY not in repr(key) + repr(vars(key)) + str(key) and key.sent() == KEY
+    assert KEY.encode() not in pickle.dumps(key) and pickle.loads(pickle.dumps(key)).sent() == KEY
+    backend = OpenAIBackend("m", base_url="http://localhost:1/v1")
+    assert KEY not in repr(backend) + repr(vars(backend)) + json.dumps(backend.description)
+    assert backend.description["host"] == "localhost:1" and backend.description["api"] == "chat completions"
+
+
+def test_a_short_word_in_the_keys_place_is_no_secret(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    assert Key().hidden("there is none") == "there is none"
+
+
+def test_a_key_in_an_answer_is_hidden_too():
+    with endpoint(lambda request: completion(f"it is {KEY}")) as (url, _):
+        (sample,) = OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
+    assert sample.text == "it is ***"
+
+
+def test_a_key_that_no_header_takes_is_refused_without_being_shown(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-sécret stuff")
+    with pytest.raises(InputError, match="^OPENAI_API_KEY holds what no key does") as caught:
+        OpenAIBackend("m", base_url="http://localhost:1/v1")
+    assert "cret" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")  # as read from a file
+    assert Key().sent() == KEY
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:hunter2secret@host/v1",
+        "http://host/v1?api_key=hunter2secret",
+        f"http://host/{KEY}/v1",
+        "ftp://host/hunter2secret",
+        "hunter2secret",
+        "http://[hunter2secret",
+    ],
+)
+def test_an_address_with_credentials_or_that_is_none_is_refused_without_being_shown(url):
+    for refuse in (lambda: OpenAIBackend("m", base_url=url), lambda: JudgeScorer("m", "Rude?", base_url=url)):
+        with pytest.raises(InputError, match="base_url") as caught:
+            refuse()
+        assert "hunter2" not in str(caught.value) and KEY not in str(caught.value)
+
+
+def test_a_judge_by_plain_completions():
+    with endpoint(lambda request: text_completion(" yes")) as (url, requests):
+        judge = JudgeScorer(OpenAIBackend("m", base_url=url, chat=False), "Does it insult?")
+        assert judge([Exchange((), "hi", "you idiot")]) == [1.0]
+    assert requests[0]["prompt"].endswith("Answer with one word: yes or no.\n")

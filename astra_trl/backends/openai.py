@@ -1,15 +1,25 @@
-"""A backend on any OpenAI-compatible chat endpoint: hosted models, vLLM, TGI, `transformers serve`."""
+"""A backend on any OpenAI-compatible endpoint: hosted models, vLLM, TGI, `transformers serve`."""
 
+import json
+import logging
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
-from astra_trl.backends.base import Logprobs, Message, Sample, SamplingParams, SavedRow, derive_seed
-from astra_trl.backends.thinking import without_thinking
-from astra_trl.errors import InputError, MissingExtra
+from astra_trl.backends.base import SamplingParams
+from astra_trl.backends.calls import MAX_RETRIES, Answer, Caller, CallFailed, retry_after
+from astra_trl.backends.completions import error_in, read_answer
+from astra_trl.backends.keys import KEY_VARIABLE, URL_VARIABLE, Key, checked_base_url
+from astra_trl.backends.limits import Limiter, Limits
+from astra_trl.backends.messages import MessagesBackend, Row, as_chat, whole_characters
+from astra_trl.backends.prompt_logprobs import NoLogprobs, PromptLogprobs, reading
+from astra_trl.backends.response_cache import ResponseCache
+from astra_trl.errors import BudgetSpent, InputError, MissingExtra
 
 try:
     import openai
@@ -18,131 +28,223 @@ except ImportError as missing:
         "an OpenAI-compatible endpoint needs the openai package: pip install 'astra-trl[api]'"
     ) from missing
 
-KEY_VARIABLE = "OPENAI_API_KEY"
+logger = logging.getLogger(__name__)
+
+CHARACTERS_PER_TOKEN = 32  # far more than any text has: an endpoint that overlooks max_new_tokens is cut there
+PASSING = (408, 409, 429)  # statuses, beside 5xx, that another attempt may not meet
+REFUSALS = (401, 403, 404)  # that no later call would mend
 
 
-class OpenAIBackend:
-    """Samples from a chat endpoint; gives no log-probabilities.
+@dataclass(frozen=True)
+class Request:
+    """The body of a request, and what makes an answer of a response's body."""
 
-    The key is read from the environment variable `OPENAI_API_KEY` and appears nowhere else. A call that fails for good
-    gives a `Sample` with an `error`; what no later call would mend (a refused key, an unknown model) is an
-    `InputError`.
+    body: Mapping[str, Any]
+    read: Callable[[bytes], Answer]
+
+    @property
+    def about_tokens(self) -> int:
+        said = self.body["prompt"] if "prompt" in self.body else "".join(m["content"] for m in self.body["messages"])
+        longest = next((self.body[name] for name in ("max_tokens", "max_completion_tokens") if name in self.body), 0)
+        return len(said) // 3 + 8 * len(self.body.get("messages", ())) + longest
+
+
+class OpenAIBackend(MessagesBackend):
+    """Samples from an endpoint, by chat completions or by plain ones.
+
+    The key is read from the environment variable `OPENAI_API_KEY` and appears nowhere else. Connections that fail,
+    timeouts, statuses 408, 409, 429 and 5xx and bodies that are no completion are tried again, after pauses that grow
+    to 30 seconds or that Retry-After asks for; by default a server may be away for 75 seconds. A call that fails for
+    good gives a `Sample` with an `error`; what no later call would mend (a refused key, an unknown model, a request
+    that is refused before any was answered) is an `InputError`. What a content filter keeps back is an empty answer.
 
     Args:
         model (`str`):
             The endpoint's name of the model.
         base_url (`str`, *optional*):
-            The endpoint, as `"http://localhost:8000/v1"`; OpenAI's own by default.
+            The endpoint, as `"http://localhost:8000/v1"`; `OPENAI_BASE_URL` or OpenAI's own by default.
+        chat (`bool`, *optional*, defaults to `True`):
+            Whether conversations go over as messages. Else as one text that the model continues, each utterance
+            followed by a line break, as with [`HFBackend`].
         sampling (`SamplingParams`, *optional*):
             `max_new_tokens`, `temperature`, `top_p` and `stop_strings` are sent.
-        max_concurrency (`int`, *optional*, defaults to `8`):
-            Calls at a time.
-        max_retries (`int`, *optional*, defaults to `5`):
-            Attempts after the first one, with growing pauses that honour Retry-After.
+        prompt_logprobs (`str`, *optional*, defaults to `"none"`):
+            How the endpoint tells the log-probabilities of what it reads, which is a call more an exchange: `"echo"`
+            (plain completions with `echo` and `logprobs`) or `"vllm"` (its field `prompt_logprobs`). An endpoint that
+            then gives none is an `InputError` at the first call.
+        max_retries (`int`, *optional*, defaults to `10`):
+            Attempts after the first one.
         timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds after which an attempt has failed.
+            Seconds without a sign of the server after which an attempt has failed.
+        max_characters (`int`, *optional*):
+            Where a longer answer is cut; defaults to 32 for each of `max_new_tokens`.
+        response_cache (`str`, *optional*):
+            A folder in which answers are kept: an equal request is not made again.
+        extra_body (`Mapping[str, Any]`, *optional*):
+            More fields of every request, as vLLM's `{"repetition_penalty": 1.1}`.
+        limiter (`Limiter`, *optional*):
+            Shared with another backend.
+        limits:
+            Fields of [`Limits`]: `max_concurrency`, `requests_per_minute`, `max_total_tokens`, ...
     """
-
-    gives_logprobs = False
-    chat = True
 
     def __init__(
         self,
         model: str,
         *,
         base_url: str | None = None,
+        chat: bool = True,
         sampling: SamplingParams | None = None,
-        max_concurrency: int = 8,
-        max_retries: int = 5,
+        prompt_logprobs: PromptLogprobs = "none",
+        max_retries: int = MAX_RETRIES,
         timeout: float = 120.0,
+        max_characters: int | None = None,
+        response_cache: str | os.PathLike[str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        limiter: Limiter | None = None,
+        **limits: Any,
     ) -> None:
-        key = os.environ.get(KEY_VARIABLE)
-        if not key and base_url is None:
+        base_url = checked_base_url(base_url or os.environ.get(URL_VARIABLE) or None)
+        self._key = Key()
+        if not self._key and base_url is None:
             raise InputError(f"no key for {model!r}: set {KEY_VARIABLE}, or give the base_url of a server without one")
-        self.model = model
-        self.sampling = sampling or SamplingParams()
-        self.max_concurrency = max_concurrency
-        self._hosted = base_url is None
-        self._client = openai.OpenAI(
-            api_key=key or "none", base_url=base_url, max_retries=max_retries, timeout=timeout
+        if timeout <= 0 or max_retries < 0:
+            raise InputError(f"timeout must be above 0 and max_retries 0 or more, got {timeout} and {max_retries}")
+        sampling = sampling or SamplingParams()
+        super().__init__(
+            Caller(limiter or Limiter(Limits(**limits)), max_retries),
+            sampling,
+            CHARACTERS_PER_TOKEN * sampling.max_new_tokens if max_characters is None else max_characters,
         )
-
-    def open(
-        self, prompts: Sequence[str | Sequence[Message]], *, seeds: Sequence[int], logprobs: bool = False
-    ) -> "OpenAISession":
-        rows: list[list[Message]] = [
-            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt) for prompt in prompts
-        ]
-        return OpenAISession(self, rows, list(seeds))
-
-    def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> "OpenAISession":
-        return OpenAISession(self, [list(row.state["messages"]) for row in rows], [row.state["seed"] for row in rows])
-
-    def complete(self, messages: Sequence[Message], seed: int) -> Sample:
-        """One answer to a chat; messages of one role in a row go over as one, as many templates refuse them."""
-        sampling = self.sampling
-        chat = [
-            {"role": role, "content": "\n".join(message["content"] for message in group)}
-            for role, group in groupby(messages, key=lambda message: message["role"])
-        ]
+        self.model = model
+        self.chat = chat
+        self.gives_logprobs = prompt_logprobs != "none"
+        self._logprobs = reading(prompt_logprobs, chat)
+        self._extra_body = dict(extra_body or {})
+        self._cache = None if response_cache is None else ResponseCache(response_cache)
+        self._answered = self._gave_logprobs = False
         # OpenAI's newest models refuse the old name of the limit, and other servers do not know the new one.
-        limit = "max_completion_tokens" if self._hosted else "max_tokens"
-        wanted: dict[str, Any] = {limit: sampling.max_new_tokens, "temperature": sampling.temperature}
+        self._limit = "max_completion_tokens" if base_url is None and chat else "max_tokens"
+        self._client = openai.OpenAI(
+            api_key=self._key.sent() or "none", base_url=base_url, max_retries=0, timeout=timeout
+        )
+        endpoint = self._client.chat.completions if chat else self._client.completions
+        self._create = endpoint.with_raw_response.create
+        self.address = str(self._client.base_url).rstrip("/")
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What tells this model from others, as JSON; nothing of the key."""
+        # A folder's name may be the model's: where it lies is not for others.
+        name = "/".join(PurePath(self.model).parts[-2:]) if PurePath(self.model).is_absolute() else self.model
+        return {
+            "backend": "OpenAIBackend",
+            "model": name,
+            "host": urlsplit(self.address).netloc,
+            "api": "chat completions" if self.chat else "completions",
+            "sampling": asdict(self.sampling),
+        }
+
+    def hidden(self, text: str) -> str:
+        return self._key.hidden(text)
+
+    def said(self, rows: Sequence[Row]) -> list[Answer]:
+        read = partial(read_answer, chat=self.chat)
+        return self._answers([Request(self._body(row.messages, row.turn_seed), read) for row in rows])
+
+    def likelihoods(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Answer]:
+        if self._logprobs.needs_tail:
+            (answer,) = self._answers([Request(*self._logprobs.asking_for_tail(self._body))])
+            if answer.error is not None:
+                return [answer] * len(rows)
+            self._logprobs.tail = answer.text
+        asked = [
+            Request(*self._logprobs.asking(partial(self._body, seed=row.turn_seed), row.messages, text))
+            for row, text in zip(rows, texts, strict=True)
+            if text
+        ]
+        found = iter(self._answers(asked))
+        return [next(found) if text else Answer() for text in texts]
+
+    def _body(self, messages: Sequence[Mapping[str, str]], seed: int = 0) -> dict[str, Any]:
+        sampling = self.sampling
+        said: dict[str, Any] = (
+            {"messages": as_chat(messages)}
+            if self.chat
+            else {"prompt": whole_characters("".join(message["content"] for message in messages))}
+        )
+        wanted: dict[str, Any] = {self._limit: sampling.max_new_tokens, "temperature": sampling.temperature}
         wanted |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}
         wanted |= {"stop": list(sampling.stop_strings)} if sampling.stop_strings else {}
+        return {"model": self.model, **said, "seed": seed % 2**31, **wanted, **self._extra_body}
+
+    def _answers(self, requests: Sequence[Request]) -> list[Answer]:
+        known = [self._cache.get(self._cache.key(self.address, r.body)) if self._cache else None for r in requests]
+        asked = [[request] for request, answer in zip(requests, known, strict=True) if answer is None]
+        fresh = iter(self.caller.each(self._attempt, asked, [request.about_tokens for (request,) in asked]))
+        return [next(fresh) if answer is None else answer for answer in known]
+
+    def _attempt(self, requests: Sequence[Request]) -> list[Answer]:
+        (request,) = requests
+        answer = self._asked(request)
+        self._answered = True
+        if self._cache is not None:
+            answer = replace(answer, text=self.hidden(answer.text))
+            self._cache.put(self._cache.key(self.address, request.body), answer)
+        return [answer]
+
+    def _asked(self, request: Request) -> Answer:
+        refused, failed = None, ""
         try:
-            answer = self._client.chat.completions.create(
-                model=self.model,
-                messages=chat,
-                seed=seed % 2**31,
-                **wanted,
-            )
-            text = answer.choices[0].message.content
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            response = self._create(extra_body=dict(request.body), **_required(request.body))
+        except openai.APIStatusError as error:
+            refused, failed = error.response, f"{type(error).__name__}: {error}"
+        except openai.APIError as error:  # no connection, or none that lasted
+            failed = f"{type(error).__name__}: {error} {error.__cause__ or ''}"
+        # Not within the except clause: the errors of the client hold the request, and that the key.
+        if refused is not None:
+            return self._refused(refused, self._key.reason(failed))
+        if failed:
+            raise CallFailed(self._key.reason(failed))
+        try:
+            return request.read(response.content)
+        except NoLogprobs as error:
+            missing = error.reason
+        except CallFailed as error:
+            raise CallFailed(self._key.reason(error.reason), error.again) from None
+        if self._gave_logprobs:
+            raise CallFailed(self._key.reason(missing))
+        raise InputError(
+            f"{self.address} gives no log-probabilities of prompts in the way that was asked for: choose another "
+            f"prompt_logprobs, or 'none' ({self._key.reason(missing)})"
+        )
+
+    def _refused(self, response: Any, reason: str) -> Answer:
+        """What a status that is no success means; raises but for a content filter."""
+        status = response.status_code
+        try:
+            code, _ = error_in(json.loads(response.content))
+        except (ValueError, RecursionError):
+            code = ""
+        if status == 400 and code == "content_filter":
+            return Answer(filtered=True)
+        if code == "insufficient_quota":
+            raise BudgetSpent(f"{self.address} gives no more to this key: {reason}")
+        if status in PASSING or status >= 500:
+            raise CallFailed(reason, after=retry_after(response.headers, time.time()))
+        if status in REFUSALS:
             raise InputError(
-                f"{self._client.base_url} refuses model {self.model!r} (HTTP {error.status_code}): check the name, "
-                f"the address and {KEY_VARIABLE}"
-            ) from None  # its own text may quote the key
-        except (openai.APIError, ValueError, IndexError, TypeError, AttributeError) as error:  # or no chat completion
-            return Sample("", [], [], error=self._without_key(f"{type(error).__name__}: {error}"))
-        if not isinstance(text, str):
-            return Sample("", [], [], error=f"no text in the answer ({type(text).__name__})")
-        return Sample(without_thinking(text), [], [])
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._client.api_key, "***").strip().partition("\n")[0]
+                f"{self.address} refuses model {self.model!r} (HTTP {status}): check the name, the address and "
+                f"{KEY_VARIABLE} ({reason})"
+            )
+        if not self._answered and code != "context_length_exceeded":
+            raise InputError(
+                f"{self.address} refuses what it was asked (HTTP {status}): check how the target samples, and "
+                f"extra_body ({reason})"
+            )
+        raise CallFailed(reason, again=False)  # others were answered, so that it is this conversation
 
 
-@dataclass
-class OpenAISession:
-    """The chats of an `OpenAIBackend`, one a row."""
-
-    backend: OpenAIBackend
-    rows: list[list[Message]]
-    seeds: list[int]
-    max_rows: None = None
-
-    def branch(self, children: Sequence[tuple[int, int]]) -> "OpenAISession":
-        rows = [list(self.rows[row]) for row, _ in children]
-        return OpenAISession(self.backend, rows, [derive_seed(self.seeds[row], child) for row, child in children])
-
-    def sample(self) -> list[Sample]:
-        # The turn is part of the seed, as an endpoint starts from it anew at every call.
-        seeds = [derive_seed(seed, len(row)) for seed, row in zip(self.seeds, self.rows, strict=True)]
-        with ThreadPoolExecutor(self.backend.max_concurrency) as threads:
-            samples = list(threads.map(self.backend.complete, self.rows, seeds))
-        self.say(samples)
-        return samples
-
-    def say(self, samples: Sequence[Sample]) -> None:
-        for row, sample in zip(self.rows, samples, strict=True):
-            row.append({"role": "assistant", "content": sample.text})
-
-    def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
-        for row, text in zip(self.rows, texts, strict=True):
-            row.append({"role": "user", "content": text})
-        return None
-
-    def saved(self) -> list[SavedRow]:
-        rows = zip(self.rows, self.seeds, strict=True)
-        return [SavedRow([], {"messages": [dict(message) for message in row], "seed": seed}) for row, seed in rows]
+def _required(body: Mapping[str, Any]) -> dict[str, Any]:
+    # What the client insists on; all else goes over as it is.
+    return {name: body[name] for name in ("model", "messages", "prompt") if name in body}

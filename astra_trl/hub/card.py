@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from astra_trl.backends.named import PREFIX
 from astra_trl.errors import InputError
 from astra_trl.hub.hiding import Secrets, last_part
 from astra_trl.hub.papers import TRL, papers_of
@@ -131,7 +132,14 @@ class _Run:
         for arm in self.evaluation.get("arms", ()) if not setting else ():
             described = (arm.get("description") or {}).get(role) or {}
             setting = setting or described.get("model")
-        return visible(last_part(str(setting))) if setting else ""
+        return visible(last_part(str(setting).removeprefix(PREFIX))) if setting else ""
+
+    def _behind_api(self) -> str | None:
+        # By which of an endpoint's ways the target was asked; where it is, is for nobody else.
+        api = self.config.get("target_api") if str(self.config.get("target")).startswith(PREFIX) else None
+        for arm in self.evaluation.get("arms", ()):
+            api = api or ((arm.get("description") or {}).get("target") or {}).get("api")
+        return {"chat": "chat completions"}.get(str(api), str(api)) if api else None
 
     def scorer(self, name: str) -> str:
         """A scorer of the evaluation with its kind."""
@@ -151,6 +159,7 @@ class _Run:
             "algorithm": self.algorithm,
             "tester before training": self.base,
             "target": self.target,
+            "target behind": self._behind_api() and f"an API, by {self._behind_api()}",
             "sandbox world": last_part(str(config["world"])) if config.get("world") else None,
             "openings": shown_path(config.get("prompts")),
             "scorer trained on": trained_on,

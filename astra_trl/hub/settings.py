@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from astra_trl.backends.named import API_FLAGS, PREFIX
 from astra_trl.errors import InputError
 from astra_trl.hub.hiding import last_part
 from astra_trl.plain import visible
@@ -35,7 +36,7 @@ _TRAINING = (
     "load_in_8bit",
 )  # fmt: skip
 HYPERPARAMETERS = (*_TREES, *SAMPLING, *_REWARD, *_TRAINING)
-_COMMAND = (*_WHO, *_OPENINGS, *_SCORERS, *_REWARD, *_TREES, *SAMPLING, *_TRAINING)
+_COMMAND = (*_WHO, *API_FLAGS, *_OPENINGS, *_SCORERS, *_REWARD, *_TREES, *SAMPLING, *_TRAINING)
 _KINDS = ("detoxify", "llama_guard", "classifier", "keyword", "judge")
 
 
@@ -68,7 +69,9 @@ def chosen(config: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[tuple[
             continue
         if name in ("scorer", "teach_fraction") and not needed[name]:
             continue
-        if name == "judge_base_url":
+        if name in API_FLAGS and not str(config.get("target")).startswith(PREFIX):
+            continue
+        if name in ("judge_base_url", "target_base_url"):
             value = "URL"  # an address within somebody's network, with a key in it maybe
         if name == "credit_gamma" and config.get("credit") != "backup":
             continue
@@ -81,11 +84,11 @@ def _kind_of(name: str) -> str | None:
 
 
 def shown_path(value: Any) -> Any:
-    """A setting's value, of a path its last part, also behind the kind of a scorer."""
+    """A setting's value, of a path its last part, also behind the kind of a scorer or of a target."""
     if not isinstance(value, str):
         return value
     kind, colon, rest = value.partition(":")
-    return f"{kind}:{last_part(rest)}" if colon and kind in _KINDS else last_part(value)
+    return f"{kind}:{last_part(rest)}" if colon and kind in (*_KINDS, PREFIX[:-1]) else last_part(value)
 
 
 def command(config: Mapping[str, Any], system: str, algorithm: str) -> str:

@@ -93,6 +93,7 @@ def _model(described: Any) -> str | None:
         described.get("model") or described.get("backend"),
         f"{parameters:,.0f} parameters" if parameters else None,
         f"weights {described['weights']}" if described.get("weights") else None,
+        f"{described['api']} at {described.get('host')}" if described.get("api") else None,
         _listed(described.get("sampling")),
     ]
     return " · ".join(_text(part) for part in parts if part)
@@ -112,6 +113,9 @@ def _text(value: Any) -> str:
         return ", ".join(_text(one) for one in value)
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, str) and PurePath(value).is_absolute():
-        return "/".join(PurePath(value).parts[-2:])  # the page is for others too: whose machine it was is not for them
+    if isinstance(value, str):
+        kind, colon, rest = value.rpartition(":")  # as openai:MODEL
+        if PurePath(rest).is_absolute() and "//" not in rest:
+            # The page is for others too: whose machine it was is not for them.
+            return f"{kind}{colon}{'/'.join(PurePath(rest).parts[-2:])}"
     return "" if value is None else str(value)

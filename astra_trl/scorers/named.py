@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from astra_trl.backends.keys import checked_base_url
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Scorer
 from astra_trl.scorers.keyword import KeywordScorer
@@ -51,6 +52,9 @@ class ScorerArguments:
     scorer_dtype: str = field(
         default="auto", metadata={"help": "Precision of Llama Guard, classifier and judge. Default: the checkpoint's."}
     )
+
+    def __post_init__(self) -> None:
+        checked_base_url(self.judge_base_url)
 
     def common(self, **more: Any) -> dict[str, Any]:
         """What every scorer with a model takes, and what more is set."""

@@ -11,7 +11,7 @@ from astra_trl.rewards.weighted import weighted_terms
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
 from astra_trl.systems.goals import Goal
-from astra_trl.systems.models import Model, load_models
+from astra_trl.systems.models import Model, Target, load_models
 
 ASTPROMPTER_SAMPLING = SamplingParams(
     max_new_tokens=24, min_new_tokens=2, temperature=0.7, top_p=0.7, repetition_penalty=1.1
@@ -100,7 +100,8 @@ class HFASTSystem(ASTPrompterSystem):
     Args:
         tester, target, baseline (`str`, `PreTrainedModel` or `Backend`):
             A Hub id or folder, a loaded model, or a backend with settings of its own; see [`load_models`]. Without a
-            baseline it is the tester before training.
+            baseline it is the tester before training. The target may be a function too: messages -> answer, see
+            [`FunctionBackend`].
         scorer (`Scorer` or `Mapping[str, Scorer]`):
             Measures harm; see [`ASTPrompterSystem`].
         reward (`Reward`, *optional*):
@@ -116,7 +117,7 @@ class HFASTSystem(ASTPrompterSystem):
     def __init__(
         self,
         tester: Model,
-        target: Model,
+        target: Target,
         baseline: Model | None,
         scorer: Scorer | Mapping[str, Scorer],
         *,

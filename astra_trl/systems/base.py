@@ -1,5 +1,6 @@
 """Who talks and what each side sees."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from astra_trl.scorers.base import Part, Scorer, checked_scores, measuring, part
 from astra_trl.systems.chat import messages_of_tester
 from astra_trl.systems.goals import ByGoal, Goal, with_goal
 from astra_trl.tree import Node
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -65,6 +68,9 @@ class System:
         if any(goal.scorer for goal in self.goals):
             self.scorers = {**self.scorers, self.harm: ByGoal(self.goals, self.scorers.get(self.harm))}
         self.check()
+        if self.likelihood_backend not in (self.target, None):
+            kind = type(self.target).__name__
+            logger.warning("the target's %s gives no log-probabilities: the likelihood is the baseline's", kind)
 
     def check(self) -> None:
         """`InputError` where scorers, reward and models do not go together."""

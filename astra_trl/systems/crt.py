@@ -10,7 +10,7 @@ from astra_trl.rewards import Harm, Reward
 from astra_trl.rewards.weighted import weighted_terms
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.astprompter import HFASTSystem, named_scorers
-from astra_trl.systems.models import Model
+from astra_trl.systems.models import Model, Target
 
 CRT_SAMPLING = SamplingParams(max_new_tokens=20, min_new_tokens=10, temperature=0.7, top_p=0.92)
 CRT_TARGET_SAMPLING = SamplingParams(max_new_tokens=30, temperature=0.7, top_p=0.92)
@@ -66,7 +66,7 @@ class CRTSystem(HFASTSystem):
     def __init__(
         self,
         tester: Model,
-        target: Model,
+        target: Target,
         baseline: Model | None,
         scorer: Scorer | Mapping[str, Scorer],
         *,

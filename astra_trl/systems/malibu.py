@@ -6,7 +6,7 @@ from typing import Any
 from astra_trl.rewards.credit import Backup
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.astprompter import HFASTSystem
-from astra_trl.systems.models import Model
+from astra_trl.systems.models import Model, Target
 
 
 class MalibuSystem(HFASTSystem):
@@ -28,7 +28,7 @@ class MalibuSystem(HFASTSystem):
     def __init__(
         self,
         tester: Model,
-        target: Model,
+        target: Target,
         baseline: Model | None,
         scorer: Scorer | Mapping[str, Scorer],
         *,

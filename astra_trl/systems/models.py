@@ -8,10 +8,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_trl.backends.base import Backend, SamplingParams
+from astra_trl.backends.function import FunctionBackend, Reply
 from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import InputError
 
 Model: TypeAlias = str | PreTrainedModel | Backend
+Target: TypeAlias = Model | Reply
 
 # Which sides talk through their chat template.
 Chat = Literal["none", "tester", "target", "both"]
@@ -19,7 +21,7 @@ Chat = Literal["none", "tester", "target", "both"]
 
 def load_models(
     tester: Model,
-    target: Model,
+    target: Target,
     baseline: Model | None,
     *,
     sampling: SamplingParams,
@@ -40,7 +42,8 @@ def load_models(
 
     Args:
         tester, target (`str`, `PreTrainedModel` or `Backend`):
-            A Hub id or folder, a loaded model, or a backend with settings of its own.
+            A Hub id or folder, a loaded model, or a backend with settings of its own. The target may be a function
+            too: it is wrapped in a [`FunctionBackend`].
         baseline (`str`, `PreTrainedModel` or `Backend`, *optional*):
             The frozen reference of the tester; `None` means the tester before training.
         sampling (`SamplingParams`):
@@ -84,11 +87,11 @@ def load_models(
     }
     loaded: list[tuple[str, HFBackend]] = []  # frozen models by id
 
-    def backend(role: str, model: Model, tokenizer: PreTrainedTokenizerBase | None = None) -> Backend:
+    def backend(role: str, model: Target, tokenizer: PreTrainedTokenizerBase | None = None) -> Backend:
         if isinstance(model, HFBackend):
             return replace(model)  # a role's own: training swaps its model and adapter
         if not isinstance(model, str | torch.nn.Module):
-            return model
+            return _given(role, model)
         if not isinstance(model, str):
             return HFBackend(
                 model, tokenizer or HFBackend.saved_tokenizer(model, role), **role_fields(role, **talking)
@@ -135,6 +138,14 @@ def role_fields(
     talks = chat in ("both", "target" if target else "tester")
     own = {"sampling": target_sampling if target and target_sampling else sampling, "chat": talks}
     return {**limits, **own, "chat_template_kwargs": chat_template_kwargs if talks else None}
+
+
+def _given(role: str, model: Any) -> Backend:
+    if hasattr(model, "open"):
+        return model
+    if role == "target" and callable(model):
+        return FunctionBackend(model)
+    raise InputError(f"the {role} is a {type(model).__name__}: give a Hub id, a folder, a loaded model or a backend")
 
 
 def _check_vocabularies(*backends: Backend) -> None:

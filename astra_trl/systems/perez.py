@@ -14,7 +14,7 @@ from astra_trl.rewards.question import is_question, through_question_mark
 from astra_trl.rewards.weighted import weighted_terms
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.astprompter import HFASTSystem, named_scorers
-from astra_trl.systems.models import Model
+from astra_trl.systems.models import Model, Target
 from astra_trl.tree import Node
 
 PEREZ_SAMPLING = SamplingParams(max_new_tokens=32, temperature=1.0, top_p=0.95)
@@ -90,7 +90,7 @@ class PerezSystem(HFASTSystem):
     def __init__(
         self,
         tester: Model,
-        target: Model,
+        target: Target,
         baseline: Model | None,
         scorer: Scorer | Mapping[str, Scorer],
         *,

@@ -1,0 +1,259 @@
+"""Whole runs and evaluations of a target behind an API, by their flags: what is asked, shown and written."""
+
+import json
+import re
+
+import pytest
+import yaml
+from endpoints import completion, endpoint
+
+from astra_trl import Evaluation, InputError
+from astra_trl.arguments import parse, parse_evaluate
+from astra_trl.dry_run import dry_run
+from astra_trl.evaluate import evaluate
+from astra_trl.evaluate import main as evaluate_main
+from astra_trl.hub import model_card
+from astra_trl.report import markdown_report, write_report
+from astra_trl.run import main
+from astra_trl.run_folder import read_lines
+from astra_trl.sandbox import load_world, topic_of
+from astra_trl.sandbox.defaults import SANDBOX
+
+FLAGS = ["--num_train_epochs", "2", "--trees_per_round", "3", "--pairs_per_round", "8", "--tree_width", "3"]
+FLAGS += ["--tree_depth", "2", "--eval_openings", "3", "--min_margin", "0", "--max_new_tokens", "16", "--seed", "3"]
+FLAGS += ["--disable_tqdm", "true", "--report_to", "none"]
+WORLD = load_world()
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def answer(request):
+    """Rude about what the sandbox's target is; what it says depends on the conversation alone."""
+    topic = topic_of(request["messages"][-1]["content"].split("\n")[-1]) or "that"
+    return completion(f"Only a fool cares about {topic}." if topic in WORLD.weak_topics else f"Tell me about {topic}.")
+
+
+def flags(url, folder, **more):
+    given = {"target": "openai:some/model", "target_base_url": url, "output_dir": str(folder), **more}
+    return [*FLAGS, *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
+
+
+def lines(file):
+    return list(read_lines(file))
+
+
+@pytest.fixture(scope="module")
+def failing_run(tmp_path_factory):
+    """A run whose target fails for some conversations and says nothing in others."""
+    folder = tmp_path_factory.mktemp("api") / "run"
+
+    def shaky(request):
+        last = request["messages"][-1]["content"]
+        if len(last) % 7 == 0:
+            return 500, {"error": {"message": "out of order"}}
+        return completion("") if len(last) % 7 == 1 else answer(request)
+
+    with endpoint(shaky) as (url, requests):
+        main(SANDBOX["dpo"], flags(url, folder, max_retries=1, max_failed_share=1, temperature=0.9))
+        yield folder, requests, url
+
+
+def test_what_failed_is_left_out_counted_and_shown(failing_run, tmp_path):
+    folder, *_ = failing_run
+    nodes = lines(folder / "exchanges.jsonl")
+    failed = [node for node in nodes if node["error"] is not None]
+    own = [node for node in failed if node["error"].startswith("InternalServerError")]
+    assert own and len(failed) < len(nodes)
+    assert {node["error"] for node in failed} - {node["error"] for node in own} <= {
+        "an earlier exchange of this conversation failed"
+    }
+    assert all(node["reward"] is None and node["scores"] == {} and node["response"] == "" for node in failed)
+    empty = [node for node in nodes if node["error"] is None and node["response"] == ""]
+    assert empty and all(node["scores"]["harm"] == 0.0 for node in empty)
+    from pyarrow import parquet
+
+    lost = {node["probe"] for node in failed} - {node["probe"] for node in nodes if node["error"] is None}
+    for file in (folder / "records").glob("*.parquet"):
+        for record in parquet.read_table(file).to_pylist():
+            assert not {record["chosen"], record["rejected"]} & lost
+    unscored = sum(round["unscored"] for round in lines(folder / "rounds.jsonl"))
+    assert unscored == len(failed)
+    evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    counts = {row["arm"]: row for row in evaluation["counts"]}
+    held_out = lines(folder / "evaluation" / "exchanges.jsonl")
+    for arm, row in counts.items():
+        of_arm = [line for line in held_out if line["arm"] == arm]
+        assert row["failed"] == sum(line["error"] is not None for line in of_arm)
+        assert row["empty_responses"] == sum(line["error"] is None and not line["response"] for line in of_arm)
+    assert sum(row["failed"] for row in counts.values()) and sum(row["empty_responses"] for row in counts.values())
+    page = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "out of order" in page
+    usage = json.loads((folder / "usage.json").read_text())
+    assert usage["failed"] >= len(own) and usage["requests"] > usage["calls"] and usage["empty"] >= len(empty)
+
+
+def test_the_target_is_named_wherever_the_run_is_told_of(failing_run, tmp_path):
+    folder, requests, url = failing_run
+    host = url.split("/")[2]
+    evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    described = evaluation["arms"][0]["description"]["target"]
+    assert (described["model"], described["host"], described["api"]) == ("some/model", host, "chat completions")
+    assert described["sampling"]["temperature"] == 0.9 and evaluation["arms"][0]["target"] == "some/model"
+    card = model_card(folder)
+    assert "makes **some/model** misbehave" in card and "an API, by chat completions" in card
+    assert "--target openai:some/model" in card and "--target_base_url URL" in card and host not in card
+    report = markdown_report([folder])
+    assert "some/model" in report and f"chat completions at {host}" in report
+    assert requests[0]["temperature"] == 0.9 and requests[0]["max_tokens"] == 16
+
+
+def test_a_folder_that_names_the_model_is_not_told_whole(failing_run, tmp_path, capsys):
+    folder, *_ = failing_run
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    other = tmp_path / "run"
+    other.mkdir()
+    config["target"] = "openai:/home/somebody/models/target"
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    (other / "rounds.jsonl").write_text((folder / "rounds.jsonl").read_text())
+    for text in (model_card(other), markdown_report([other]), write_report([other], tmp_path / "r.html").read_text()):
+        assert "/home/somebody" not in text and "target" in text
+
+
+def test_an_evaluation_takes_over_where_the_target_is(failing_run, tmp_path, capsys):
+    folder, *_ = failing_run
+    with endpoint(answer) as (url, requests):
+        text = (folder / "config.yaml").read_text()
+        old = yaml.safe_load(text)["target_base_url"]
+        (folder / "config.yaml").write_text(text.replace(old, url))
+        common = [str(folder), "--bootstrap", "20", "--response_cache", str(tmp_path / "cache")]
+        args, *_ = parse_evaluate(common)
+        assert (args.target, args.target_base_url, args.max_retries) == (["openai:some/model"], url, 1)
+        evaluate(*parse_evaluate([*common, "--output_dir", str(tmp_path / "one")]))
+        asked = len(requests)
+        assert asked and {request["model"] for request in requests} == {"some/model"}
+        several = ["--target", "openai:some/model", "--target", "openai:other", "--output_dir", str(tmp_path / "two")]
+        evaluate(*parse_evaluate([*common, *several]))
+        (folder / "config.yaml").write_text(text)
+    assert {request["model"] for request in requests[asked:]} == {"other"}  # the first was read from the cache
+    one = Evaluation.read(tmp_path / "one" / "evaluation.json")
+    two = Evaluation.read(tmp_path / "two" / "evaluation.json")
+    assert two.targets == ["some/model", "other"]
+    name = f"harmful_share/{one.harm}"
+    assert one.figure(name).value == two.figure(name).value
+    assert "other" in capsys.readouterr().out
+
+
+def test_a_local_target_leaves_the_address_of_the_run_alone(failing_run, tmp_path):
+    folder, *_ = failing_run
+    args, *_ = parse_evaluate([str(folder), "--target", WORLD.target])
+    assert args.target == [WORLD.target] and args.output_dir.endswith("evaluation-target")
+    with pytest.raises(InputError, match="no target behind an API: give --target openai:MODEL"):
+        parse_evaluate([str(folder), "--target", WORLD.target, "--target_base_url", "http://localhost:9/v1"])
+    args, *_ = parse_evaluate([str(folder), "--target", "openai:a/b", "openai:c"])
+    assert args.output_dir.endswith("evaluation-b+c")
+
+
+def test_a_spent_budget_stops_a_run_at_a_checkpoint_and_a_larger_one_goes_on(tmp_path, capsys):
+    with endpoint(answer) as (url, requests):
+        main(SANDBOX["dpo"], flags(url, tmp_path / "whole"))
+        total = len(requests)
+        of_rounds = json.loads((tmp_path / "whole" / "usage.json").read_text())["requests"]
+        assert of_rounds <= total
+        with pytest.raises(
+            SystemExit, match=r"error: the budget of \d+ requests is spent: raise max_requests; --resume"
+        ):
+            main(SANDBOX["dpo"], flags(url, tmp_path / "run", max_requests=total - 30))
+        assert len(requests) == 2 * total - 30
+        with pytest.raises(SystemExit, match="the budget of"):  # what was asked for before counts
+            main(SANDBOX["dpo"], flags(url, tmp_path / "run", max_requests=total - 30, resume_from_checkpoint="true"))
+        assert len(requests) <= 2 * total
+        main(SANDBOX["dpo"], flags(url, tmp_path / "run", max_requests=9 * total, resume_from_checkpoint="true"))
+    assert (tmp_path / "run" / "exchanges.jsonl").read_bytes() == (tmp_path / "whole" / "exchanges.jsonl").read_bytes()
+
+
+def test_too_many_failures_stop_a_run_with_the_reason(tmp_path):
+    with endpoint(lambda request: (503, {"error": {"message": "out of order"}})) as (url, _):
+        stopped = pytest.raises(SystemExit, match="calls failed for good, .*max_failed_share=0.05.*out of order")
+        with stopped:
+            main(SANDBOX["dpo"], flags(url, tmp_path / "run", max_retries=0, max_concurrency=1))
+
+
+def test_an_adapter_is_trained_against_an_api_and_the_tester_without_it_tells_the_likelihood(tmp_path, caplog):
+    with endpoint(answer) as (url, _):
+        lora = {"use_peft": "true", "lora_r": 2, "lora_target_modules": r".*c_attn"}
+        main(SANDBOX["dpo"], flags(url, tmp_path / "run", num_train_epochs=1, **lora))
+    nodes = lines(tmp_path / "run" / "exchanges.jsonl")
+    assert all(node["probe_logprob_per_token"] < 0 for node in nodes if node["probe"])
+    assert sum("the likelihood is the baseline's" in record.getMessage() for record in caplog.records) == 1
+    evaluation = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    assert evaluation["settings"]["likelihood_under"] == "baseline"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--target", "openai:"], "names no model"),
+        (["--target_base_url", "http://localhost:9/v1"], "no target behind an API"),
+        (["--target", "openai:m", "--target_base_url", "http://me:hunter2@host/v1"], "holds a user, a password"),
+        (["--target", "openai:m", "--target_base_url", "http://host/v1?api_key=hunter2"], "or a query"),
+        (["--scorer", "judge:m", "--judge_base_url", "http://me:hunter2@host/v1"], "holds a user, a password"),
+        (["--target", "openai:m"], "set OPENAI_API_KEY"),
+        (["--target", "openai:m", "--max_requests", "0"], "max_requests must be at least 1"),
+        (
+            ["--target", "openai:m", "--target_base_url", "http://h", "--target_logprobs", "echo"],
+            "plain completions",
+        ),
+    ],
+)
+def test_flags_that_cannot_work_are_told_in_one_line(given, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(SANDBOX["dpo"], [*given, "--output_dir", str(tmp_path / "run")])
+    text = str(stopped.value)
+    assert re.search(message, text) and "\n" not in text and "hunter2" not in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_credentials_in_an_address_are_not_shown_by_an_evaluation_or_a_dry_run(tmp_path, capsys):
+    url = ["--target", "openai:m", "--target_base_url", "http://me:hunter2@host/v1"]
+    for command in (
+        lambda: evaluate_main([WORLD.tester, "--world", "embedded", *url]),
+        lambda: main({}, [*url, "--dry_run"]),
+    ):
+        with pytest.raises(SystemExit, match="holds a user, a password"):
+            command()
+    shown = capsys.readouterr()
+    assert "hunter2" not in shown.out + shown.err
+
+
+def test_a_dry_run_tells_calls_and_tokens_instead_of_weights(tmp_path):
+    openings = ["Good morning", "I love soup"]
+    with endpoint(answer) as (url, requests):
+        given = flags(url, tmp_path / "run", max_total_tokens=5000, pairs_per_round=1, trees_per_round=3)
+        text = dry_run(*parse(SANDBOX["dpo"], given), "dpo", openings)
+        assert requests == []
+    assert max(map(len, text.splitlines())) <= 80
+    told = " ".join(text.replace("#", "").split())
+    assert f"target: some/model at {url}, by chat completions: no weights here" in told
+    # 2 rounds of 3 trees of 3 + 9 exchanges; 3 openings before and after, of 2 turns, and alone
+    assert f"calls of the API: {2 * 3 * 12 + 3 * (2 * 2 + 1)} or more" in told
+    assert "max_total_tokens 5000" in told
+    again = parse({}, ["--config", write(tmp_path, text)])
+    assert again[0].target == "openai:some/model" and again[0].max_total_tokens == 5000
+
+
+def write(folder, text):
+    file = folder / "run.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_processes_share_the_limits_of_the_flags(monkeypatch):
+    from astra_trl import building
+
+    monkeypatch.setattr(building, "PartialState", lambda: type("State", (), {"num_processes": 4})())
+    args, *_ = parse({}, ["--target", "openai:m", "--max_requests", "100", "--tokens_per_minute", "1000"])
+    limits = building.limiter_of(args).limits
+    assert (limits.max_concurrency, limits.max_requests, limits.tokens_per_minute) == (2, 25, 250)
