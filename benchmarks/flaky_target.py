@@ -1,6 +1,6 @@
 """What a bad network and a server that dies cost a run: `python -m benchmarks.flaky_target`, some 15 minutes.
 
-The sandbox's DPO recipe, as it is, against the sandbox's target behind `transformers serve`: undisturbed; through a
+Rounds of the sandbox's DPO recipe against the sandbox's target behind `transformers serve`: undisturbed; through a
 proxy that spoils every fifth call; and with the server killed in the middle of a round and back 20 seconds later.
 """
 
@@ -64,6 +64,6 @@ def main(rounds: int, away: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=14)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--away", type=float, default=20.0)
     main(**vars(parser.parse_args()))
