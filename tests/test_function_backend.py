@@ -196,9 +196,10 @@ def test_an_interrupted_batch_leaves_no_thread_waiting():
         raise OSError("again")
 
     backend = FunctionBackend(answer, max_retries=100)
+    before = set(threading.enumerate())
     with pytest.raises(InputError, match="^stop$"):
         backend.open(["go", "stop"], seeds=[0, 0]).sample()
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - before:
         if "ThreadPoolExecutor" in thread.name:
             thread.join(5)
             assert not thread.is_alive()
