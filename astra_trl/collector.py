@@ -57,11 +57,11 @@ class Draws:
         draws = [Draw(number, opening, derive_seed(self.seed, number)) for number, opening in enumerate(openings)]
         yield from _parts(draws, self.trees_at_a_time)
 
-    def shared_out(self, batch: Sequence[Draw], grown: Callable[[Sequence[Draw]], Sequence[T]]) -> list[T]:
-        """What `grown` makes of each draw of a batch, by all processes together."""
+    def shared_out(self, batch: Sequence[Draw], work: Callable[[Sequence[Draw]], Sequence[T]]) -> list[T]:
+        """What `work` makes of each draw of a batch, by all processes together."""
         together = self.together or math.ceil(self.trees_at_a_time / PartialState().num_processes)
         parts = list(_parts(batch, together))
-        done = shared_out(parts, lambda mine: [grown(part) for part in mine])
+        done = shared_out(parts, lambda mine: [work(part) for part in mine])
         return [result for part in done for result in part]
 
 
@@ -84,8 +84,8 @@ def collect_trees(
     taught: list[Record] = []
     found = 0
 
-    def grown(batch: Sequence[Draw]) -> list[Tree | Record | None]:
-        # What came of each draw: a lesson may come to nothing.
+    def outcomes_of(batch: Sequence[Draw]) -> list[Tree | Record | None]:
+        # Of each draw; a lesson may come to nothing.
         forced = [teaching.drawn(draw.seed) if teaching else None for draw in batch]
         lessons = [(pair, draw.seed) for pair, draw in zip(forced, batch, strict=True) if pair is not None]
         learned = iter(taught_records(sampler.system.tester, *zip(*lessons, strict=True)) if lessons else ())
@@ -95,7 +95,7 @@ def collect_trees(
         return [next(grown) if pair is None else next(learned) for pair in forced]
 
     for batch in draws.batches(sampler):
-        outcomes = draws.shared_out(batch, grown)
+        outcomes = draws.shared_out(batch, outcomes_of)
         new = [outcome for outcome in outcomes if isinstance(outcome, Tree)]
         trees += new
         taught += [outcome for outcome in outcomes if isinstance(outcome, dict)]
@@ -112,7 +112,7 @@ def collect_contexts(
     processes grow their share and return the same."""
     contexts: list[Context] = []
 
-    def grown(batch: Sequence[Draw]) -> list[list[Context]]:
+    def contexts_of(batch: Sequence[Draw]) -> list[list[Context]]:
         of_draws: list[list[Context]] = [[] for _ in batch]
         openings, seeds = [draw.opening for draw in batch], [draw.seed for draw in batch]
         for context in sampler.contexts(openings, seeds, on_exchanges):
@@ -120,7 +120,7 @@ def collect_contexts(
         return of_draws
 
     for batch in draws.batches(sampler):
-        contexts += [context for of_draw in draws.shared_out(batch, grown) for context in of_draw]
+        contexts += [context for of_draw in draws.shared_out(batch, contexts_of) for context in of_draw]
         if len(contexts) >= wanted:
             break
     return contexts

@@ -185,9 +185,7 @@ def _scorer(spec: str, args: ScorerArguments) -> Role:
 def _asking(args: RunArguments, training_args: Any, tester: str, openings: Sequence[Opening], loading: Loading) -> str:
     """The calls and the tokens that a target behind an API is asked for; each call sends its conversation again."""
     width, depth = args.tree_width, args.tree_depth
-    groups = sum(width**turn for turn in range(depth))
-    records, most_trees = training_args.full_round(groups, _batch(training_args, width))
-    least_trees = max(training_args.trees_per_round, math.ceil(records / groups))
+    _, least_trees, most_trees = _round(args, training_args)
     rounds, said = training_args.num_train_epochs, args.max_new_tokens
     answer = said if args.target_max_new_tokens is None else args.target_max_new_tokens
     opening = _opening_tokens(tokenizer_of(tester, "tester", loading), openings, math.inf)
@@ -219,10 +217,10 @@ def _reading(
     width, depth = args.tree_width, args.tree_depth
     if min(width, depth) < 1:
         raise InputError(f"tree_width and tree_depth must be at least 1, got {width} and {depth}")
-    groups = sum(width**turn for turn in range(depth))
-    exchanges, said = groups * width, args.max_new_tokens + 1  # and the new line between utterances
-    records, most_trees = training_args.full_round(groups, _batch(training_args, width))
-    trees, rounds = max(training_args.trees_per_round, math.ceil(records / groups)), training_args.num_train_epochs
+    exchanges = sum(width ** (turn + 1) for turn in range(depth))
+    said = args.max_new_tokens + 1  # and the new line between utterances
+    records, trees, most_trees = _round(args, training_args)
+    rounds = training_args.num_train_epochs
     lines = [
         _comment(
             f"a round of {records} {training_args.unit}s takes {trees} trees or more, of {exchanges} exchanges each "
@@ -258,6 +256,13 @@ def _reading(
             ),
         ]
     )
+
+
+def _round(args: RunArguments, training_args: Any) -> tuple[int, int, int]:
+    # The records of a full round, and how many trees it takes at the least and at the most.
+    groups = sum(args.tree_width**turn for turn in range(args.tree_depth))
+    records, most = training_args.full_round(groups, _batch(training_args, args.tree_width))
+    return records, max(training_args.trees_per_round, math.ceil(records / groups)), most
 
 
 def _batch(training_args: Any, width: int) -> int:

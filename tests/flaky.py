@@ -11,10 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+from loopback import listening
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from astra_trl.sandbox import load_world
@@ -161,10 +162,5 @@ def flaky(upstream: str, share: float = 0.2) -> Iterator[tuple[str, Counter[str]
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
+    with listening(Handler) as server:
         yield f"http://127.0.0.1:{server.server_port}/{path}", done
-    finally:
-        server.shutdown()
-        server.server_close()

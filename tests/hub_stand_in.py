@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +16,7 @@ import torch
 import yaml
 from conftest import make_gpt2, make_tokenizer
 from huggingface_hub import close_session, constants
+from loopback import listening
 
 TOKEN = "hf_" + "Secret" * 5
 USER = "alice"
@@ -238,16 +239,13 @@ def _handler(hub: HubStandIn):
 def serving():
     """A stand-in that answers at its `url` while this lasts."""
     hub = HubStandIn()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.handle_error = lambda *args: None  # what is left of a connection that was cut
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield hub
-    finally:
-        hub.released.set()
-        server.shutdown()
-        server.server_close()
+    with listening(_handler(hub)) as server:
+        server.handle_error = lambda *args: None  # what is left of a connection that was cut
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            yield hub
+        finally:
+            hub.released.set()
 
 
 @pytest.fixture

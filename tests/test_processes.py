@@ -71,26 +71,18 @@ from transformers import Trainer
 what, *flags = sys.argv[1:]
 state = PartialState(cpu=True)
 
-if what == "fails":
+if what in ("fails", "stops"):
+    error = {"fails": RuntimeError("the scorer of process 1 is broken"),
+             "stops": RunStopped("the budget of process 1 is spent")}[what]
     score, calls = KeywordScorer.__call__, []
 
-    def fails(self, exchanges):
+    def raises(self, exchanges):
         calls.append(len(exchanges))
         if state.process_index == 1 and len(calls) == 9:
-            raise RuntimeError("the scorer of process 1 is broken")
+            raise error
         return score(self, exchanges)
 
-    KeywordScorer.__call__ = fails
-if what == "stops":
-    score, calls = KeywordScorer.__call__, []
-
-    def stops(self, exchanges):
-        calls.append(len(exchanges))
-        if state.process_index == 1 and len(calls) == 9:
-            raise RunStopped("the budget of process 1 is spent")
-        return score(self, exchanges)
-
-    KeywordScorer.__call__ = stops
+    KeywordScorer.__call__ = raises
 if what == "killed":
     step = Trainer.training_step
 

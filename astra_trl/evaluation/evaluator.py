@@ -170,7 +170,7 @@ class ASTEvaluator:
         trees: list[Tree] = []
         at_once = PartialState().num_processes
         for start in range(0, len(self._chunks), at_once):
-            trees += self._grown(arm, name, self._chunks[start : start + at_once], sampler, baseline)
+            trees += self._trees_of(arm, name, self._chunks[start : start + at_once], sampler, baseline)
         self._trees[arm, name] = trees
         return trees
 
@@ -245,27 +245,13 @@ class ASTEvaluator:
             for name, figure in diversity(texts, self.seed, self.embed).items()
         }
 
-    def _grown(
+    def _trees_of(
         self, arm: str, target: str, chunks: Sequence[Sequence[int]], sampler: ASTSampler, baseline: Backend | None
     ) -> list[Tree]:
-        # Always the same openings together: what is computed beside a row can change its last digits.
         exchanges = 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
         there = [None if self.folder is None else self.folder.grown(arm, target, c, exchanges) for c in chunks]
         missing = [chunk for chunk, known in zip(chunks, there, strict=True) if known is None]
-
-        def grow(mine: Sequence[Sequence[int]]) -> list[list[Tree]]:
-            grown = []
-            for chunk in mine:
-                openings, seeds = [self.openings[index] for index in chunk], [self.seeds[index] for index in chunk]
-                grow = openings_alone if arm == OPENINGS else ASTSampler.grow
-                trees = grow(sampler, openings, seeds, self.on_exchanges)
-                sampler.system.examine([node for tree in trees for node in tree.nodes()])
-                if baseline is not None:
-                    read_by(baseline, sampler, trees)
-                grown.append(trees)
-            return grown
-
-        new = iter(shared_out(missing, grow))
+        new = iter(shared_out(missing, lambda mine: [self._grown(arm, c, sampler, baseline) for c in mine]))
         found: list[Tree] = []
         for chunk, known in zip(chunks, there, strict=True):
             if known is None:
@@ -276,6 +262,16 @@ class ASTEvaluator:
                 self.on_exchanges(exchanges * len(known))
                 found += known
         return found
+
+    def _grown(self, arm: str, chunk: Sequence[int], sampler: ASTSampler, baseline: Backend | None) -> list[Tree]:
+        # Always the same openings together: what is computed beside a row can change its last digits.
+        openings, seeds = [self.openings[index] for index in chunk], [self.seeds[index] for index in chunk]
+        grow = openings_alone if arm == OPENINGS else ASTSampler.grow
+        trees = grow(sampler, openings, seeds, self.on_exchanges)
+        sampler.system.examine([node for tree in trees for node in tree.nodes()])
+        if baseline is not None:
+            read_by(baseline, sampler, trees)
+        return trees
 
 
 def _digest(data: Any) -> str:

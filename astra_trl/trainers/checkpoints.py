@@ -134,10 +134,10 @@ class CheckpointsMixin(PublishingMixin):
 
     def checkpoint_of_now(self) -> None:
         """Writes a checkpoint of the steps taken so far, where there is none yet."""
-        self.save_usage()
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if what_is_sealed(folder) is None:
+        if what_is_sealed(self._folder_of_now()) is None:
             self._save_checkpoint(self.model, None)
+        else:
+            self.save_usage()
 
     def save_usage(self) -> None:
         """Writes down what all processes have asked the target's endpoint for."""
@@ -173,7 +173,7 @@ class CheckpointsMixin(PublishingMixin):
             self._metrics["train"][name] = list(values)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = self._folder_of_now()
         main = self.is_world_process_zero()
         if main and folder.exists():
             (folder / SEAL).unlink(missing_ok=True)  # first, so that a half of it never passes for the whole
@@ -196,6 +196,9 @@ class CheckpointsMixin(PublishingMixin):
             write_whole(folder / REWARD_STATE, json.dumps(self.sampler.system.reward.state_dict()))
             seal(folder, state)
             rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _folder_of_now(self) -> Path:
+        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
     def _counted(self) -> dict[str, Any]:
         loss = getattr(self, "_tr_loss", None)  # TRL's PPO has none
@@ -224,7 +227,7 @@ class CheckpointsMixin(PublishingMixin):
         except OSError as error:
             if error.errno not in (ENOSPC, EDQUOT, EFBIG):
                 raise
-            half = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            half = self._folder_of_now()
             if half.exists() and what_is_sealed(half) is None:
                 shutil.rmtree(half, ignore_errors=True)
             reason = str(error).strip().splitlines()[0][:200]
