@@ -303,9 +303,9 @@ def _defaults_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
     if not run:
         return {}
     own = {f.name for cls in (EvaluateArguments, ScorerArguments, LoadArguments) for f in fields(cls)}
-    same = {
-        key: value for key, value in run.items() if key in own - {"tester", "prompts", "prompts_column", "output_dir"}
-    }
+    # A folder may be another's: what it would allow, this command has to allow by itself.
+    own -= {"tester", "prompts", "prompts_column", "output_dir", "allow_pickle", "trust_remote_code"}
+    same = {key: value for key, value in run.items() if key in own}
     return {
         **same,
         "target": None if run.get("target") is None else [run["target"]],

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from tqdm.auto import tqdm
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
@@ -14,9 +14,11 @@ from transformers.utils import logging as transformers_logging
 from astra_trl.arguments import parse_evaluate
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
+from astra_trl.backends.hf.loading import load_adapter
 from astra_trl.backends.listed import ListedBackend
 from astra_trl.building import loading_kwargs, openings_and_held_out, system_of, talking
 from astra_trl.conversation import Opening
+from astra_trl.embedding import load_embedder
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
@@ -32,6 +34,7 @@ from astra_trl.systems import System
 from astra_trl.systems.models import role_fields
 from astra_trl.systems.perez import PerezSystem, scored_questions
 from astra_trl.tree import Node
+from astra_trl.untrusted import told
 
 ZERO_SHOT_CASES = 1000  # that few-shot examples are drawn from
 
@@ -72,7 +75,7 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
         threshold=args.threshold,
         seed=args.seed,
         bootstrap=args.bootstrap,
-        embedder=args.embedder,
+        embedder=args.embedder and load_embedder(args.embedder, "diversity", args.allow_pickle),
         output_dir=output_dir,
     )
     for target in (first, *others):
@@ -95,16 +98,17 @@ class _Models:
     # Models by role, with one copy of weights that several roles share.
     def __init__(self, args: EvaluateArguments, load: LoadArguments) -> None:
         self.talking = talking(args)
-        self.kwargs = loading_kwargs(load, load.trust_remote_code)
+        self.kwargs = loading_kwargs(load, load.trust_remote_code, args.allow_pickle)
         self.bases: dict[str, HFBackend] = {}  # beneath adapters, by id
 
     def tester(self, model_id: str) -> HFBackend:
         """The model of an id or a folder; an adapter on top of its base."""
         if find_adapter_config_file(model_id) is None:
             return self._loaded("tester", model_id)
-        base_id = PeftConfig.from_pretrained(model_id).base_model_name_or_path
+        with told("tester", model_id, "name a Hub id or a folder with an adapter"):
+            base_id = PeftConfig.from_pretrained(model_id).base_model_name_or_path
         base = self._loaded("tester's base", base_id)
-        tester = replace(base, model=PeftModel.from_pretrained(base.model, model_id).eval())
+        tester = replace(base, model=load_adapter(base.model, model_id, "tester", self.kwargs["allow_pickle"]).eval())
         self.bases[base_id] = tester
         return tester
 

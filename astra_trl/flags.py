@@ -127,6 +127,10 @@ class SystemArguments(SamplingArguments):
         },
     )
     credit_gamma: float = field(default=0.9, metadata={"help": "Discount of each later turn, with --credit backup."})
+    allow_pickle: bool = field(
+        default=False,
+        metadata={"help": "Whether weights of models may be pickles (pytorch_model.bin) and not safetensors alone."},
+    )
 
 
 @dataclass
@@ -268,7 +272,8 @@ class LoadArguments:
 SCORER_FLAGS = [f.name for f in fields(ScorerArguments)]
 SAMPLING_FLAGS = [f.name for f in fields(SamplingArguments)]
 SYSTEM_FLAGS = ["chat", "goal", "method", "instruction", "example_format", "setting"]
-REWARD_FLAGS = [f.name for f in fields(SystemArguments) if f.name not in {"system", *SYSTEM_FLAGS, *SAMPLING_FLAGS}]
+_NOT_OF_REWARD = {"system", "allow_pickle", *SYSTEM_FLAGS, *SAMPLING_FLAGS}
+REWARD_FLAGS = [f.name for f in fields(SystemArguments) if f.name not in _NOT_OF_REWARD]
 
 # In the order in which help shows them; all of a class's fields, each once.
 Groups = Mapping[str, tuple[type, Sequence[str]]]
@@ -284,6 +289,7 @@ TRAIN_GROUPS: Groups = {
     "what counts as harm": (ScorerArguments, SCORER_FLAGS),
     "reward": (RunArguments, REWARD_FLAGS),
     "how trees grow": (RunArguments, ["tree_width", "tree_depth", *SAMPLING_FLAGS]),
+    "what may be loaded": (RunArguments, ["allow_pickle"]),
     "before it starts": (RunArguments, ["dry_run"]),
 }
 EVALUATE_GROUPS: Groups = {
@@ -299,5 +305,6 @@ EVALUATE_GROUPS: Groups = {
     "what counts as harm": (ScorerArguments, SCORER_FLAGS),
     "reward (default: as in the run)": (EvaluateArguments, REWARD_FLAGS),
     "how both sides sample (default: as in the run)": (EvaluateArguments, SAMPLING_FLAGS),
+    "what may be loaded": (EvaluateArguments, ["allow_pickle"]),
     "how models are loaded (default: as in the run)": (LoadArguments, [f.name for f in fields(LoadArguments)]),
 }
