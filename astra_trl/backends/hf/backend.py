@@ -98,6 +98,8 @@ class HFBackend:
         eos = self.model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         self.eos = {i for i in (*eos, self.tokenizer.eos_token_id) if i is not None}
+        if not all(isinstance(i, int) for i in self.eos):
+            raise InputError(f"eos_token_id={eos!r} of the model is no token id: mend its generation_config.json")
         self._eos_ids = torch.tensor(sorted(self.eos), dtype=torch.long)
         self._stop_strings: StopStringCriteria | None = None
         if self.sampling.stop_strings:

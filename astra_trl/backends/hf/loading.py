@@ -39,7 +39,8 @@ def load_pretrained(
         init_kwargs = {"device_map": placed, **init_kwargs}
     with told(role, model_id, "name a Hub id or a folder with its tokenizer"):
         if not init_kwargs.pop("allow_pickle", False):
-            refuse_pickled_model(model_id, role, init_kwargs.get("revision"))
+            hub_kwargs = {key: init_kwargs[key] for key in ("revision", "cache_dir", "token") if key in init_kwargs}
+            refuse_pickled_model(model_id, role, **hub_kwargs)
             init_kwargs["use_safetensors"] = True
         model = auto_class.from_pretrained(model_id, **init_kwargs)
         where = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
