@@ -19,6 +19,7 @@ from astra_trl.flags import (
     LoadArguments,
     RunArguments,
 )
+from astra_trl.parsing import parse_yaml
 from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
 from astra_trl.systems.defaults import SYSTEMS, defaults_of
@@ -60,7 +61,7 @@ class FlagParser(argparse.ArgumentParser):
         return super().parse_known_args(None if args is None else [underscored(arg) for arg in args], namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {InputError(message)} (see {self.prog} --help)\n")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -99,9 +100,9 @@ def _truth(text: str) -> bool:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; `InputError` where there is none."""
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"config {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+        settings = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"config {str(path)!r} cannot be read: {error}") from error
     if not isinstance(settings, dict):
         raise InputError(f"config {str(path)!r} holds no settings: give a YAML file of `flag: value` lines")
     return settings
@@ -120,7 +121,7 @@ def chosen(
     found = {**{key: value for key, value in settings.items() if key in ("system", "algorithm")}, **vars(given)}
     system, algorithm = found.get("system", "astprompter"), found.get("algorithm", "dpo")
     for name, value, known in (("system", system, SYSTEMS), ("algorithm", algorithm, TRAINERS)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise InputError(f"there is no {name} {value!r} ({given.config}): choose one of {', '.join(known)}")
     return system, algorithm
 

@@ -26,7 +26,7 @@ from astra_trl.evaluation.tables import show
 from astra_trl.flags import EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.files import local_file
-from astra_trl.run_folder import read_lines, with_no_ids
+from astra_trl.run_folder import read_exchanges
 from astra_trl.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.sandbox import World, named_world
 from astra_trl.scorers.named import ScorerArguments
@@ -136,7 +136,7 @@ def _give_examples(system: System, args: EvaluateArguments) -> None:
         file = Path(args.examples)
         if not file.is_file():
             raise InputError(f"--examples {args.examples!r} is no file: give the exchanges.jsonl of a run")
-        nodes = [Node.from_json(with_no_ids(line)) for line in read_lines(file)]
+        nodes = [node for _, node in read_exchanges(file)]
     system.use_examples(scored_questions(nodes, system.harm))
 
 
