@@ -9,8 +9,6 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
-import yaml
-
 from astra_trl.errors import InputError
 from astra_trl.flags import (
     EVALUATE_GROUPS,
@@ -19,9 +17,9 @@ from astra_trl.flags import (
     LoadArguments,
     RunArguments,
 )
-from astra_trl.parsing import parse_yaml
 from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
+from astra_trl.settings import fits, read_settings, run_settings
 from astra_trl.systems.defaults import SYSTEMS, defaults_of
 from astra_trl.trainers import TRAINERS, trainer_classes
 
@@ -97,17 +95,6 @@ def _truth(text: str) -> bool:
     return text.lower() in ("true", "yes", "1")
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; `InputError` where there is none."""
-    try:
-        settings = parse_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"config {str(path)!r} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"config {str(path)!r} holds no settings: give a YAML file of `flag: value` lines")
-    return settings
-
-
 def chosen(
     argv: Sequence[str], prog: str = "astra-trl train", defaults: Mapping[str, Any] | None = None
 ) -> tuple[str, str]:
@@ -172,8 +159,12 @@ def parse(
     parts = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     try:
         args, scorer_args, training_args, model_args = parser.parse_args_and_config(parts)
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+    except (ValueError, OSError, TypeError, AttributeError) as error:  # the latter two of values of other types
+        raise InputError(str(error)) from error
+    for cls, given in ((RunArguments, args), (ScorerArguments, scorer_args)):
+        for f in fields(cls):
+            if not fits(getattr(given, f.name), f):
+                raise InputError(f"{f.name}={getattr(given, f.name)!r:.80} is of another type than its flag takes")
     training_args.__class__, _ = trainer_classes(algorithm)  # which can be saved with a checkpoint
     if (args.system, args.algorithm) not in {(system, algorithm) for system in SYSTEMS}:
         raise InputError(
@@ -239,7 +230,7 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, ScorerArgume
     settings = {**({} if path is None else _from_file(path)), **given}
     if settings.get("tester") is None:
         parser.error("no tester: give a run's folder, a model's folder or a Hub id")
-    run = _run_settings(settings["tester"])
+    run = run_settings(settings["tester"])
     system = settings.get("system") or run.get("system") or "astprompter"
     own = {**SYSTEMS[system], "depth": SYSTEMS[system].get("tree_depth")}
     settings = {**(_defaults_of_run(run) or own), **settings, "run_settings": run}
@@ -290,12 +281,6 @@ def _from_file(path: str) -> dict[str, Any]:
 class _FileParser(FlagParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"config {self.prog!r}: {message}")
-
-
-def _run_settings(tester: str) -> dict[str, Any]:
-    file = Path(tester) / "config.yaml"
-    settings = read_settings(file) if file.is_file() else {}
-    return settings if "tree_depth" in settings else {}  # others may have a file of that name
 
 
 def _defaults_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
