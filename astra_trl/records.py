@@ -79,7 +79,7 @@ class Records:
                 f"prompt{ids}": _context(node, format),
                 f"completion{ids}": _probe(node, format),
                 "response": _encodable(node.exchange.response),
-                "scores": node.scores,
+                "scores": {_encodable(name): score for name, score in node.scores.items()},
                 "reward": node.credit,
                 "depth": depth_of(tree, node),
             }

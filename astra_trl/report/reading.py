@@ -152,8 +152,14 @@ def _evaluation(file: Path) -> dict[str, Any]:
             f"{visible(str(file))!r} has schema_version {data.get('schema_version')!r}, and this version of astra_trl "
             f"reads {SCHEMA_VERSION}: evaluate again, or use the version that wrote it"
         )
-    if not isinstance(data.get("settings"), dict):
+    settings = data.get("settings")
+    if not isinstance(settings, dict):
         raise damaged(file, "no settings")
+    scorers = settings.get("scorers", [])
+    if not isinstance(scorers, list) or not all(
+        isinstance(name, str) for name in [settings.get("harm", ""), *scorers]
+    ):
+        raise damaged(file, "harm and scorers are no names")
     for table, names in _NAMES.items():
         rows = data.get(table)
         if not isinstance(rows, list) or not all(_has(row, names, table) for row in rows):

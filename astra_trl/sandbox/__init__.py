@@ -75,6 +75,9 @@ def load_world(path: str | Path | None = None) -> World:
                 f"'{path}' is not a sandbox world, it has no {', '.join(missing)}: "
                 "write one with `astra-trl sandbox build --output DIR`"
             )
+        named = [world[name] for name in ("weak_topics", "topics", "rude_words")] + list(world["openings"].values())
+        if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in named):
+            raise ValueError("topics, words and openings are no lists of texts")
         return World(
             path=path,
             tester=str(tester),
