@@ -19,7 +19,7 @@ from pyarrow import parquet
 from test_tree import OPENING
 
 from astra_trl import Exchange, InputError, Turn, load_prompts
-from astra_trl.arguments import parse_evaluate
+from astra_trl.arguments import parse, parse_evaluate
 from astra_trl.cli import COMMANDS, main
 from astra_trl.conversation import ROLES
 from astra_trl.evaluation.folder import EvaluationFolder
@@ -355,6 +355,29 @@ def test_a_runs_settings_are_an_evaluations_or_refused(config, tmp_path):
     with refused_at_most():
         args, _, load = parse_evaluate([str(tmp_path), "--target", "t", "--prompts", "p.txt"])
         assert isinstance(args.temperature, int | float) and not load.trust_remote_code
+
+
+CONFIG = {
+    "tester": "a",
+    "target": "b",
+    "temperature": 0.5,
+    "goal": ["c"],
+    "seed": 1,
+    "learning_rate": 1e-5,
+    "lora_r": 4,
+}
+
+
+@fuzz(40)
+@given(config=spoilt({**CONFIG, "use_peft": True, "report_to": "none", "output_dir": "d", "scorer": "keyword"}))
+def test_any_configuration_of_a_run_is_one_or_refused(config, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("{}")
+    with contextlib.suppress(ValueError):
+        file.write_bytes(as_json(config))
+    with refused_at_most():
+        args, scorer_args, _, _ = parse({}, ["--config", str(file)])
+        assert isinstance(args.temperature, int | float) and isinstance(scorer_args.scorer, str)
 
 
 @fuzz(60)
