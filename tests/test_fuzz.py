@@ -311,10 +311,15 @@ EVALUATION = {
     ],
 }
 LINE = {"arm": "tester", "target": "t", **exchange_line(Node(Exchange(OPENING, "p", "r"), [], []), 0, (0,))}
+SETTINGS = {"tree_depth": 1, "beta": 0.1}
 
 
 @fuzz(60)
-@given(evaluation=spoilt(EVALUATION), line=st.just(LINE) | spoilt(LINE), config=spoilt({"tree_depth": 1, "beta": 0.1}))
+@given(
+    evaluation=st.just(EVALUATION) | spoilt(EVALUATION),
+    line=st.just(LINE) | spoilt(LINE),
+    config=st.just(SETTINGS) | spoilt(SETTINGS),
+)
 def test_a_report_of_any_folder_is_a_page_without_script_of_others_or_one_line(evaluation, line, config, tmp_path):
     run = tmp_path / "run"
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
