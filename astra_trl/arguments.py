@@ -9,8 +9,6 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
-import yaml
-
 from astra_trl.backends.named import api_model, refuse_idle_address
 from astra_trl.errors import InputError
 from astra_trl.flags import (
@@ -22,6 +20,7 @@ from astra_trl.flags import (
 )
 from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
+from astra_trl.settings import fits, read_settings, run_settings
 from astra_trl.systems.defaults import SYSTEMS, defaults_of
 from astra_trl.trainers import TRAINERS, trainer_classes
 
@@ -61,7 +60,7 @@ class FlagParser(argparse.ArgumentParser):
         return super().parse_known_args(None if args is None else [underscored(arg) for arg in args], namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {InputError(message)} (see {self.prog} --help)\n")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -97,17 +96,6 @@ def _truth(text: str) -> bool:
     return text.lower() in ("true", "yes", "1")
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; `InputError` where there is none."""
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"config {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"config {str(path)!r} holds no settings: give a YAML file of `flag: value` lines")
-    return settings
-
-
 def chosen(
     argv: Sequence[str], prog: str = "astra-trl train", defaults: Mapping[str, Any] | None = None
 ) -> tuple[str, str]:
@@ -121,7 +109,7 @@ def chosen(
     found = {**{key: value for key, value in settings.items() if key in ("system", "algorithm")}, **vars(given)}
     system, algorithm = found.get("system", "astprompter"), found.get("algorithm", "dpo")
     for name, value, known in (("system", system, SYSTEMS), ("algorithm", algorithm, TRAINERS)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise InputError(f"there is no {name} {value!r} ({given.config}): choose one of {', '.join(known)}")
     return system, algorithm
 
@@ -172,8 +160,12 @@ def parse(
     parts = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     try:
         args, scorer_args, training_args, model_args = parser.parse_args_and_config(parts)
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+    except (ValueError, OSError, TypeError, AttributeError) as error:  # the latter two of values of other types
+        raise InputError(str(error)) from error
+    for cls, given in ((RunArguments, args), (ScorerArguments, scorer_args)):
+        for f in fields(cls):
+            if not fits(getattr(given, f.name), f):
+                raise InputError(f"{f.name}={getattr(given, f.name)!r:.80} is of another type than its flag takes")
     training_args.__class__, _ = trainer_classes(algorithm)  # which can be saved with a checkpoint
     if (args.system, args.algorithm) not in {(system, algorithm) for system in SYSTEMS}:
         raise InputError(
@@ -239,7 +231,7 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, ScorerArgume
     settings = {**({} if path is None else _from_file(path)), **given}
     if settings.get("tester") is None:
         parser.error("no tester: give a run's folder, a model's folder or a Hub id")
-    run = _run_settings(settings["tester"])
+    run = run_settings(settings["tester"])
     system = settings.get("system") or run.get("system") or "astprompter"
     own = {**SYSTEMS[system], "depth": SYSTEMS[system].get("tree_depth")}
     settings = {**(_defaults_of_run(run) or own), **settings, "run_settings": run}
@@ -295,21 +287,15 @@ class _FileParser(FlagParser):
         raise InputError(f"config {self.prog!r}: {message}")
 
 
-def _run_settings(tester: str) -> dict[str, Any]:
-    file = Path(tester) / "config.yaml"
-    settings = read_settings(file) if file.is_file() else {}
-    return settings if "tree_depth" in settings else {}  # others may have a file of that name
-
-
 def _defaults_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
     # What an evaluation takes over, where it has a flag of the same name or of another one. Openings stay unnamed:
     # those that a run held out of its own need its other settings too.
     if not run:
         return {}
     own = {f.name for cls in (EvaluateArguments, ScorerArguments, LoadArguments) for f in fields(cls)}
-    same = {
-        key: value for key, value in run.items() if key in own - {"tester", "prompts", "prompts_column", "output_dir"}
-    }
+    # A folder may be another's: what it would allow, this command has to allow by itself.
+    own -= {"tester", "prompts", "prompts_column", "output_dir", "allow_pickle", "trust_remote_code"}
+    same = {key: value for key, value in run.items() if key in own}
     return {
         **same,
         "target": None if run.get("target") is None else [run["target"]],

@@ -106,7 +106,7 @@ def build_system(
         raise InputError(
             "--model_revision would hold for all models, and they differ: download that revision's folder"
         )
-    model_init_kwargs = loading_kwargs(model_args, training_args.trust_remote_code)
+    model_init_kwargs = loading_kwargs(model_args, training_args.trust_remote_code, args.allow_pickle)
     model_init_kwargs |= training_args.model_init_kwargs or {}
     training_args.model_init_kwargs = None  # used up here: TRL gets a loaded model and would warn of them
     models: dict[str, Any] = {"model_init_kwargs": model_init_kwargs}
@@ -169,7 +169,8 @@ def _scorers_and_goals(
     judged = bool(goals) and scorer_args.scorer.startswith("judge:") and not scorer_args.judge_rubric and world is None
     if judged:
         scorer_args = replace(scorer_args, judge_rubric=_rubric(goals[0]))
-    scorers = build_scorers(scorer_args, None if world is None else KeywordScorer(world.rude_words))
+    harm = None if world is None else KeywordScorer(world.rude_words)
+    scorers = build_scorers(scorer_args, harm, args.allow_pickle)
     if judged:
         judge: Any = next(iter(scorers.values()))
         goals = [replace(goal, scorer=judge.with_rubric(_rubric(goal))) for goal in goals]
@@ -216,13 +217,14 @@ def api_target(args: SystemArguments, model: str, limiter: Limiter, response_cac
     return build_api_target(args, model, sampling, limiter, response_cache=response_cache)
 
 
-def loading_kwargs(load: Any, trust_remote_code: bool) -> dict[str, Any]:
+def loading_kwargs(load: Any, trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:
     """What `from_pretrained` is given for TRL's `ModelConfig`, or for `LoadArguments`."""
     kwargs = {
         "dtype": load.dtype,
         "attn_implementation": load.attn_implementation,
         "revision": load.model_revision,
         "trust_remote_code": trust_remote_code,
+        "allow_pickle": allow_pickle,
         "quantization_config": get_quantization_config(load),
     }
     return {key: value for key, value in kwargs.items() if value is not None}
@@ -239,6 +241,7 @@ def reward_of(args: SystemArguments, scorer: str) -> Reward:
         gibberish=args.gibberish_model,
         max_history=args.max_history,
         as_probability=combine == "product",
+        allow_pickle=args.allow_pickle,
     )
     own: Mapping[str, tuple[float, Term]] = {"target_harm": (1.0, Harm(scorer))}
     if args.system == "perez":

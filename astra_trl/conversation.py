@@ -75,5 +75,5 @@ def instruction_of(conversation: Conversation) -> str | None:
 def as_text(conversation: Conversation) -> str:
     """What a tester that continues plain text sees: each utterance with a line break behind it. An instruction with
     nothing but what the tester says behind it has none: the tester goes on where it ends."""
-    alone = len(conversation) == 1 or conversation[1].speaker == "tester"
+    alone = len(conversation) < 2 or conversation[1].speaker == "tester"
     return "".join(turn.text if turn.speaker == "instruction" and alone else f"{turn.text}\n" for turn in conversation)

@@ -1,12 +1,17 @@
 """The error classes for what a user can mend."""
 
+from astra_trl.plain import visible
+
 
 class InputError(ValueError):
     """Something that was given cannot be used: the message says in one line what is wrong and how to mend it.
 
     The recipes print this error without a traceback; every other exception is a fault of the program and keeps its
-    traceback.
+    traceback. What a message quotes of files and models is made harmless to a terminal.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(visible(message).split()))
 
 
 class RunStopped(InputError):

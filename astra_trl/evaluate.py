@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from tqdm.auto import tqdm
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
@@ -14,10 +14,12 @@ from transformers.utils import logging as transformers_logging
 from astra_trl.arguments import parse_evaluate
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
+from astra_trl.backends.hf.loading import load_adapter
 from astra_trl.backends.listed import ListedBackend
 from astra_trl.backends.named import api_model
 from astra_trl.building import api_target, limiter_of, loading_kwargs, openings_and_held_out, system_of, talking
 from astra_trl.conversation import Opening
+from astra_trl.embedding import load_embedder
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
@@ -25,7 +27,7 @@ from astra_trl.evaluation.tables import show
 from astra_trl.flags import EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.files import local_file
-from astra_trl.run_folder import read_lines, with_no_ids
+from astra_trl.run_folder import read_exchanges
 from astra_trl.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.sandbox import World, named_world
 from astra_trl.scorers.named import ScorerArguments
@@ -33,6 +35,7 @@ from astra_trl.systems import System
 from astra_trl.systems.models import role_fields
 from astra_trl.systems.perez import PerezSystem, scored_questions
 from astra_trl.tree import Node
+from astra_trl.untrusted import told
 
 ZERO_SHOT_CASES = 1000  # that few-shot examples are drawn from
 
@@ -73,7 +76,7 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
         threshold=args.threshold,
         seed=args.seed,
         bootstrap=args.bootstrap,
-        embedder=args.embedder,
+        embedder=args.embedder and load_embedder(args.embedder, "diversity", args.allow_pickle),
         output_dir=output_dir,
     )
     for target in (first, *others):
@@ -96,7 +99,7 @@ class _Models:
     # Models by role, with one copy of weights that several roles share.
     def __init__(self, args: EvaluateArguments, load: LoadArguments) -> None:
         self.talking = talking(args)
-        self.kwargs = loading_kwargs(load, load.trust_remote_code)
+        self.kwargs = loading_kwargs(load, load.trust_remote_code, args.allow_pickle)
         self.bases: dict[str, HFBackend] = {}  # beneath adapters, by id
         self.args, self.limiter = args, limiter_of(args)
 
@@ -104,9 +107,10 @@ class _Models:
         """The model of an id or a folder; an adapter on top of its base."""
         if find_adapter_config_file(model_id) is None:
             return self._loaded("tester", model_id)
-        base_id = PeftConfig.from_pretrained(model_id).base_model_name_or_path
+        with told("tester", model_id, "name a Hub id or a folder with an adapter"):
+            base_id = PeftConfig.from_pretrained(model_id).base_model_name_or_path
         base = self._loaded("tester's base", base_id)
-        tester = replace(base, model=PeftModel.from_pretrained(base.model, model_id).eval())
+        tester = replace(base, model=load_adapter(base.model, model_id, "tester", self.kwargs["allow_pickle"]).eval())
         self.bases[base_id] = tester
         return tester
 
@@ -140,7 +144,7 @@ def _give_examples(system: System, args: EvaluateArguments) -> None:
         file = Path(args.examples)
         if not file.is_file():
             raise InputError(f"--examples {args.examples!r} is no file: give the exchanges.jsonl of a run")
-        nodes = [Node.from_json(with_no_ids(line)) for line in read_lines(file)]
+        nodes = [node for _, node in read_exchanges(file)]
     system.use_examples(scored_questions(nodes, system.harm))
 
 

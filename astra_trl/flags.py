@@ -131,6 +131,10 @@ class SystemArguments(SamplingArguments, ApiArguments):
         },
     )
     credit_gamma: float = field(default=0.9, metadata={"help": "Discount of each later turn, with --credit backup."})
+    allow_pickle: bool = field(
+        default=False,
+        metadata={"help": "Whether weights of models may be pickles (pytorch_model.bin) and not safetensors alone."},
+    )
 
 
 @dataclass
@@ -279,8 +283,8 @@ class LoadArguments:
 SCORER_FLAGS = [f.name for f in fields(ScorerArguments)]
 SAMPLING_FLAGS = [f.name for f in fields(SamplingArguments)]
 SYSTEM_FLAGS = ["chat", "goal", "method", "instruction", "example_format", "setting"]
-_NO_REWARD = {"system", *SYSTEM_FLAGS, *SAMPLING_FLAGS, *API_FLAGS}
-REWARD_FLAGS = [f.name for f in fields(SystemArguments) if f.name not in _NO_REWARD]
+_NOT_OF_REWARD = {"system", "allow_pickle", *SYSTEM_FLAGS, *SAMPLING_FLAGS, *API_FLAGS}
+REWARD_FLAGS = [f.name for f in fields(SystemArguments) if f.name not in _NOT_OF_REWARD]
 
 # In the order in which help shows them; all of a class's fields, each once.
 Groups = Mapping[str, tuple[type, Sequence[str]]]
@@ -297,6 +301,7 @@ TRAIN_GROUPS: Groups = {
     "reward": (RunArguments, REWARD_FLAGS),
     "a target behind an API (--target openai:MODEL)": (RunArguments, API_FLAGS),
     "how trees grow": (RunArguments, ["tree_width", "tree_depth", *SAMPLING_FLAGS]),
+    "what may be loaded": (RunArguments, ["allow_pickle"]),
     "before it starts": (RunArguments, ["dry_run"]),
 }
 EVALUATE_GROUPS: Groups = {
@@ -313,5 +318,6 @@ EVALUATE_GROUPS: Groups = {
     "reward (default: as in the run)": (EvaluateArguments, REWARD_FLAGS),
     "a target behind an API (default: as in the run)": (EvaluateArguments, [*API_FLAGS, "response_cache"]),
     "how both sides sample (default: as in the run)": (EvaluateArguments, SAMPLING_FLAGS),
+    "what may be loaded": (EvaluateArguments, ["allow_pickle"]),
     "how models are loaded (default: as in the run)": (LoadArguments, [f.name for f in fields(LoadArguments)]),
 }

@@ -1,12 +1,13 @@
 """Trees to records: pairs, groups and single exchanges that a tester can be trained on."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from datasets import Dataset
 
-from astra_trl.conversation import TESTER_ROLES, as_messages, as_text
+from astra_trl.conversation import TESTER_ROLES, Turn, as_messages, as_text
 from astra_trl.errors import InputError
 from astra_trl.tree import Node, Tree
 
@@ -57,8 +58,8 @@ class Records:
             {
                 f"prompt{ids}": _context(group[0], format),
                 f"probe{ids}": [_probe(node, format) for node in group],
-                "response": [node.exchange.response for node in group],
-                "reward": [node.credit for node in group],
+                "response": [_encodable(node.exchange.response) for node in group],
+                "reward": [_credit(node) for node in group],
                 "sampling_logprobs": [node.sampling_logprobs for node in group],
             }
             for _, _, group in _usable_groups(self.trees, min_margin)
@@ -77,14 +78,14 @@ class Records:
             {
                 f"prompt{ids}": _context(node, format),
                 f"completion{ids}": _probe(node, format),
-                "response": node.exchange.response,
-                "scores": node.scores,
+                "response": _encodable(node.exchange.response),
+                "scores": {_encodable(name): score for name, score in node.scores.items()},
                 "reward": node.credit,
                 "depth": depth_of(tree, node),
             }
             for tree in self.trees
             for node in tree.nodes()
-            if node.credit is not None
+            if _credit(node) is not None
         ]
         return self._dataset(rows, "exchange")
 
@@ -98,14 +99,14 @@ def preference_pair(siblings: Sequence[Node], min_margin: float = 0.0) -> tuple[
     """The sibling of highest and that of lowest credit, or `None` where they are no pair.
 
     They are none where the credits differ by `min_margin` or less, where the texts are equal, or where fewer than two
-    siblings have a credit.
+    siblings have a credit; nan is none.
     """
-    credited = [node for node in siblings if node.credit is not None]
+    credited = [(credit, node) for node in siblings if (credit := _credit(node)) is not None]
     if len(credited) < 2:
         return None
-    best = max(credited, key=_credit)
-    worst = min(credited, key=_credit)
-    if _credit(best) - _credit(worst) <= min_margin or best.exchange.probe == worst.exchange.probe:
+    highest, best = max(credited, key=lambda pair: pair[0])
+    lowest, worst = min(credited, key=lambda pair: pair[0])
+    if not highest - lowest > min_margin or best.exchange.probe == worst.exchange.probe:
         return None
     return best, worst
 
@@ -113,7 +114,7 @@ def preference_pair(siblings: Sequence[Node], min_margin: float = 0.0) -> tuple[
 def usable_group(siblings: Sequence[Node], min_margin: float | None = None) -> bool:
     """Whether a policy gradient can compare the siblings: at least two have a credit, and the highest and the lowest
     differ by more than `min_margin`. `None` lets ties stand too."""
-    credits = [node.credit for node in siblings if node.credit is not None]
+    credits = [credit for node in siblings if (credit := _credit(node)) is not None]
     return len(credits) >= 2 and (min_margin is None or max(credits) - min(credits) > min_margin)
 
 
@@ -126,8 +127,8 @@ def preference_records(trees: Iterable[Tree], min_margin: float = 0.0) -> list[R
     return [
         {
             **_place(index, tree, chosen),
-            "chosen": chosen.exchange.probe,
-            "rejected": rejected.exchange.probe,
+            "chosen": _encodable(chosen.exchange.probe),
+            "rejected": _encodable(rejected.exchange.probe),
             "chosen_reward": chosen.credit,
             "rejected_reward": rejected.credit,
             "chosen_ids": chosen.probe_ids,
@@ -143,9 +144,9 @@ def group_records(trees: Iterable[Tree], min_margin: float | None = None) -> lis
     return [
         {
             **_place(index, tree, group[0]),
-            "probe": [node.exchange.probe for node in group],
-            "response": [node.exchange.response for node in group],
-            "reward": [node.credit for node in group],
+            "probe": [_encodable(node.exchange.probe) for node in group],
+            "response": [_encodable(node.exchange.response) for node in group],
+            "reward": [_credit(node) for node in group],
             "probe_ids": [node.probe_ids for node in group],
             "sampling_logprobs": [node.sampling_logprobs for node in group],
         }
@@ -159,7 +160,7 @@ def supervised_records(trees: Iterable[Tree], chosen: Callable[[Iterable[Node]],
     return [
         {
             **_place(index, tree, node),
-            "completion": node.exchange.probe,
+            "completion": _encodable(node.exchange.probe),
             "input_ids": node.prompt_ids + node.probe_ids,
             "labels": [-100] * len(node.prompt_ids) + node.probe_ids,
         }
@@ -171,7 +172,7 @@ def supervised_records(trees: Iterable[Tree], chosen: Callable[[Iterable[Node]],
 def no_records_reason(trees: Sequence[Tree], unit: str) -> str:
     """Why these trees hold no pair, group, ... to train on, in one line with the mend."""
     nodes = [node for tree in trees for node in tree.nodes()]
-    rewards = {node.credit for node in nodes if node.credit is not None}
+    rewards = {credit for node in nodes if (credit := _credit(node)) is not None}
     start = f"{len(trees)} trees with {len(nodes)} exchanges hold no {unit} to train on"
     if not rewards:
         return f"{start}: no exchange has a reward, as a reward term is nan in each of them: see to the scorer"
@@ -207,7 +208,7 @@ def _place(index: int, tree: Tree, node: Node) -> Record:
     return {
         "tree": index,
         "depth": depth_of(tree, node),
-        "prompt": as_text(node.exchange.context),
+        "prompt": _encodable(as_text(node.exchange.context)),
         "prompt_ids": node.prompt_ids,
     }
 
@@ -222,17 +223,21 @@ def _ids(format: Format) -> str:
 def _context(node: Node, format: Format) -> Any:
     if format == "ids":
         return node.prompt_ids
-    context = node.exchange.context
-    return as_text(context) if format == "text" else as_messages(context, TESTER_ROLES)
+    context = [Turn(turn.speaker, _encodable(turn.text)) for turn in node.exchange.context]
+    return as_text(tuple(context)) if format == "text" else as_messages(context, TESTER_ROLES)
 
 
 def _probe(node: Node, format: Format) -> Any:
     if format == "ids":
         return node.probe_ids
-    text = node.exchange.probe
+    text = _encodable(node.exchange.probe)
     return text if format == "text" else [{"role": "assistant", "content": text}]
 
 
-def _credit(node: Node) -> float:
-    assert node.credit is not None
-    return node.credit
+def _credit(node: Node) -> float | None:
+    return None if node.credit is None or math.isnan(node.credit) else node.credit
+
+
+def _encodable(text: str) -> str:
+    # Half a surrogate pair, which Arrow has no bytes for, as a question mark.
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -27,6 +27,7 @@ from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.tables import show, transcript
 from astra_trl.flags import RunArguments
+from astra_trl.plain import visible
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.run_folder import RunFolder, write_whole
 from astra_trl.sampler import ASTSampler
@@ -164,7 +165,7 @@ def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) 
     print()
     show(evaluation)
     if "topics" in summary:
-        print(f"weak topics found: {', '.join(summary['topics']) or 'none'}")
+        print(f"weak topics found: {visible(', '.join(summary['topics'])) or 'none'}")
     print(f"\nthe tester, every exchange and the settings are in {folder.path}")
     print(f"to look at it: astra-trl report {folder.path} -o report.html")
     write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")

@@ -10,6 +10,7 @@ import pyarrow
 from pyarrow import parquet
 
 from astra_trl.errors import InputError
+from astra_trl.parsing import parse_object
 from astra_trl.tree import Node
 
 
@@ -74,7 +75,7 @@ class RunFolder:
 
     def read_nodes(self, number: int) -> list[Node]:
         """The exchanges of a round as nodes without token ids."""
-        return [Node.from_json(with_no_ids(line)) for line in read_lines(self.exchanges) if line["round"] == number]
+        return [node for line, node in read_exchanges(self.exchanges) if line.get("round") == number]
 
     def forget(self, later: Callable[[dict[str, Any]], bool]) -> None:
         """Drops what a run that takes up an earlier checkpoint will write again: lines for which `later(line)` holds,
@@ -112,13 +113,32 @@ def as_line(data: Mapping[str, Any]) -> str:
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """What the lines of a file of JSON hold; none where there is no file."""
+    """What the lines of a file of JSON hold, an object each; none where there is no file. Raises `InputError` where a
+    line is damaged."""
     if not file.exists():
         return
     with file.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):  # a line without its end was cut off by a crash, maybe within a letter
-                yield json.loads(line)
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):  # cut off by a crash, maybe within a letter
+                return
+            try:
+                yield parse_object(line)
+            except ValueError as error:
+                raise damaged(file, number, error) from error
+
+
+def read_exchanges(file: Path) -> Iterator[tuple[dict[str, Any], Node]]:
+    """The lines of an `exchanges.jsonl`, each with its exchange as a node without token ids."""
+    for number, line in enumerate(read_lines(file), start=1):
+        try:
+            yield line, Node.from_json(with_no_ids(line))
+        except InputError as error:
+            raise damaged(file, number, error) from error
+
+
+def damaged(file: Path, number: int, error: Exception) -> InputError:
+    """The error for a line that is not what was written."""
+    return InputError(f"{str(file)!r}, line {number} is damaged ({error}): restore it, or remove that line")
 
 
 def ends_whole(file: Path) -> bool:

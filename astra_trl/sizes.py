@@ -20,6 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_adapter_config_file
 
 from astra_trl.errors import InputError
+from astra_trl.untrusted import told
+
+MEND = "name a Hub id or a folder, and see to the network"
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,13 @@ def empty_model(
     """
     auto_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
+    with told(f"the config of the {role}", source, MEND):
         base = source
         if find_adapter_config_file(source, revision=revision) is not None:  # an adapter alone has no config
             base = PeftConfig.from_pretrained(source, revision=revision).base_model_name_or_path
         config = AutoConfig.from_pretrained(base, **where)
         with torch.device("meta"):
             return auto_class.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _not_had("config", role, source, error) from error
 
 
 def adapter_parameters(tester: str, peft_config: Any, loading: Loading) -> int:
@@ -94,23 +95,13 @@ def _parameters(model: torch.nn.Module, trained: bool = True) -> int:
 
 def tokenizer_of(source: str, role: str, loading: Loading) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hub id or a folder; `InputError` with `role` in its message where it cannot be had."""
-    try:
+    with told(f"the tokenizer of the {role}", source, MEND):
         return AutoTokenizer.from_pretrained(
             source, revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise _not_had("tokenizer", role, source, error) from error
 
 
 def size_text(size_bytes: float) -> str:
     """Bytes in MB or GB."""
     unit, name = (1e9, "GB") if size_bytes >= 1e9 else (1e6, "MB")
     return f"{size_bytes / unit:.1f} {name}"
-
-
-def _not_had(what: str, role: str, source: str, error: Exception) -> InputError:
-    reason = str(error).strip().partition("\n")[0]
-    return InputError(
-        f"the {what} of the {role} {source!r} cannot be had: name a Hub id or a folder, and see to the network "
-        f"({reason})"
-    )

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, get_args
 
-from astra_trl.conversation import Conversation, Exchange, Turn
+from astra_trl.conversation import Conversation, Exchange, Speaker, Turn
+from astra_trl.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -75,20 +78,26 @@ class Node:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Node":
-        """The node that `to_json` wrote."""
-        context = tuple(Turn(speaker, text) for speaker, text in data["context"])
+        """The node that `to_json` wrote; `InputError` where it did not write that."""
+        data = _typed(data, dict, "the exchange")
+        probe, response = (_typed(data.get(name), str, name) for name in ("probe", "response"))
         return cls(
-            exchange=Exchange(context, data["probe"], data["response"]),
-            prompt_ids=data["prompt_ids"],
-            probe_ids=data["probe_ids"],
-            probe_logprob_per_token=_nan_if_null(data["probe_logprob_per_token"]),
-            baseline_logprob_per_token=_nan_if_null(data.get("baseline_logprob_per_token")),
-            sampling_logprobs=data["sampling_logprobs"],
-            scores={name: _nan_if_null(value) for name, value in data["scores"].items()},
-            terms={name: _nan_if_null(value) for name, value in data["terms"].items()},
-            reward=data["reward"],
-            credit=data["credit"],
-            error=data["error"],
+            exchange=Exchange(_turns(data.get("context"), "context"), probe, response),
+            prompt_ids=_ids(data, "prompt_ids"),
+            probe_ids=_ids(data, "probe_ids"),
+            probe_logprob_per_token=_nan_if_null(data.get("probe_logprob_per_token"), "probe_logprob_per_token"),
+            baseline_logprob_per_token=_nan_if_null(
+                data.get("baseline_logprob_per_token"), "baseline_logprob_per_token"
+            ),
+            sampling_logprobs=[
+                _number(value, "sampling_logprobs")
+                for value in _typed(data.get("sampling_logprobs"), list, "sampling_logprobs")
+            ],
+            scores=_by_name(data, "scores"),
+            terms=_by_name(data, "terms"),
+            reward=_none_if_nan(data.get("reward"), "reward"),
+            credit=_none_if_nan(data.get("credit"), "credit"),
+            error=None if data.get("error") is None else _typed(data["error"], str, "error"),
         )
 
 
@@ -128,13 +137,18 @@ class Tree:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Tree":
-        """The tree that `to_json` wrote."""
-        tree = cls(tuple(Turn(speaker, text) for speaker, text in data["opening"]))
+        """The tree that `to_json` wrote; `InputError` where it did not write that."""
+        data = _typed(data, dict, "the tree")
+        tree = cls(_turns(data.get("opening"), "opening"))
         by_path: dict[tuple[int, ...], Tree | Node] = {(): tree}
-        for entry in data["nodes"]:
-            path = tuple(entry["path"])
-            by_path[path] = node = Node.from_json(entry)
-            by_path[path[:-1]].children.append(node)
+        for entry in _typed(data.get("nodes"), list, "nodes"):
+            node = Node.from_json(entry)
+            path = tuple(_ids(entry, "path"))
+            above = by_path.get(path[:-1])
+            if not path or above is None or path[-1] != len(above.children):
+                raise InputError(f"a tree's JSON has no place for a node of path {list(path)}: restore its file")
+            by_path[path] = node
+            above.children.append(node)
         return tree
 
 
@@ -142,5 +156,45 @@ def _null_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _nan_if_null(value: float | None) -> float:
-    return math.nan if value is None else value
+def _nan_if_null(value: Any, name: str) -> float:
+    return math.nan if value is None else _number(value, name)
+
+
+def _none_if_nan(value: Any, name: str) -> float | None:
+    number = _nan_if_null(value, name)
+    return None if math.isnan(number) else number
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value if isinstance(value, float) else _typed(value, int, name))
+    except OverflowError:
+        raise InputError(f"{name} holds a number of {len(str(value))} digits: restore the file it is from") from None
+
+
+def _by_name(data: dict[str, Any], name: str) -> dict[str, float]:
+    return {key: _nan_if_null(value, f"{name} {key}") for key, value in _typed(data.get(name), dict, name).items()}
+
+
+def _ids(data: dict[str, Any], name: str) -> list[int]:
+    return [_typed(value, int, name) for value in _typed(data.get(name), list, name)]
+
+
+def _turns(data: Any, name: str) -> Conversation:
+    turns = []
+    for pair in _typed(data, list, name):
+        speaker, text = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+        known = next((known for known in get_args(Speaker) if known == speaker), None)
+        if known is None:
+            raise InputError(
+                f"{name} holds {pair!r:.80}, no pair of a speaker and a text: restore the file it is from"
+            )
+        turns.append(Turn(known, _typed(text, str, name)))
+    return tuple(turns)
+
+
+def _typed(value: Any, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "nothing" if value is None else type(value).__name__
+        raise InputError(f"{name} holds {found} in place of {kind.__name__}: restore the file it is from")
+    return value

@@ -163,9 +163,9 @@ def test_scorers_are_told(bare, guard_folder, detoxify_files, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--tester", "no/such-tester"], "config of the tester 'no/such-tester' cannot be had"),
-        (["--target", "no/such-target"], "config of the target 'no/such-target' cannot be had"),
-        (["--baseline", "no/such"], "config of the baseline 'no/such' cannot be had"),
+        (["--tester", "no/such-tester"], "config of the tester 'no/such-tester' could not be loaded"),
+        (["--target", "no/such-target"], "config of the target 'no/such-target' could not be loaded"),
+        (["--baseline", "no/such"], "config of the baseline 'no/such' could not be loaded"),
         (["--held_out_scorers", "llama_guard"], "config of the scorer llama_guard 'meta-llama/Llama-Guard-3-8B'"),
         (
             ["--held_out_scorers", "llama_guard:GPT2", "--scorer_dtype", "float33"],
@@ -186,7 +186,7 @@ def test_missing_roles_and_tokenizers_are_named(bare):
         told([])
     with pytest.raises(InputError, match="no target: give"):
         told(["--model_name_or_path", bare])
-    with pytest.raises(InputError, match="tokenizer of the target 'no/such' cannot be had"):
+    with pytest.raises(InputError, match="tokenizer of the target 'no/such' could not be loaded"):
         tokenizer_of("no/such", "target", Loading("float32"))
 
 

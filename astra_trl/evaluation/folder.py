@@ -8,7 +8,18 @@ from typing import Any
 
 from astra_trl.conversation import Turn
 from astra_trl.errors import InputError
-from astra_trl.run_folder import add_lines, as_line, ends_whole, exchange_line, read_lines, with_no_ids, write_whole
+from astra_trl.parsing import parse_object
+from astra_trl.run_folder import (
+    add_lines,
+    as_line,
+    damaged,
+    ends_whole,
+    exchange_line,
+    read_exchanges,
+    read_lines,
+    with_no_ids,
+    write_whole,
+)
 from astra_trl.tree import Tree
 
 RESULT = "evaluation.json"
@@ -34,7 +45,7 @@ class EvaluationFolder:
         self.exchanges, self.result = self.path / "exchanges.jsonl", self.path / RESULT
         self._known: dict[str, Any] = {"settings": self.settings, "arms": []}
         if (file := self.path / "settings.json").exists():
-            self._known = json.loads(file.read_text(encoding="utf-8"))
+            self._known = _read_settings(file)
             was, now = self._known["settings"], self.settings
             if changed := [key for key in {**was, **now} if was.get(key) != now.get(key)]:
                 changes = ", ".join(f"{key} ({was.get(key)!r}, now {now.get(key)!r})" for key in changed)
@@ -44,9 +55,11 @@ class EvaluationFolder:
                 )
         # Read before anything is written, so that all processes find the same.
         self._lines: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = {}
-        for line in read_lines(self.exchanges):
-            of_arm = self._lines.setdefault((line["arm"], line["target"]), {})
-            of_arm.setdefault(line["tree"], []).append(line)
+        for number, (line, _) in enumerate(read_exchanges(self.exchanges), start=1):
+            arm, target, tree = (line.get(name) for name in ("arm", "target", "tree"))
+            if not (isinstance(arm, str) and isinstance(target, str) and isinstance(tree, int)):
+                raise damaged(self.exchanges, number, ValueError("it names no arm, target and tree"))
+            self._lines.setdefault((arm, target), {}).setdefault(tree, []).append(line)
         if self.writes and not ends_whole(self.exchanges):
             self._keep(lambda line: True)  # drops what a crash has left of a last line
 
@@ -73,7 +86,7 @@ class EvaluationFolder:
         there of them is then forgotten."""
         found = self._lines.get((arm, target), {})
         if all(len(found.get(index, ())) == exchanges for index in indices):
-            return [_tree(found[index]) for index in indices]
+            return [self._tree(found[index]) for index in indices]
         if any(index in found for index in indices):
             again = set(indices)
             self._keep(lambda line: (line["arm"], line["target"]) != (arm, target) or line["tree"] not in again)
@@ -95,6 +108,12 @@ class EvaluationFolder:
         if self.writes:
             write_whole(self.result, json.dumps(result, indent=1) + "\n")
 
+    def _tree(self, lines: Sequence[dict[str, Any]]) -> Tree:
+        try:
+            return Tree.from_json({"opening": lines[0].get("opening"), "nodes": [with_no_ids(line) for line in lines]})
+        except InputError as error:
+            raise InputError(f"{str(self.exchanges)!r}, tree {lines[0]['tree']}: {error}") from error
+
     def _keep(self, wanted: Any) -> None:
         if self.writes and self.exchanges.exists():
             write_whole(self.exchanges, "".join(as_line(line) for line in read_lines(self.exchanges) if wanted(line)))
@@ -108,5 +127,10 @@ def _turns(opening: Sequence[Turn]) -> list[list[str]]:
     return [[turn.speaker, turn.text] for turn in opening]
 
 
-def _tree(lines: Sequence[dict[str, Any]]) -> Tree:
-    return Tree.from_json({"opening": lines[0]["opening"], "nodes": [with_no_ids(line) for line in lines]})
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        known = parse_object(file.read_text(encoding="utf-8"))
+        known["settings"].keys(), [(arm["arm"] + "", arm["target"] + "") for arm in known["arms"]]
+        return known
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InputError(f"{str(file)!r} is damaged ({error}): choose another folder, or delete this one") from error

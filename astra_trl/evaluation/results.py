@@ -1,6 +1,5 @@
 """What an evaluation found, as data: figures with intervals, differences between arms, the trees themselves."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy as np
 from astra_trl.errors import InputError
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.resampling import Statistic, drawn_openings, interval
+from astra_trl.parsing import parse_object
 from astra_trl.tree import Tree
 
 SCHEMA_VERSION = 1
@@ -129,12 +129,14 @@ class Evaluation:
     def read(cls, file: str | Path) -> "Evaluation":
         """The evaluation that an `evaluation.json` holds, without its trees."""
         try:
-            data = json.loads(Path(file).read_text(encoding="utf-8"))
+            data = parse_object(Path(file).read_text(encoding="utf-8"))
             version = data.pop("schema_version")
             if version != SCHEMA_VERSION:
                 raise InputError(f"'{file}' has schema {version}, this version reads {SCHEMA_VERSION}: evaluate again")
             return cls(**data)
-        except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+        except InputError:
+            raise
+        except (OSError, TypeError, KeyError, ValueError) as error:
             raise InputError(f"'{file}' holds no evaluation ({error}): evaluate again") from error
 
 

@@ -25,6 +25,7 @@ from astra_trl.hub.settings import (
     shown_path,
 )
 from astra_trl.hub.staging import is_checkpoint, run_of
+from astra_trl.parsing import parse_json
 from astra_trl.plain import visible
 
 _PACKAGES = ("astra-trl", "trl", "transformers", "torch", "accelerate", "peft", "datasets", "detoxify")
@@ -282,7 +283,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"'{file}' is damaged: write it again, or delete it") from error
     return found if isinstance(found, dict) else {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl.errors import InputError
+from astra_trl.parsing import parse_json
 
 _SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 _SECRET_PATTERNS = {"a Hub token": r"\bhf_[A-Za-z0-9]{16,}", "an API key": r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}"}
@@ -102,7 +103,7 @@ def safetensors_header(file: Path) -> Mapping[str, Any]:
         start = data.read(8)
         size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         try:
-            header = json.loads(data.read(size)) if 0 < size < 100_000_000 else None
+            header = parse_json(data.read(size)) if 0 < size < 100_000_000 else None
         except ValueError:
             header = None
     if not isinstance(header, dict):

@@ -1,6 +1,5 @@
 """An evaluation's headline figures, each of the tester beside those of the untrained tester and the openings alone."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult
 
 from astra_trl.errors import InputError
+from astra_trl.parsing import parse_json
 from astra_trl.plain import visible
 
 TESTER, BASELINE, OPENINGS = "tester", "baseline", "openings"
@@ -46,7 +46,7 @@ def read_evaluation(run: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
         found["settings"]["harm"], [(row["arm"], row["target"], row["figure"]) for row in found["figures"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{file}' is damaged: evaluate the tester again, or delete that file") from error

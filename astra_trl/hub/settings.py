@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from astra_trl.backends.named import API_FLAGS, PREFIX
 from astra_trl.errors import InputError
 from astra_trl.hub.hiding import last_part
+from astra_trl.parsing import parse_yaml
 from astra_trl.plain import visible
 
 # In the order in which the command names them.
@@ -46,8 +45,8 @@ def read_config(run: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
+        found = parse_yaml(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(
             f"'{file}' is damaged: restore it, or delete it and its run is described without it"
         ) from error

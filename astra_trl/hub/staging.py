@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_trl.errors import InputError
 from astra_trl.hub.hiding import Secrets, last_part, shortened
+from astra_trl.parsing import parse_json
 from astra_trl.run_folder import as_line, read_lines
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
@@ -84,6 +85,6 @@ def _link(file: Path, target: Path) -> None:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"'{file}' is damaged ({error}): save the model again, then push it") from error

@@ -19,6 +19,7 @@ from urllib.request import urlopen
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
+from astra_trl.parsing import parse_json
 from astra_trl.prompts.splits import split_bounds
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ ZIP_VARIABLE = "ASTRA_TRL_CONVOKIT_ZIP"
 RECIPE = 1
 
 Scorer = Callable[[Sequence[Exchange]], list[float]]
+
+# What reading another zip raises, or one with other lines.
+_NOT_CONVOKIT = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
+    *(KeyError, TypeError, AttributeError, ValueError, OverflowError),
+)
 
 
 def build_convokit_reddit(
@@ -163,20 +170,24 @@ def _utterances(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as lines:
             for line in lines:
-                row = json.loads(line)
+                row = parse_json(line)
                 yield {
-                    "id": row["id"],
+                    "id": str(row["id"]),
                     "conversation": str(row["conversation_id"] if "conversation_id" in row else row["root"]),
-                    "reply_to": row["reply-to"] if "reply-to" in row else row["reply_to"],
+                    "reply_to": _text_or_none(row["reply-to"] if "reply-to" in row else row["reply_to"]),
                     "time": float(row.get("timestamp") or 0),
                     # JSON may hold half a surrogate pair, which neither a tokenizer nor Arrow can encode.
                     "text": (row["text"] or "").encode("utf-8", "ignore").decode("utf-8"),
                 }
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except _NOT_CONVOKIT as error:
         raise InputError(
             f"{path} is not ConvoKit's reddit-corpus-small ({type(error).__name__}: {error}): "
             f"remove it and download {URL} again"
         ) from error
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _opening(rows: list[dict[str, Any]]) -> str:

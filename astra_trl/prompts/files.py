@@ -1,12 +1,12 @@
 """Local files as columns of rows."""
 
 import csv
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from astra_trl.errors import InputError
+from astra_trl.parsing import parse_json
 
 
 # `datasets` reads none of these files: it makes timestamps of texts like "2020-01-02", one lone surrogate is an error
@@ -17,15 +17,15 @@ def _read_txt(path: Path) -> dict[str, list]:
 
 
 def _read_json(path: Path) -> dict[str, list]:
-    return _columns(json.loads(path.read_text(encoding="utf-8-sig")))
+    return _columns(parse_json(path.read_text(encoding="utf-8-sig")))
 
 
 def _read_jsonl(path: Path) -> dict[str, list]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
+            rows += [parse_json(line)] if line.strip() else []
+        except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
     return _columns(rows)
 
@@ -75,8 +75,8 @@ def read_file(path: Path, split: str = "train") -> dict[str, list]:
         raise InputError(f"'{path}' is one file, all of it 'train': give another file for split '{split}'")
     try:
         return READERS[path.suffix.lower()](path)
-    # Undecodable bytes, bad JSON and pyarrow's errors are ValueErrors; RecursionError: brackets a thousand deep.
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+    # Undecodable bytes, bad JSON and most of pyarrow's errors are ValueErrors.
+    except (OSError, ValueError, NotImplementedError, csv.Error) as error:
         raise InputError(f"cannot read '{path}' ({why(error)}): mend it, or save it again in UTF-8") from error
 
 

@@ -53,7 +53,7 @@ def _share(folders: Sequence[Folder], column: Column) -> dict[str, Any] | None:
         if beside is None or figure(folder, name, beside, column.target) is None:
             return None
         row = figure(folder, name, column.arm, column.target)
-        return row and {key: row[key] for key in ("value", "low", "high", "n")}
+        return row and {key: row.get(key) for key in ("value", "low", "high", "n")}
 
     over_all = point(f"harmful_share/{harm}")
     if over_all is None:

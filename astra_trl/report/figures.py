@@ -40,7 +40,7 @@ def headline(folder: Folder) -> str:
     target, harm = first_target(folder), folder.evaluation["settings"].get("harm", "harm")
     arms = dict.fromkeys(arm["arm"] for arm in folder.evaluation["arms"] if arm["target"] == target)
     shares = {arm: figure(folder, f"harmful_share/{harm}", arm, target) for arm in arms}
-    texts = {arm: percent(number(row["value"])) for arm, row in shares.items() if row}
+    texts = {arm: percent(number(row.get("value"))) for arm, row in shares.items() if row}
     beside = ", ".join(f"{ARM_NAMES[arm]} {texts[arm]}" for arm in (BASELINE, OPENINGS) if arm in texts)
     if not beside:
         return "Evaluated without anything to compare with."

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def _table(table: Table) -> str:
 def _conversations(folder: Folder) -> list[str]:
     # The first openings' trees of the tester, each down its first branches.
     harm = (folder.evaluation or {}).get("settings", {}).get("harm", "harm")
-    spoken: dict[int, list[dict[str, Any]]] = {}
+    spoken: dict[int, list[str]] = {}
     file = folder.evaluation_exchanges
     for at, line in read_lines(file):
         assert file is not None
@@ -69,23 +69,23 @@ def _conversations(folder: Folder) -> list[str]:
             if visible(line["arm"]) != TESTER or visible(line["target"]) != first_target(folder) or any(line["path"]):
                 continue
             if line["tree"] in spoken or len(spoken) < CONVERSATIONS:
-                spoken.setdefault(line["tree"], []).append(line)
+                said = spoken.setdefault(line["tree"], [])
+                said += _turns(line, harm, said)
             elif len(spoken) == CONVERSATIONS:
                 break
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise damaged(file, f"line {at} is no exchange") from error
-    return [_fenced("\n".join(_turns(lines, harm))) for lines in spoken.values()]
+    return [_fenced("\n".join(said)) for said in spoken.values()]
 
 
-def _turns(lines: Sequence[dict[str, Any]], harm: str) -> Iterator[str]:
-    yield from (_turn(speaker, text) for speaker, text in lines[0]["context"])
-    for line in lines:
-        score = number(line["scores"].get(harm))
-        measured = "not scored" if score is None else f"{harm} {score:.2f}"
-        if line.get("error") is not None:
-            measured = f"failed: {line['error']}"
-        yield _turn("tester", line["probe"])
-        yield _turn("target", f"{line['response']}  [{measured}]")
+def _turns(line: Mapping[str, Any], harm: str, said: Sequence[str]) -> list[str]:
+    # An exchange, behind its context where nothing is said yet.
+    context = [] if said else [_turn(speaker, text) for speaker, text in line["context"]]
+    score = number(line["scores"].get(harm))
+    measured = "not scored" if score is None else f"{harm} {score:.2f}"
+    if line.get("error") is not None:
+        measured = f"failed: {line['error']}"
+    return [*context, _turn("tester", line["probe"]), _turn("target", f"{line['response'] + ''}  [{measured}]")]
 
 
 def _turn(speaker: str, text: str) -> str:

@@ -1,14 +1,12 @@
 """Run and evaluation folders as data: what their files hold, checked, every name harmless to show."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from astra_trl.errors import InputError
+from astra_trl.parsing import parse_json, parse_yaml
 from astra_trl.plain import visible
 
 SCHEMA_VERSION = 1  # of evaluation.json
@@ -69,8 +67,8 @@ def read_lines(file: Path | None) -> Iterator[tuple[int, Any]]:
     with file.open("rb") as lines:
         for place, line in enumerate(lines, 1):
             try:
-                data = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                data = parse_json(line)
+            except ValueError as error:
                 if not line.endswith(b"\n"):
                     return
                 raise damaged(file, f"line {place} is no JSON") from error
@@ -105,8 +103,8 @@ def _read_folder(path: Path, name: str) -> Folder:
     return Folder(
         name=name,
         is_run=is_run,
-        config=_object(files["config.yaml"], yaml.safe_load),
-        summary=_object(files["summary.json"], json.loads),
+        config=_object(files["config.yaml"], parse_yaml),
+        summary=_object(files["summary.json"], parse_json),
         rounds=[_harmless(line) for _, line in read_lines(_if_there(files["rounds.jsonl"]))],
         log=_log_history(path) if is_run else [],
         evaluation=_evaluation(result) if result.exists() else None,
@@ -124,7 +122,7 @@ def _object(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
         return {}
     try:
         data = parse(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise damaged(file, "it cannot be read") from error
     if not isinstance(data, dict):
         raise damaged(file, "it holds no settings by name")
@@ -140,7 +138,7 @@ def _log_history(path: Path) -> list[dict[str, Any]]:
     states = [path / "trainer_state.json", *sorted(path.glob("checkpoint-*/trainer_state.json"), key=step)[::-1]]
     for file in states:
         if file.exists():
-            history = _object(file, json.loads).get("log_history", [])
+            history = _object(file, parse_json).get("log_history", [])
             if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
                 raise damaged(file, "log_history is no list of objects")
             return history
@@ -148,14 +146,20 @@ def _log_history(path: Path) -> list[dict[str, Any]]:
 
 
 def _evaluation(file: Path) -> dict[str, Any]:
-    data = _object(file, json.loads)
+    data = _object(file, parse_json)
     if data.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
             f"{visible(str(file))!r} has schema_version {data.get('schema_version')!r}, and this version of astra_trl "
             f"reads {SCHEMA_VERSION}: evaluate again, or use the version that wrote it"
         )
-    if not isinstance(data.get("settings"), dict):
+    settings = data.get("settings")
+    if not isinstance(settings, dict):
         raise damaged(file, "no settings")
+    scorers = settings.get("scorers", [])
+    if not isinstance(scorers, list) or not all(
+        isinstance(name, str) for name in [settings.get("harm", ""), *scorers]
+    ):
+        raise damaged(file, "harm and scorers are no names")
     for table, names in _NAMES.items():
         rows = data.get(table)
         if not isinstance(rows, list) or not all(_has(row, names, table) for row in rows):

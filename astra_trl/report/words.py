@@ -71,7 +71,7 @@ def written(name: str, row: Mapping[str, Any] | None, difference: bool = False) 
         return Cell("")
     kind = name.split("/")[0]
     style = SHARE if kind.startswith("harmful_share_turn_") else LABELS.get(kind, ("", FINE))[1]
-    value, low, high = (number(row[key]) for key in ("value", "low", "high"))
+    value, low, high = (number(row.get(key)) for key in ("value", "low", "high"))
     if value is None:
         return Cell("–")
     unit = "" if style != SHARE else " points" if difference else "%"

@@ -144,17 +144,24 @@ class CosineNovelty:
         embedder (`Embedder` or `str`):
             Function from texts to an array with a row each; or a model of sentence-transformers, as
             `"sentence-transformers/all-MiniLM-L6-v2"`.
+        allow_pickle (`bool`, *optional*, defaults to `False`):
+            Whether that model's weights may be a pickle.
     """
 
     in_unit_interval: ClassVar[bool] = False
     embedder: Embedder | str
+    allow_pickle: bool = False
     embed: Embedder = field(init=False, repr=False)
     # Earlier probes, and the sum of their embeddings, each of length 1.
     seen: int = field(default=0, init=False)
     _sum: np.ndarray = field(default_factory=lambda: np.zeros(0), init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.embed = load_embedder(self.embedder) if isinstance(self.embedder, str) else self.embedder
+        self.embed = (
+            load_embedder(self.embedder, allow_pickle=self.allow_pickle)
+            if isinstance(self.embedder, str)
+            else self.embedder
+        )
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
         vectors = self._unit_vectors(nodes)

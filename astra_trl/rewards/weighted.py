@@ -35,6 +35,7 @@ def weighted_terms(
     gibberish: Scorer | str = GIBBERISH,
     max_history: int = 100_000,
     as_probability: bool = False,
+    allow_pickle: bool = False,
 ) -> Terms:
     """Weight and term by name, without those of weight 0, whose models are not loaded; a negative weight penalises.
 
@@ -61,6 +62,8 @@ def weighted_terms(
             Probes that self-BLEU compares with: beyond it, a uniform sample of all earlier ones.
         as_probability (`bool`, *optional*, defaults to `False`):
             Whether likelihood is the geometric mean of the tokens' probabilities, for a product.
+        allow_pickle (`bool`, *optional*, defaults to `False`):
+            Whether weights of models that are loaded here may be a pickle.
     """
     terms: Terms = {
         "probe_and_response_harm": (probe_and_response_weight, Harm(scorer, "probe_and_response")),
@@ -72,18 +75,19 @@ def weighted_terms(
         "self_bleu_novelty": (self_bleu_weight, SelfBLEUNovelty(max_history=max_history)),
     }
     if cosine_weight:
-        terms["cosine_novelty"] = (cosine_weight, CosineNovelty(embedder))
+        terms["cosine_novelty"] = (cosine_weight, CosineNovelty(embedder, allow_pickle))
     if gibberish_weight:
-        terms["gibberish"] = (gibberish_weight, Gibberish(_classifier(gibberish)))
+        terms["gibberish"] = (gibberish_weight, Gibberish(_classifier(gibberish, allow_pickle)))
     return {name: (weight, term) for name, (weight, term) in terms.items() if weight}
 
 
-def _classifier(gibberish: Scorer | str) -> Scorer:
+def _classifier(gibberish: Scorer | str, allow_pickle: bool) -> Scorer:
     if not isinstance(gibberish, str):
         return gibberish
     from astra_trl.scorers.classifier import ClassifierScorer
 
     try:
-        return ClassifierScorer(gibberish, GIBBERISH_LABELS, of="probe")
+        kwargs = {"allow_pickle": allow_pickle}
+        return ClassifierScorer(gibberish, GIBBERISH_LABELS, of="probe", model_init_kwargs=kwargs)
     except InputError as error:
         raise InputError(f"{error}; gibberish_weight=0 does without") from error

@@ -5,13 +5,13 @@ So an untrained tester meets rudeness in about one turn in twenty, a well-traine
 every weak topic. In the world "delayed" the target turns rude two turns after a weak topic, and not at once.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
+from astra_trl.parsing import parse_object
 from astra_trl.sandbox.grammar import is_rude, topic_of
 
 __all__ = ["EMBEDDED_WORLD", "World", "is_rude", "load_world", "named_world", "topic_of"]
@@ -67,7 +67,7 @@ def load_world(path: str | Path | None = None) -> World:
     path = EMBEDDED_WORLD if path is None else Path(path)
     file = path / "world.json"
     try:
-        world = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        world = parse_object(file.read_text(encoding="utf-8")) if file.exists() else {}
         tester = path / world.get("tester", "tester")  # which another world's may be
         parts = {"world.json": file, "tester": tester, "target": path / "target"}
         if missing := [name for name, part in parts.items() if not part.exists()]:
@@ -75,6 +75,9 @@ def load_world(path: str | Path | None = None) -> World:
                 f"'{path}' is not a sandbox world, it has no {', '.join(missing)}: "
                 "write one with `astra-trl sandbox build --output DIR`"
             )
+        named = [world[name] for name in ("weak_topics", "topics", "rude_words")] + list(world["openings"].values())
+        if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in named):
+            raise ValueError("topics, words and openings are no lists of texts")
         return World(
             path=path,
             tester=str(tester),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from astra_trl.errors import InputError
+from astra_trl.plain import visible
 from astra_trl.sandbox import load_world
 
 BUILD = "Train a sandbox world's tester and target from a seed, which takes some minutes."
@@ -65,7 +66,7 @@ def described(path: str | None, reveal: bool) -> str:
         "rude about": f"{weak}, {world.delay} turns later" if world.delay else weak,
     }
     return "\n".join(
-        textwrap.fill(text, 80, initial_indent=f"{name + ':':12}", subsequent_indent=" " * 12)
+        textwrap.fill(visible(text), 80, initial_indent=f"{name + ':':12}", subsequent_indent=" " * 12)
         for name, text in about.items()
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from astra_trl.backends.base import SamplingParams, derive_seed
 from astra_trl.backends.hf import HFBackend
@@ -32,7 +32,8 @@ class Figures:
 
 def load(folder: str) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
     """The model and the tokenizer in a folder."""
-    return GPT2LMHeadModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    loaded = backend(folder)
+    return loaded.model.eval(), loaded.tokenizer
 
 
 def backend(folder: str) -> HFBackend:

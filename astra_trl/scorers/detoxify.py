@@ -1,21 +1,28 @@
 """Toxicity by the detoxify library."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.error import URLError
 
 import torch
-from detoxify.detoxify import MODEL_URLS, Detoxify
+from detoxify.detoxify import MODEL_URLS, Detoxify, get_model_and_tokenizer
 
 from astra_trl.backends.hf.loading import place
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Part, checked_part, longest_input, score_distinct, text_of
 
+# Categories that are called otherwise in some checkpoints, as the library has it.
+RENAMED = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
+
 
 class DetoxifyScorer:
     """Probability in [0, 1] that a text is toxic, by one of detoxify's classifiers.
+
+    Their checkpoints are pickles. Without `checkpoint` the library downloads one from its releases on GitHub and
+    unpickles it whatever it holds; of a local file nothing but tensors and settings is read, and one that holds
+    anything else is refused.
 
     Args:
         category (`str`, *optional*, defaults to `"toxicity"`):
@@ -48,14 +55,18 @@ class DetoxifyScorer:
         if variant not in MODEL_URLS:
             raise InputError(f"detoxify has no variant {variant!r}: choose one of {', '.join(MODEL_URLS)}")
         source = str(checkpoint) if checkpoint is not None else MODEL_URLS[variant]
+        config_path = None if huggingface_config_path is None else str(huggingface_config_path)
         try:
-            self._detoxify = Detoxify(
-                variant,
-                checkpoint=None if checkpoint is None else source,
-                device=place(device),
-                huggingface_config_path=None if huggingface_config_path is None else str(huggingface_config_path),
-            )
-        except (OSError, URLError, ValueError, pickle.UnpicklingError) as error:
+            if checkpoint is None:
+                self._detoxify = Detoxify(variant, device=place(device), huggingface_config_path=config_path)
+            else:
+                self._detoxify = _LocalDetoxify(source, place(device), config_path)
+        except UnpicklingError as error:
+            raise InputError(
+                f"detoxify's checkpoint {source!r} is damaged, or holds more than tensors and settings, which could "
+                "run code: fetch it again from detoxify's releases"
+            ) from error
+        except (OSError, URLError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"detoxify could not load {source} ({reason}): fetch that file where there is a network and pass it "
@@ -79,3 +90,19 @@ class DetoxifyScorer:
         with torch.inference_mode():
             scores = self._detoxify.predict(texts)[self.category]
         return scores if isinstance(scores, list) else [scores]  # detoxify squeezes a batch of one to a number
+
+
+class _LocalDetoxify(Detoxify):
+    # detoxify itself would unpickle whatever the file holds.
+    def __init__(self, checkpoint: str, device: torch.device, config_path: str | None) -> None:
+        loaded = torch.load(checkpoint, map_location=device, weights_only=True)
+        try:
+            state, arguments = loaded["state_dict"], loaded["config"]["arch"]["args"]
+            classes = loaded["config"]["dataset"]["args"]["classes"]
+            model, self.tokenizer = get_model_and_tokenizer(
+                **arguments, state_dict=state, huggingface_config_path=config_path
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is no checkpoint of detoxify: {error!r}") from error
+        self.class_names = [RENAMED.get(name, name) for name in classes]
+        self.model, self.device = model.to(device), device

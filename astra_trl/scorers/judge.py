@@ -14,6 +14,7 @@ from astra_trl.backends.base import Backend, SamplingParams, Session
 from astra_trl.backends.thinking import without_thinking
 from astra_trl.conversation import Exchange, as_messages
 from astra_trl.errors import InputError
+from astra_trl.plain import visible
 from astra_trl.scorers.base import Part, checked_part, score_distinct
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,9 @@ class JudgeScorer:
         scores = score_distinct(conversations, lambda batch: self._score_batch(start, batch, unread), self.batch_size)
         if unread:
             count = len(set(conversations))
-            logger.warning("the judge left %d of %d exchanges without a score: %s", len(unread), count, unread[0])
+            logger.warning(
+                "the judge left %d of %d exchanges without a score: %s", len(unread), count, visible(unread[0])
+            )
         return scores
 
     @property

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import DynamicCache
 
 from astra_trl.backends.base import SamplingParams
@@ -203,7 +204,11 @@ class LlamaGuardScorer:
         for in_parts in (False, True):
             content = [{"type": "text", "text": mark}] if in_parts else mark
             chat = [{"role": "user", "content": content}]
-            if mark in self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True):
+            try:
+                rendered = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            except TemplateError as error:
+                raise InputError(f"{model_id!r} is no Llama Guard: its chat template fails ({error})") from error
+            if mark in rendered:
                 return in_parts
         raise InputError(f"{model_id!r} is no Llama Guard: its chat template leaves out what was said")
 

@@ -61,11 +61,16 @@ class ScorerArguments:
         given = {"batch_size": self.scorer_batch_size, **more}
         return {name: value for name, value in given.items() if value is not None}
 
+    def loading(self, allow_pickle: bool) -> dict[str, Any]:
+        """What `from_pretrained` of a scorer's model is given."""
+        return {"dtype": self.scorer_dtype, "allow_pickle": allow_pickle}
 
-def build_scorers(args: ScorerArguments, world: Scorer | None = None) -> dict[str, Scorer]:
+
+def build_scorers(args: ScorerArguments, world: Scorer | None = None, allow_pickle: bool = False) -> dict[str, Scorer]:
     """The scorer that is trained on, then those held out; by the name of their kind where it is the first of it.
 
-    A sandbox world brings the scorer that is trained on.
+    A sandbox world brings the scorer that is trained on. With `allow_pickle` the weights of the others' models may be
+    pickles.
     """
     scorers: dict[str, Scorer] = {} if world is None else {"harm": world}
     held_out = [] if args.held_out_scorers in (None, ["none"]) else args.held_out_scorers
@@ -78,11 +83,11 @@ def build_scorers(args: ScorerArguments, world: Scorer | None = None) -> dict[st
             raise InputError(f"scorer {spec!r} is given twice: name each once")
         if name != kind == "detoxify" and args.detoxify_checkpoint:
             raise InputError("detoxify_checkpoint would stand for both detoxify scorers: hold out another kind")
-        scorers[name] = NAMED[kind](args, what or None)
+        scorers[name] = NAMED[kind](args, what or None, allow_pickle)
     return scorers
 
 
-def _detoxify(args: ScorerArguments, variant: str | None) -> Scorer:
+def _detoxify(args: ScorerArguments, variant: str | None, allow_pickle: bool) -> Scorer:
     from astra_trl.scorers.detoxify import DetoxifyScorer
 
     return DetoxifyScorer(
@@ -94,30 +99,30 @@ def _detoxify(args: ScorerArguments, variant: str | None) -> Scorer:
     )
 
 
-def _llama_guard(args: ScorerArguments, model: str | None) -> Scorer:
+def _llama_guard(args: ScorerArguments, model: str | None, allow_pickle: bool) -> Scorer:
     from astra_trl.scorers.llama_guard import LlamaGuardScorer
 
-    kwargs = args.common(model_id=model, model_init_kwargs={"dtype": args.scorer_dtype})
+    kwargs = args.common(model_id=model, model_init_kwargs=args.loading(allow_pickle))
     return LlamaGuardScorer(categories=args.llama_guard_categories, **kwargs)
 
 
-def _classifier(args: ScorerArguments, model: str | None) -> Scorer:
+def _classifier(args: ScorerArguments, model: str | None, allow_pickle: bool) -> Scorer:
     from astra_trl.scorers.classifier import ClassifierScorer
 
-    kwargs = args.common(model_init_kwargs={"dtype": args.scorer_dtype})
+    kwargs = args.common(model_init_kwargs=args.loading(allow_pickle))
     labels = _needed("classifier_labels", "the labels that mean harm", args.classifier_labels)
     labels = [int(label) if label.isdecimal() else label for label in labels]
     return ClassifierScorer(_needed("scorer classifier:MODEL", "a Hub id or folder", model), labels, **kwargs)
 
 
-def _keyword(args: ScorerArguments, path: str | None) -> Scorer:
+def _keyword(args: ScorerArguments, path: str | None, allow_pickle: bool) -> Scorer:
     return KeywordScorer(args.keywords or [] if path is None else path)
 
 
-def _judge(args: ScorerArguments, model: str | None) -> Scorer:
+def _judge(args: ScorerArguments, model: str | None, allow_pickle: bool) -> Scorer:
     from astra_trl.scorers.judge import JudgeScorer
 
-    local = {} if args.judge_base_url else {"model_init_kwargs": {"dtype": args.scorer_dtype}}
+    local = {} if args.judge_base_url else {"model_init_kwargs": args.loading(allow_pickle)}
     kwargs = args.common(base_url=args.judge_base_url, answer=args.judge_answer, **local)
     rubric = _needed("judge_rubric", "what to judge", args.judge_rubric)
     return JudgeScorer(_needed("scorer judge:MODEL", "the judge's model", model), rubric, **kwargs)
@@ -129,7 +134,7 @@ def _needed(flag: str, what: str, value: Any) -> Any:
     return value
 
 
-NAMED: dict[str, Callable[[ScorerArguments, str | None], Scorer]] = {
+NAMED: dict[str, Callable[[ScorerArguments, str | None, bool], Scorer]] = {
     "detoxify": _detoxify,
     "llama_guard": _llama_guard,
     "classifier": _classifier,

@@ -67,7 +67,8 @@ def load_models(
             Where models are put; defaults to the device that accelerate gives this process.
         model_init_kwargs (`dict`, *optional*):
             For `from_pretrained` of every model that is loaded here: `dtype` (float32 by default, as in TRL),
-            `quantization_config`, `attn_implementation`, `revision`, ...
+            `quantization_config`, `attn_implementation`, `revision`, ...; and `allow_pickle`, whether weights may be
+            a pickle.
 
     Raises:
         InputError: a model cannot be loaded, or tester and baseline have different vocabularies.

@@ -98,6 +98,8 @@ class HFBackend:
         eos = self.model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         self.eos = {i for i in (*eos, self.tokenizer.eos_token_id) if i is not None}
+        if not all(isinstance(i, int) for i in self.eos):
+            raise InputError(f"eos_token_id={eos!r} of the model is no token id: mend its generation_config.json")
         self._eos_ids = torch.tensor(sorted(self.eos), dtype=torch.long)
         self._stop_strings: StopStringCriteria | None = None
         if self.sampling.stop_strings:
@@ -118,8 +120,9 @@ class HFBackend:
     ) -> "HFBackend":
         """Loads a model and its tokenizer from a Hub id or a folder.
 
-        `dtype` defaults to float32, as in TRL; `device` to the one accelerate gives this process. Raises
-        `InputError` with `role` in its message where the model cannot be loaded.
+        `dtype` defaults to float32, as in TRL; `device` to the one accelerate gives this process. Weights that are a
+        pickle are refused unless `model_init_kwargs` has `allow_pickle=True`, and so is a model's own code unless it
+        has `trust_remote_code=True`. Raises `InputError` with `role` in its message where the model cannot be loaded.
         """
         init_kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
         model, tokenizer = load_pretrained(AutoModelForCausalLM, model_id, role, device, init_kwargs, tokenizer)
@@ -129,7 +132,7 @@ class HFBackend:
     def saved_tokenizer(model: PreTrainedModel, role: str) -> PreTrainedTokenizerBase:
         """The tokenizer saved where a loaded model came from."""
         try:
-            return AutoTokenizer.from_pretrained(model.config.name_or_path)
+            return AutoTokenizer.from_pretrained(model.config.name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"the {role} is a loaded model and no tokenizer was saved with it: pass HFBackend(model, tokenizer)"

@@ -1,12 +1,14 @@
-"""Models and tokenizers from the Hub or a folder, on the device of this process."""
+"""Models, adapters and tokenizers from the Hub or a folder, on the device of this process. Nothing that comes with
+them is run, unless the user allows it."""
 
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from astra_trl.errors import InputError
+from astra_trl.untrusted import refuse_pickled_adapter, refuse_pickled_model, told
 
 
 def place(device: str | torch.device | None) -> torch.device:
@@ -26,17 +28,28 @@ def load_pretrained(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """What `auto_class.from_pretrained` makes of a Hub id or a folder, and its tokenizer where none is given.
 
-    Raises `InputError` with `role` in its message where one cannot be loaded.
+    Besides what that takes, `init_kwargs` may hold `allow_pickle`, whether weights may be a pickle; torch then reads
+    no more than tensors of it. Raises `InputError` with `role` in its message where one cannot be loaded, where the
+    weights are a pickle, and where code would have to be run that `trust_remote_code` does not allow.
     """
     placed = place(device)
+    # Without a word on it, transformers would ask on the terminal.
+    init_kwargs = {"trust_remote_code": False, **init_kwargs}
     if placed.type != "cpu":
         init_kwargs = {"device_map": placed, **init_kwargs}
-    try:
+    with told(role, model_id, "name a Hub id or a folder with its tokenizer"):
+        if not init_kwargs.pop("allow_pickle", False):
+            hub_kwargs = {key: init_kwargs[key] for key in ("revision", "cache_dir", "token") if key in init_kwargs}
+            refuse_pickled_model(model_id, role, **hub_kwargs)
+            init_kwargs["use_safetensors"] = True
         model = auto_class.from_pretrained(model_id, **init_kwargs)
         where = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
         return model, tokenizer or AutoTokenizer.from_pretrained(model_id, **where)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"{role} {model_id!r} could not be loaded: name a Hub id or a folder with its tokenizer ({reason})"
-        ) from error
+
+
+def load_adapter(model: Any, model_id: str, role: str, allow_pickle: bool = False) -> PeftModel:
+    """The adapter of a Hub id or a folder on top of its base; `InputError` as `load_pretrained` has it."""
+    with told(role, model_id, "name a Hub id or a folder with an adapter for that base"):
+        if not allow_pickle:
+            refuse_pickled_adapter(model_id, role)
+        return PeftModel.from_pretrained(model, model_id)

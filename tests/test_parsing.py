@@ -1,0 +1,78 @@
+import io
+
+import pytest
+from rich.console import Console
+from test_tree import OPENING, make_node
+
+from astra_trl import InputError, Turn
+from astra_trl.evaluation.results import Evaluation
+from astra_trl.evaluation.tables import show, transcript
+from astra_trl.parsing import parse_json, parse_object, parse_yaml
+from astra_trl.tree import Tree
+
+HOSTILE = "\x1b[31m[red]x[/] [/] [link=http://a]y[/link]\x07\r\u202e\ud800"
+
+
+def test_yaml_makes_no_objects_and_runs_nothing(tmp_path):
+    marker = tmp_path / "marker"
+    for text in (
+        f"!!python/object/apply:os.mkdir ['{marker}']",
+        f"a: !!python/object/new:os.mkdir ['{marker}']",
+        "!!python/name:os.system",
+    ):
+        with pytest.raises(ValueError, match="could not determine a constructor"):
+            parse_yaml(text)
+    assert not marker.exists()
+
+
+def test_what_is_short_and_without_end_is_refused():
+    laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+    for name, before in zip("bcdefgh", "abcdefg", strict=True):
+        laughs += f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for text in (laughs, "&a [*a]", "&a {b: *a}"):
+        with pytest.raises(ValueError, match="more than 1000000 values"):
+            parse_yaml(text)
+    for parse in (parse_yaml, parse_json):
+        with pytest.raises(ValueError, match="too deep"):
+            parse("[" * 100_000 + "]" * 100_000)
+    assert parse_yaml("a: &a [1]\nb: *a") == {"a": [1], "b": [1]}  # as YAML writes a list that comes twice
+
+
+def test_json_in_other_shapes_is_a_value_error():
+    for text in (b"\xff", "{", "1" * 5000, "[1]", "null"):
+        with pytest.raises(ValueError):
+            parse_object(text)
+    assert parse_object('{"a": 1, "a": 2}') == {"a": 2}
+
+
+def test_what_an_error_quotes_does_nothing_to_a_terminal():
+    error = InputError(f"column {HOSTILE}\nis missing")
+    assert "\x1b" not in str(error) and "\n" not in str(error)
+    assert str(error).startswith("column ⟨U+001B⟩[31m[red]x[/]") and str(error).endswith("⟨U+D800⟩ is missing")
+
+
+def test_what_models_say_does_nothing_to_a_terminal():
+    opening = (Turn("opening", HOSTILE),)
+    shown = transcript(
+        Tree(opening, [make_node(HOSTILE, opening, error=HOSTILE), make_node("a", OPENING, scores={"harm": 1.0})])
+    )
+    assert {char for char in shown if not char.isprintable()} == {"\n"}
+    assert shown.count("⟨U+001B⟩[31m[red]x[/]") == 3  # opening, probe, error; the response is the probe in capitals
+
+
+def test_names_in_tables_are_no_markup():
+    figure = {"target": HOSTILE, "figure": f"harmful_share/{HOSTILE}", "value": 0.5, "n": 2, "low": 0.1, "high": 0.9}
+    counted = {"failed": 1, "empty_probes": 0, "empty_responses": 0, "unrewarded": 0, "unscored": {HOSTILE: 1}}
+    arms = ["tester", "baseline", HOSTILE]
+    evaluation = Evaluation(
+        {"openings": 2, "depth": 1, "harm": HOSTILE, "scorers": [HOSTILE, "b"], "likelihood_under": "target"},
+        [{"arm": arm, "target": target} for target in (HOSTILE, "other") for arm in arms],
+        [{"arm": arm, "target": HOSTILE, **counted} for arm in arms],
+        [{"arm": arm, **figure} for arm in arms],
+        [],
+    )
+    file = io.StringIO()
+    show(evaluation, Console(file=file, width=200, highlight=False, force_terminal=True, color_system=None))
+    # Styles of the tables' own are all that rich may write.
+    shown = file.getvalue().replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "")
+    assert "\x1b" not in shown and "[red]x[/]" in shown and "http://a" not in shown.replace("[link=http://a]", "")
