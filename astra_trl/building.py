@@ -21,7 +21,7 @@ from astra_trl.rewards.credit import credit_named
 from astra_trl.rewards.weighted import weighted_terms
 from astra_trl.sandbox import World
 from astra_trl.scorers import KeywordScorer, Scorer
-from astra_trl.scorers.named import ScorerArguments, build_scorers
+from astra_trl.scorers.named import Access, ScorerArguments, build_scorers
 from astra_trl.systems import Goal, System
 from astra_trl.systems.astprompter import HFASTSystem
 from astra_trl.systems.crt import CRTSystem
@@ -111,7 +111,8 @@ def build_system(
     training_args.model_init_kwargs = None  # used up here: TRL gets a loaded model and would warn of them
     models: dict[str, Any] = {"model_init_kwargs": model_init_kwargs}
     tester_model: Model = tester
-    target_model: Model = target if behind_api is None else api_target(args, behind_api, limiter_of(args))
+    limiter = limiter_of(args)
+    target_model: Model = target if behind_api is None else api_target(args, behind_api, limiter)
     baseline: Model | None = args.baseline
     # A target that gives no likelihood leaves that to the tester before training.
     reads = behind_api is not None and args.target_logprobs == "none" and args.likelihood_weight and baseline is None
@@ -126,7 +127,9 @@ def build_system(
         models["processing_class"] = loaded.tokenizer
     elif reads:
         baseline = tester
-    return system_of(args, scorer_args, world, tester_model, target_model, baseline, **models)
+    return system_of(
+        args, scorer_args, world, tester_model, target_model, baseline, endpoint_kwargs=args.calling(limiter), **models
+    )
 
 
 def system_of(
@@ -136,10 +139,13 @@ def system_of(
     tester: Model,
     target: Model,
     baseline: Model | None,
+    endpoint_kwargs: Mapping[str, Any] | None = None,
     **models: Any,
 ) -> System:
-    """The system that flags describe, on these models, which are loaded where they are named."""
-    scorers, goals = _scorers_and_goals(args, scorer_args, world)
+    """The system that flags describe, on these models, which are loaded where they are named. `endpoint_kwargs` are
+    for the `OpenAIBackend` of a judge."""
+    access = Access(args.allow_pickle, endpoint_kwargs or {})
+    scorers, goals = _scorers_and_goals(args, scorer_args, world, access)
     fields: dict[str, Any] = {
         "reward": reward_of(args, next(iter(scorers))),
         "goals": goals,
@@ -163,14 +169,14 @@ def system_of(
 
 
 def _scorers_and_goals(
-    args: SystemArguments, scorer_args: ScorerArguments, world: World | None
+    args: SystemArguments, scorer_args: ScorerArguments, world: World | None, access: Access
 ) -> tuple[dict[str, Scorer], list[Goal]]:
     goals = [Goal(text) for text in args.goal or ()]
     judged = bool(goals) and scorer_args.scorer.startswith("judge:") and not scorer_args.judge_rubric and world is None
     if judged:
         scorer_args = replace(scorer_args, judge_rubric=_rubric(goals[0]))
     harm = None if world is None else KeywordScorer(world.rude_words)
-    scorers = build_scorers(scorer_args, harm, args.allow_pickle)
+    scorers = build_scorers(scorer_args, harm, access)
     if judged:
         judge: Any = next(iter(scorers.values()))
         goals = [replace(goal, scorer=judge.with_rubric(_rubric(goal))) for goal in goals]
@@ -206,7 +212,7 @@ def talking(args: SystemArguments) -> dict[str, Any]:
 
 
 def limiter_of(args: SystemArguments) -> Limiter:
-    """What this process may take of what all may take of an API, for all targets behind it."""
+    """What this process may take of what all may take of APIs, for all targets and judges behind them."""
     return Limiter(args.limits.share(PartialState().num_processes))
 
 

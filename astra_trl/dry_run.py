@@ -162,7 +162,7 @@ def _scorer(spec: str, args: ScorerArguments) -> Role:
     if kind == "keyword":
         return Role(f"words ({what or ', '.join(args.keywords or ())})")
     if kind == "judge" and args.judge_base_url:
-        return Role(f"judge {what} at {args.judge_base_url}: no weights here")
+        return Role(f"judge {what} at {args.judge_base_url}: no weights here, a call an exchange within the limits")
     if kind == "detoxify":
         told = f"detoxify {what or 'original'}, {args.detoxify_category}"
         if args.detoxify_config_path is None:

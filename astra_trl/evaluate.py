@@ -64,7 +64,8 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
         arms[BASELINE] = baseline
     arms |= {name: _further(models, name, what) for name, what in args.arms.items()}
     first, *others = args.target
-    system = system_of(args, scorer_args, world, tester, models.target(first), baseline)
+    calling = {**args.calling(models.limiter), "response_cache": args.response_cache}
+    system = system_of(args, scorer_args, world, tester, models.target(first), baseline, endpoint_kwargs=calling)
     if args.method == "few_shot":
         _give_examples(system, args)
     output_dir = Path(args.output_dir or f"evaluation-{Path(args.tester).name}")

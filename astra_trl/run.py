@@ -33,6 +33,7 @@ from astra_trl.run_folder import RunFolder, write_whole
 from astra_trl.sampler import ASTSampler
 from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
+from astra_trl.settings import read_settings
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree
@@ -67,7 +68,7 @@ def run(
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(scorer_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     if resume and folder.config.exists():
-        refuse_changes(yaml.safe_load(folder.config.read_text(encoding="utf-8")), settings, folder.path)
+        refuse_changes(read_settings(folder.config), settings, folder.path)
     PartialState().wait_for_everyone()
     world = named_world(args.world)
     openings, held_out = openings_and_held_out(args, world, training_args.seed)

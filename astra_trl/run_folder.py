@@ -18,7 +18,7 @@ class RunFolder:
     """The files of one run; rounds are numbered from 1.
 
     `exchanges.jsonl` holds a line an exchange, `rounds.jsonl` a line a round, `records/` the preference records that
-    each round was trained on, `config.yaml` the resolved settings, `usage.json` what a target's endpoint was asked for
+    each round was trained on, `config.yaml` the resolved settings, `usage.json` what endpoints were asked for
     and `summary.json` what came out.
     """
 
@@ -72,6 +72,15 @@ class RunFolder:
     def read_figures(self, number: int) -> dict[str, Any]:
         """The figures that the records of a round were written with."""
         return json.loads(parquet.read_schema(self._records_file(number)).metadata[b"figures"])
+
+    def read_usage(self) -> dict[str, int]:
+        """What `usage.json` counts."""
+        try:
+            return {key: int(count) for key, count in parse_object(self.usage.read_text(encoding="utf-8")).items()}
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(
+                f"{str(self.usage)!r} is damaged ({error}): delete it, and a budget counts from here"
+            ) from error
 
     def read_nodes(self, number: int) -> list[Node]:
         """The exchanges of a round as nodes without token ids."""

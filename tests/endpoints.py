@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -14,7 +14,7 @@ def endpoint(
     answer: Callable[[dict[str, Any]], tuple[int, Any]], headers: dict[str, str] | None = None
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Its address, and the requests it gets; `answer(request)` gives (status, body), the request being headers and
-    JSON. By default a retry is to come at once."""
+    JSON, and the body JSON, bytes or their parts in time. By default a retry is to come at once."""
     requests: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -24,13 +24,17 @@ def endpoint(
                 {"path": self.path, "headers": {name.lower(): value for name, value in self.headers.items()}, **body}
             )
             status, said = answer(requests[-1])
-            data = said if isinstance(said, bytes) else json.dumps(said).encode()
+            if not isinstance(said, bytes | Iterator):
+                said = json.dumps(said).encode()
+            parts = [said] if isinstance(said, bytes) else said
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             for name, value in (headers or {"retry-after-ms": "1"}).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # a client that has had enough
+                for part in parts:
+                    self.wfile.write(part)
 
         def log_message(self, *args: Any) -> None:
             pass

@@ -174,6 +174,28 @@ def test_a_spent_budget_stops_a_run_at_a_checkpoint_and_a_larger_one_goes_on(tmp
     assert (tmp_path / "run" / "exchanges.jsonl").read_bytes() == (tmp_path / "whole" / "exchanges.jsonl").read_bytes()
 
 
+def test_a_judge_behind_an_api_is_asked_within_the_limits_too(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(WORLD.openings("train")[:40]), encoding="utf-8")
+    own = ["--tester", WORLD.tester, "--target", WORLD.target, "--prompts", str(prompts), "--likelihood_weight", "0"]
+
+    def judged(request):
+        said = request["messages"][-1]["content"]
+        return completion("yes" if any(word in said for word in WORLD.rude_words) else "no")
+
+    with endpoint(judged) as (url, requests):
+        own += ["--scorer", "judge:m", "--judge_rubric", "Is it rude?", "--judge_base_url", url, *FLAGS]
+        own += ["--output_dir", str(tmp_path / "run")]
+        for _ in range(2):  # the second time, what was asked for before counts
+            with pytest.raises(SystemExit, match="the budget of 30 requests is spent: raise max_requests"):
+                main({}, [*own, "--max_requests", "30", "--resume_from_checkpoint", "true"])
+            assert len(requests) == 30
+            assert json.loads((tmp_path / "run" / "usage.json").read_text())["requests"] == 30
+        main({}, [*own, "--max_requests", "3000", "--resume_from_checkpoint", "true"])
+        assert len(requests) > 30
+    assert {line["scores"]["judge"] for line in lines(tmp_path / "run" / "exchanges.jsonl")} == {0.0, 1.0}
+
+
 def test_too_many_failures_stop_a_run_with_the_reason(tmp_path):
     with endpoint(lambda request: (503, {"error": {"message": "out of order"}})) as (url, _):
         stopped = pytest.raises(SystemExit, match="calls failed for good, .*max_failed_share=0.05.*out of order")

@@ -3,7 +3,9 @@ import logging
 import math
 import pickle
 import threading
+import time
 from dataclasses import asdict
+from itertools import repeat
 
 import pytest
 from conftest import make_gpt2, make_tokenizer
@@ -98,6 +100,15 @@ def test_a_key_is_asked_for_where_one_is_needed(monkeypatch):
     with endpoint(lambda request: completion("fine")) as (url, _):
         (sample,) = OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
     assert sample.text == "fine"
+
+
+def test_what_of_the_sampling_is_not_sent_is_told(caplog):
+    sampling = SamplingParams(top_k=5, repetition_penalty=1.1, temperature=0.5)
+    given = {"base_url": "http://localhost:9/v1", "sampling": sampling}
+    OpenAIBackend("m", **given, extra_body={"top_k": 5, "repetition_penalty": 1.1})
+    assert caplog.messages == []
+    OpenAIBackend("m", **given, extra_body={"top_k": 5})
+    assert caplog.messages == ["repetition_penalty of 'm': endpoints have no such field, so it is not sent"]
 
 
 def test_a_judge_behind_an_endpoint(caplog):
@@ -291,6 +302,22 @@ def test_an_attempt_that_takes_too_long_and_a_refused_connection_are_tried_again
     (sample,) = backend.open(["hi"], seeds=[0]).sample()
     assert sample.error.startswith("APIConnectionError: Connection error") and "refused" in sample.error
     assert backend.usage["requests"] == 2 + 2
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_without_end_and_one_that_drips_are_failed_calls(status, monkeypatch):
+    def dripping():
+        while True:
+            time.sleep(0.05)  # far from a silence of a second
+            yield b" "
+
+    monkeypatch.setattr("astra_trl.backends.openai.MOST_BYTES", 2**20)
+    bodies = iter([repeat(b"[" * 2**16), dripping()])
+    with endpoint(lambda request: (status, next(bodies))) as (url, _):
+        backend = OpenAIBackend("m", base_url=url, timeout=1, max_retries=0)
+        for reason in ("longer than 1048576 bytes", "not arrived within 1 seconds"):
+            (sample,) = backend.open(["hi"], seeds=[0]).sample()
+            assert reason in sample.error
 
 
 def test_a_request_that_nobody_answered_yet_and_is_refused_stops_at_once_and_later_is_one_conversations_error():

@@ -22,7 +22,7 @@ from astra_trl.backends.hf.loading import load_adapter
 from astra_trl.cli import main
 from astra_trl.embedding import load_embedder
 from astra_trl.rewards.weighted import weighted_terms
-from astra_trl.scorers.named import ScorerArguments, build_scorers
+from astra_trl.scorers.named import Access, ScorerArguments, build_scorers
 from astra_trl.sizes import empty_model
 
 REFUSED = r"weights in a pickle, .*\.bin.*: convert .* safetensors, or allow it with allow_pickle"
@@ -194,7 +194,7 @@ def test_named_scorers_hand_the_opt_in_on(tmp_path):
     args = ScorerArguments(scorer=f"classifier:{folder}", classifier_labels=["rude"])
     with pytest.raises(InputError, match=REFUSED):
         build_scorers(args)
-    assert list(build_scorers(args, allow_pickle=True)) == ["classifier"]
+    assert list(build_scorers(args, access=Access(allow_pickle=True))) == ["classifier"]
 
 
 @pytest.fixture

@@ -70,8 +70,8 @@ class Limits:
         return replace(self, **shares)
 
 
-class Request:
-    """A request that was let through, with the tokens it is counted for."""
+class Reservation:
+    """What a request takes of the limits: its time and the tokens it is counted for."""
 
     def __init__(self, at: float, tokens: int) -> None:
         self.at, self.tokens = at, tokens
@@ -91,7 +91,7 @@ class Limiter:
         self.limits = limits
         self._clock = clock
         self._lock = threading.Lock()
-        self._recent: deque[Request] = deque()  # of the last minute
+        self._recent: deque[Reservation] = deque()  # of the last minute
         self._under_way = 0  # tokens of requests that are not settled
         self._usage = dict.fromkeys(COUNTED, 0)
 
@@ -107,20 +107,20 @@ class Limiter:
         with self._lock:
             self._usage = {**dict.fromkeys(COUNTED, 0), **{name: int(count) for name, count in earlier.items()}}
 
-    def reserve(self, tokens: int, pause: Pause) -> Request:
+    def reserve(self, tokens: int, pause: Pause) -> Reservation:
         """Waits, by `pause(seconds)`, until a request of about so many tokens may be made. Raises `BudgetSpent`."""
         while True:
             with self._lock:
                 wait = self._wait(tokens)
                 if wait <= 0:
-                    request = Request(self._clock(), tokens)
+                    request = Reservation(self._clock(), tokens)
                     self._recent.append(request)
                     self._under_way += tokens
                     self._usage["requests"] += 1
                     return request
             pause(wait)
 
-    def settle(self, request: Request, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+    def settle(self, request: Reservation, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         """Counts a request that has ended for what it took."""
         with self._lock:
             self._under_way -= request.tokens

@@ -17,7 +17,8 @@ PREFIX = "openai:"
 
 @dataclass
 class ApiArguments:
-    """Where a target behind an API is, and what may be asked of it; the key is in the environment alone."""
+    """Where a target behind an API is, and what may be asked of it and of a judge behind one; the key is in the
+    environment alone."""
 
     target_base_url: str | None = field(
         default=None,
@@ -60,6 +61,10 @@ class ApiArguments:
         """What all processes together may take."""
         return Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})
 
+    def calling(self, limiter: Limiter) -> dict[str, Any]:
+        """How an endpoint is called, for an [`OpenAIBackend`]."""
+        return {"max_retries": self.max_retries, "timeout": self.request_timeout, "limiter": limiter}
+
 
 API_FLAGS = [f.name for f in fields(ApiArguments)]
 
@@ -91,8 +96,6 @@ def build_api_target(
         chat=args.target_api == "chat",
         sampling=sampling,
         prompt_logprobs=args.target_logprobs,  # type: ignore[arg-type]
-        max_retries=args.max_retries,
-        timeout=args.request_timeout,
-        limiter=limiter,
+        **args.calling(limiter),
         **more,
     )

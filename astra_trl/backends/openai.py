@@ -31,16 +31,19 @@ except ImportError as missing:
 logger = logging.getLogger(__name__)
 
 CHARACTERS_PER_TOKEN = 32  # far more than any text has: an endpoint that overlooks max_new_tokens is cut there
+MOST_BYTES = 2**26  # of an answer's body; log-probabilities of a long conversation take some megabytes
+UNSENT = ("min_new_tokens", "top_k", "repetition_penalty")  # of the sampling, as OpenAI's API has none of them
 PASSING = (408, 409, 429)  # statuses, beside 5xx, that another attempt may not meet
 REFUSALS = (401, 403, 404)  # that no later call would mend
 
 
 @dataclass(frozen=True)
 class Request:
-    """The body of a request, and what makes an answer of a response's body."""
+    """The body of a request, what makes an answer of a response's body, and its key in a cache."""
 
     body: Mapping[str, Any]
     read: Callable[[bytes], Answer]
+    key: str = ""
 
     @property
     def about_tokens(self) -> int:
@@ -67,7 +70,8 @@ class OpenAIBackend(MessagesBackend):
             Whether conversations go over as messages. Else as one text that the model continues, each utterance
             followed by a line break, as with [`HFBackend`].
         sampling (`SamplingParams`, *optional*):
-            `max_new_tokens`, `temperature`, `top_p` and `stop_strings` are sent.
+            `max_new_tokens`, `temperature`, `top_p` and `stop_strings` are sent; where others are set, a log line
+            says that they are not, unless `extra_body` has them.
         prompt_logprobs (`str`, *optional*, defaults to `"none"`):
             How the endpoint tells the log-probabilities of what it reads, which is a call more an exchange: `"echo"`
             (plain completions with `echo` and `logprobs`) or `"vllm"` (its field `prompt_logprobs`). An endpoint that
@@ -75,7 +79,8 @@ class OpenAIBackend(MessagesBackend):
         max_retries (`int`, *optional*, defaults to `10`):
             Attempts after the first one.
         timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds without a sign of the server after which an attempt has failed.
+            Seconds of a server's silence after which an attempt has failed, and that an answer, once it has begun,
+            may take to arrive.
         max_characters (`int`, *optional*):
             Where a longer answer is cut; defaults to 32 for each of `max_new_tokens`.
         response_cache (`str`, *optional*):
@@ -121,12 +126,21 @@ class OpenAIBackend(MessagesBackend):
         self.gives_logprobs = prompt_logprobs != "none"
         self._logprobs = reading(prompt_logprobs, chat)
         self._extra_body = dict(extra_body or {})
+        unsent = [
+            n for n in UNSENT if getattr(sampling, n) != getattr(SamplingParams(), n) and n not in self._extra_body
+        ]
+        if unsent:
+            logger.warning("%s of %r: endpoints have no such field, so it is not sent", ", ".join(unsent), model)
         self._cache = None if response_cache is None else ResponseCache(response_cache)
         self._answered = self._gave_logprobs = False
         # OpenAI's newest models refuse the old name of the limit, and other servers do not know the new one.
         self._limit = "max_completion_tokens" if base_url is None and chat else "max_tokens"
         self._client = openai.OpenAI(
-            api_key=self._key.sent() or "none", base_url=base_url, max_retries=0, timeout=timeout
+            api_key=self._key.sent() or "none",
+            base_url=base_url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=openai.DefaultHttpxClient(event_hooks={"response": [partial(_read, seconds=timeout)]}),
         )
         endpoint = self._client.chat.completions if chat else self._client.completions
         self._create = endpoint.with_raw_response.create
@@ -179,7 +193,10 @@ class OpenAIBackend(MessagesBackend):
         return {"model": self.model, **said, "seed": seed % 2**31, **wanted, **self._extra_body}
 
     def _answers(self, requests: Sequence[Request]) -> list[Answer]:
-        known = [self._cache.get(self._cache.key(self.address, r.body)) if self._cache else None for r in requests]
+        known: list[Answer | None] = [None] * len(requests)
+        if self._cache is not None:
+            requests = [replace(request, key=self._cache.key(self.address, request.body)) for request in requests]
+            known = [self._cache.get(request.key) for request in requests]
         asked = [[request] for request, answer in zip(requests, known, strict=True) if answer is None]
         fresh = iter(self.caller.each(self._attempt, asked, [request.about_tokens for (request,) in asked]))
         return [next(fresh) if answer is None else answer for answer in known]
@@ -190,7 +207,7 @@ class OpenAIBackend(MessagesBackend):
         self._answered = True
         if self._cache is not None:
             answer = replace(answer, text=self.hidden(answer.text))
-            self._cache.put(self._cache.key(self.address, request.body), answer)
+            self._cache.put(request.key, answer)
         return [answer]
 
     def _asked(self, request: Request) -> Answer:
@@ -248,3 +265,19 @@ class OpenAIBackend(MessagesBackend):
 def _required(body: Mapping[str, Any]) -> dict[str, Any]:
     # What the client insists on; all else goes over as it is.
     return {name: body[name] for name in ("model", "messages", "prompt") if name in body}
+
+
+def _read(response: Any, seconds: float) -> None:
+    # Before the client does, which would read a body without end to its end. httpx keeps what was read there.
+    last, chunks, size = time.monotonic() + seconds, [], 0
+    for chunk in response.iter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        wrong = ""
+        if size > MOST_BYTES:
+            wrong = f"the answer is longer than {MOST_BYTES} bytes"
+        elif time.monotonic() > last:
+            wrong = f"the answer has not arrived within {seconds:g} seconds"
+        if wrong:
+            raise openai.APIConnectionError(message=wrong, request=response.request)
+    response._content = b"".join(chunks)

@@ -67,6 +67,8 @@ class JudgeScorer:
             Conversations at a time.
         model_init_kwargs (`dict`, *optional*):
             For `from_pretrained` of a local judge: `dtype` (that of the checkpoint by default), ...
+        endpoint_kwargs (`dict`, *optional*):
+            For the [`OpenAIBackend`] of a judge behind an endpoint: `max_concurrency`, `response_cache`, ...
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class JudgeScorer:
         device: str | torch.device | None = None,
         batch_size: int = 32,
         model_init_kwargs: dict[str, Any] | None = None,
+        endpoint_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if not rubric.strip():
             raise InputError("the judge's rubric is empty: say what to judge, as 'Does it insult the user?'")
@@ -99,7 +102,7 @@ class JudgeScorer:
         elif base_url is not None:
             from astra_trl.backends.openai import OpenAIBackend
 
-            self.backend = OpenAIBackend(model, base_url=base_url, sampling=sampling)
+            self.backend = OpenAIBackend(model, base_url=base_url, sampling=sampling, **(endpoint_kwargs or {}))
         else:
             from astra_trl.backends.hf import HFBackend
 

@@ -1,6 +1,6 @@
 """Scorers by name, as `--scorer` and `--held_out_scorers` give them: "detoxify", "llama_guard:<model id>", ..."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,11 +66,19 @@ class ScorerArguments:
         return {"dtype": self.scorer_dtype, "allow_pickle": allow_pickle}
 
 
-def build_scorers(args: ScorerArguments, world: Scorer | None = None, allow_pickle: bool = False) -> dict[str, Scorer]:
+@dataclass(frozen=True)
+class Access:
+    """What scorers may do: `allow_pickle`, whether the weights of their models may be pickles; `endpoint_kwargs`, how
+    an endpoint is called, for an [`OpenAIBackend`]."""
+
+    allow_pickle: bool = False
+    endpoint_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_scorers(args: ScorerArguments, world: Scorer | None = None, access: Access = Access()) -> dict[str, Scorer]:
     """The scorer that is trained on, then those held out; by the name of their kind where it is the first of it.
 
-    A sandbox world brings the scorer that is trained on. With `allow_pickle` the weights of the others' models may be
-    pickles.
+    A sandbox world brings the scorer that is trained on.
     """
     scorers: dict[str, Scorer] = {} if world is None else {"harm": world}
     held_out = [] if args.held_out_scorers in (None, ["none"]) else args.held_out_scorers
@@ -83,11 +91,11 @@ def build_scorers(args: ScorerArguments, world: Scorer | None = None, allow_pick
             raise InputError(f"scorer {spec!r} is given twice: name each once")
         if name != kind == "detoxify" and args.detoxify_checkpoint:
             raise InputError("detoxify_checkpoint would stand for both detoxify scorers: hold out another kind")
-        scorers[name] = NAMED[kind](args, what or None, allow_pickle)
+        scorers[name] = NAMED[kind](args, what or None, access)
     return scorers
 
 
-def _detoxify(args: ScorerArguments, variant: str | None, allow_pickle: bool) -> Scorer:
+def _detoxify(args: ScorerArguments, variant: str | None, access: Access) -> Scorer:
     from astra_trl.scorers.detoxify import DetoxifyScorer
 
     return DetoxifyScorer(
@@ -99,31 +107,34 @@ def _detoxify(args: ScorerArguments, variant: str | None, allow_pickle: bool) ->
     )
 
 
-def _llama_guard(args: ScorerArguments, model: str | None, allow_pickle: bool) -> Scorer:
+def _llama_guard(args: ScorerArguments, model: str | None, access: Access) -> Scorer:
     from astra_trl.scorers.llama_guard import LlamaGuardScorer
 
-    kwargs = args.common(model_id=model, model_init_kwargs=args.loading(allow_pickle))
+    kwargs = args.common(model_id=model, model_init_kwargs=args.loading(access.allow_pickle))
     return LlamaGuardScorer(categories=args.llama_guard_categories, **kwargs)
 
 
-def _classifier(args: ScorerArguments, model: str | None, allow_pickle: bool) -> Scorer:
+def _classifier(args: ScorerArguments, model: str | None, access: Access) -> Scorer:
     from astra_trl.scorers.classifier import ClassifierScorer
 
-    kwargs = args.common(model_init_kwargs=args.loading(allow_pickle))
+    kwargs = args.common(model_init_kwargs=args.loading(access.allow_pickle))
     labels = _needed("classifier_labels", "the labels that mean harm", args.classifier_labels)
     labels = [int(label) if label.isdecimal() else label for label in labels]
     return ClassifierScorer(_needed("scorer classifier:MODEL", "a Hub id or folder", model), labels, **kwargs)
 
 
-def _keyword(args: ScorerArguments, path: str | None, allow_pickle: bool) -> Scorer:
+def _keyword(args: ScorerArguments, path: str | None, access: Access) -> Scorer:
     return KeywordScorer(args.keywords or [] if path is None else path)
 
 
-def _judge(args: ScorerArguments, model: str | None, allow_pickle: bool) -> Scorer:
+def _judge(args: ScorerArguments, model: str | None, access: Access) -> Scorer:
     from astra_trl.scorers.judge import JudgeScorer
 
-    local = {} if args.judge_base_url else {"model_init_kwargs": args.loading(allow_pickle)}
-    kwargs = args.common(base_url=args.judge_base_url, answer=args.judge_answer, **local)
+    kwargs = args.common(base_url=args.judge_base_url, answer=args.judge_answer)
+    if args.judge_base_url:
+        kwargs["endpoint_kwargs"] = dict(access.endpoint_kwargs)
+    else:
+        kwargs["model_init_kwargs"] = args.loading(access.allow_pickle)
     rubric = _needed("judge_rubric", "what to judge", args.judge_rubric)
     return JudgeScorer(_needed("scorer judge:MODEL", "the judge's model", model), rubric, **kwargs)
 
@@ -134,7 +145,7 @@ def _needed(flag: str, what: str, value: Any) -> Any:
     return value
 
 
-NAMED: dict[str, Callable[[ScorerArguments, str | None, bool], Scorer]] = {
+NAMED: dict[str, Callable[[ScorerArguments, str | None, Access], Scorer]] = {
     "detoxify": _detoxify,
     "llama_guard": _llama_guard,
     "classifier": _classifier,

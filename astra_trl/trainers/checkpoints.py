@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from astra_trl.errors import InputError, RunStopped
+from astra_trl.parsing import parse_object
 from astra_trl.run_folder import RunFolder, sync, write_whole
 from astra_trl.trainers.publishing import PublishingMixin
 
@@ -36,7 +37,7 @@ HARMLESS = re.compile(
     r"|eval_(strategy|steps|delay|on_start|accumulation_steps)|per_device_eval_batch_size|metric_for_best_model"
     r"|greater_is_better|num_train_epochs|max_steps|total_episodes|num_total_batches"
     r"|max_rows|cache_bytes|scorer_batch_size|trust_remote_code"
-    r"|allow_pickle|target_base_url|max_concurrency|requests_per_minute|tokens_per_minute|max_requests"
+    r"|allow_pickle|(target|judge)_base_url|max_concurrency|requests_per_minute|tokens_per_minute|max_requests"
     r"|max_total_tokens|max_retries|request_timeout|max_failed_share|response_cache"
 )
 
@@ -66,8 +67,11 @@ def what_is_sealed(checkpoint: Path) -> dict[str, Any] | None:
     """What a checkpoint was sealed with; `None` where it is not there as a whole."""
     if not (checkpoint / SEAL).exists():
         return None
-    sealed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-    files = ((checkpoint / name, size) for name, size in sealed["files"].items())
+    try:
+        sealed = parse_object((checkpoint / SEAL).read_text(encoding="utf-8"))
+        files = [(checkpoint / name, size) for name, size in sealed["files"].items()]
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return None
     return sealed if all(file.is_file() and file.stat().st_size == size for file, size in files) else None
 
 
@@ -140,19 +144,25 @@ class CheckpointsMixin(PublishingMixin):
             self.save_usage()
 
     def save_usage(self) -> None:
-        """Writes down what all processes have asked the target's endpoint for."""
-        usage = getattr(self.sampler.system.target, "usage", None)
-        if usage is not None:
+        """Writes down what all processes have asked endpoints for."""
+        if (metered := self._metered()) is not None:
+            usage = metered.usage
             every = gather_object([usage])
             if self.is_world_process_zero():
                 write_whole(self.folder.usage, json.dumps({key: sum(one[key] for one in every) for key in usage}))
 
     def count_on(self) -> None:
         """Lets a budget hold for the run as a whole: what was asked for before it was resumed counts too."""
-        target: Any = self.sampler.system.target
-        if getattr(target, "usage", None) is not None and self.folder.usage.exists():
-            earlier = json.loads(self.folder.usage.read_text(encoding="utf-8"))
-            target.usage = {key: n + earlier[key] // self.accelerator.num_processes for key, n in target.usage.items()}
+        if (metered := self._metered()) is not None and self.folder.usage.exists():
+            earlier, processes = self.folder.read_usage(), self.accelerator.num_processes
+            metered.usage = {key: n + earlier.get(key, 0) // processes for key, n in metered.usage.items()}
+
+    def _metered(self) -> Any:
+        # What counts the calls of endpoints: the target, or a judge, which shares its limiter where flags made both.
+        system = self.sampler.system
+        scorers = [*system.scorers.values(), *(goal.scorer for goal in system.goals)]
+        models = [system.target, *(getattr(scorer, "backend", None) for scorer in scorers)]
+        return next((model for model in models if getattr(model, "usage", None) is not None), None)
 
     def unseal_later(self) -> None:
         """Marks what lies behind the place where a run is resumed, and will be written again, as not whole."""
