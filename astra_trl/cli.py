@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from astra_trl import __version__
-from astra_trl.arguments import FlagParser, chosen, evaluate_parser, parse_evaluate, run_parser, underscored
+from astra_trl.arguments import FlagParser, chosen, run_parser, underscored
 from astra_trl.errors import InputError
+from astra_trl.evaluate_arguments import evaluate_parser, parse_evaluate
 from astra_trl.flags import TRAIN_GROUPS
 from astra_trl.sandbox.defaults import sandbox_defaults
 from astra_trl.systems.defaults import defaults_of

@@ -152,9 +152,8 @@ def _roles(
 
 
 def _scorers(args: ScorerArguments, world: World | None) -> dict[str, Role]:
-    held_out = [] if args.held_out_scorers in (None, ["none"]) else list(args.held_out_scorers)
     trained_on = _scorer(args.scorer, args) if world is None else Role(f"words ({', '.join(world.rude_words)})")
-    return {"scorer": trained_on} | {f"held-out scorer {spec}": _scorer(spec, args) for spec in held_out}
+    return {"scorer": trained_on} | {f"held-out scorer {spec}": _scorer(spec, args) for spec in args.held_out}
 
 
 def _scorer(spec: str, args: ScorerArguments) -> Role:

@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
-from astra_trl.arguments import parse_evaluate
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import load_adapter
@@ -21,6 +20,7 @@ from astra_trl.building import api_target, limiter_of, loading_kwargs, openings_
 from astra_trl.conversation import Opening
 from astra_trl.embedding import load_embedder
 from astra_trl.errors import InputError
+from astra_trl.evaluate_arguments import parse_evaluate
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.tables import show

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_trl.arguments import parse, parse_evaluate
+from astra_trl.arguments import parse
 from astra_trl.evaluate import evaluate
+from astra_trl.evaluate_arguments import parse_evaluate
 from astra_trl.evaluation import Evaluation
 from astra_trl.run import run
 from astra_trl.sandbox import named_world, topic_of

@@ -8,10 +8,11 @@ import yaml
 from endpoints import completion, endpoint
 
 from astra_trl import Evaluation, InputError
-from astra_trl.arguments import parse, parse_evaluate
+from astra_trl.arguments import parse
 from astra_trl.dry_run import dry_run
 from astra_trl.evaluate import evaluate
 from astra_trl.evaluate import main as evaluate_main
+from astra_trl.evaluate_arguments import parse_evaluate
 from astra_trl.hub import model_card
 from astra_trl.report import markdown_report, write_report
 from astra_trl.run import main

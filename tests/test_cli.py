@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from astra_trl import InputError, Turn, cli, launching, load_prompts
-from astra_trl.arguments import parse, parse_evaluate, run_parser
+from astra_trl.arguments import parse, run_parser
 from astra_trl.cli import main
+from astra_trl.evaluate_arguments import parse_evaluate
 from astra_trl.flags import (
     EVALUATE_GROUPS,
     TRAIN_GROUPS,

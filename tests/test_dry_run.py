@@ -154,7 +154,10 @@ def test_scorers_are_told(bare, guard_folder, detoxify_files, tmp_path):
     assert re.search(
         r"^llama_guard: \S+, [\d,]+ parameters in float32, ", found[f"held-out scorer llama_guard:{guard_folder}"]
     )
-    assert found["held-out scorer judge:gpt-5"] == "judge gpt-5 at http://localhost:1/v1: no weights here"
+    assert (
+        found["held-out scorer judge:gpt-5"]
+        == "judge gpt-5 at http://localhost:1/v1: no weights here, a call an exchange within the limits"
+    )
     assert about(told(flags[:4]))["scorer"] == "detoxify original, toxicity: not counted, some 0.5 GB"
     with pytest.raises(InputError, match="'classifier' names no model"):
         told([*flags[:4], "--scorer", "classifier"])

@@ -8,10 +8,11 @@ from conftest import make_gpt2, make_tokenizer
 from test_run import HAS_PPO
 
 from astra_trl import CRTSystem, Goal, HFASTSystem, InputError, JudgeScorer, MalibuSystem, PerezSystem
-from astra_trl.arguments import parse, parse_evaluate
+from astra_trl.arguments import parse
 from astra_trl.backends import ScriptedBackend
 from astra_trl.building import openings_and_held_out, reward_of, system_of
 from astra_trl.cli import main
+from astra_trl.evaluate_arguments import parse_evaluate
 from astra_trl.flags import RunArguments, SystemArguments
 from astra_trl.rewards import Backup, immediate
 from astra_trl.sandbox import load_world

@@ -17,10 +17,10 @@ from stand_ins import CHAT_TEMPLATE, bert_tokenizer, llama_tokenizer, make_chat_
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from astra_trl import ClassifierScorer, DetoxifyScorer, HFBackend, InputError, JudgeScorer, LlamaGuardScorer
-from astra_trl.arguments import parse_evaluate
 from astra_trl.backends.hf.loading import load_adapter
 from astra_trl.cli import main
 from astra_trl.embedding import load_embedder
+from astra_trl.evaluate_arguments import parse_evaluate
 from astra_trl.rewards.weighted import weighted_terms
 from astra_trl.scorers.named import Access, ScorerArguments, build_scorers
 from astra_trl.sizes import empty_model
@@ -379,6 +379,36 @@ def test_a_runs_folder_allows_nothing_by_itself(tmp_path):
         args, _, load = parse_evaluate([str(tmp_path), *argv])
         assert (args.allow_pickle, load.trust_remote_code) == (allowed, allowed)
         assert load.dtype == "bfloat16"  # all else is taken over
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ("target: openai:m\ntarget_base_url: http://evil.example/v1\n", "target_base_url"),
+        ("target: some/target\nscorer: judge:m\njudge_base_url: http://evil.example/v1\n", "judge_base_url"),
+        (
+            "target: some/target\nheld_out_scorers: [judge:m]\njudge_base_url: http://evil.example/v1\n",
+            "judge_base_url",
+        ),
+    ],
+)
+def test_a_key_goes_to_no_address_that_a_folder_alone_names(settings, flag, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    file = tmp_path / "config.yaml"
+    file.write_text(f"tree_depth: 2\n{settings}")
+    refused = rf"OPENAI_API_KEY sent to http://evil\.example/v1: give --{flag} http://evil\.example/v1 if it may"
+    with pytest.raises(InputError, match=refused):
+        parse_evaluate([str(tmp_path)])
+    parse_evaluate([str(tmp_path), f"--{flag}", "http://evil.example/v1"])
+    with monkeypatch.context() as keyless:
+        keyless.delenv("OPENAI_API_KEY")
+        parse_evaluate([str(tmp_path)])
+    with monkeypatch.context() as own:
+        own.setenv("OPENAI_BASE_URL", "http://evil.example/v1/")
+        parse_evaluate([str(tmp_path)])
+    file.write_text(file.read_text().replace("evil.example", "localhost:8000"))
+    parse_evaluate([str(tmp_path)])
 
 
 def test_checkpoints_are_read_as_tensors_alone(tmp_path, marker):

@@ -72,3 +72,15 @@ def checked_base_url(url: str | None) -> str | None:
             f"{KEY_VARIABLE}"
         )
     return url.rstrip("/")
+
+
+def refuse_borrowed_address(url: str | None, flag: str) -> None:
+    """`InputError` where the key would be sent to an address that no more than a run's folder names, which may be
+    another's; not where it stays on this machine."""
+    if url is None or urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") or not Key():
+        return
+    if url != checked_base_url(os.environ.get(URL_VARIABLE) or None):
+        raise InputError(
+            f"the run's config.yaml would have {KEY_VARIABLE} sent to {url}: give --{flag} {url} if it may be, or "
+            f"unset {KEY_VARIABLE}"
+        )

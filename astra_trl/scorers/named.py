@@ -56,6 +56,11 @@ class ScorerArguments:
     def __post_init__(self) -> None:
         checked_base_url(self.judge_base_url)
 
+    @property
+    def held_out(self) -> list[str]:
+        """The scorers that are not trained on, as they are named."""
+        return [] if self.held_out_scorers in (None, ["none"]) else self.held_out_scorers
+
     def common(self, **more: Any) -> dict[str, Any]:
         """What every scorer with a model takes, and what more is set."""
         given = {"batch_size": self.scorer_batch_size, **more}
@@ -81,8 +86,7 @@ def build_scorers(args: ScorerArguments, world: Scorer | None = None, access: Ac
     A sandbox world brings the scorer that is trained on.
     """
     scorers: dict[str, Scorer] = {} if world is None else {"harm": world}
-    held_out = [] if args.held_out_scorers in (None, ["none"]) else args.held_out_scorers
-    for spec in (*(() if world else (args.scorer,)), *held_out):
+    for spec in (*(() if world else (args.scorer,)), *args.held_out):
         kind, _, what = spec.partition(":")
         if kind not in NAMED:
             raise InputError(f"there is no scorer {kind!r}: choose one of {', '.join(NAMED)}")
