@@ -56,13 +56,15 @@ def test_the_kills_would_tell_of_a_log_that_starts_anew(tmp_path):
         assert (losses[0] == losses[1]) is restored
 
 
-@pytest.mark.parametrize("damage", ["no seal", "cut", "missing"])
+@pytest.mark.parametrize("damage", ["no seal", "broken seal", "cut", "missing"])
 def test_a_checkpoint_that_is_not_whole_is_skipped_and_says_so(damage, tmp_path, caplog):
     whole = make_trainer(tmp_path, **EVERY_STEP)
     whole.train()
     last = tmp_path / "checkpoint-6"
     if damage == "no seal":
         (last / SEAL).unlink()
+    elif damage == "broken seal":
+        (last / SEAL).write_text('{"files": ["model.safet')
     elif damage == "cut":
         file = last / "optimizer.pt"
         file.write_bytes(file.read_bytes()[:-10])
@@ -280,6 +282,11 @@ def test_a_spent_budget_stops_at_a_checkpoint_and_more_of_it_goes_on(algorithm, 
     assert last is not None and 0 < stopped.state.global_step < whole.state.global_step
     assert last.name == f"checkpoint-{stopped.state.global_step}"
     assert json.loads((folder / "usage.json").read_text())["requests"] >= most
+    counted = (folder / "usage.json").read_bytes()
+    (folder / "usage.json").write_bytes(counted[:-3])
+    with pytest.raises(InputError, match=r"usage\.json' is damaged .*: delete it, and a budget counts from here"):
+        metered_trainer(algorithm, folder, most).train(resume_from_checkpoint=True)
+    (folder / "usage.json").write_bytes(counted)
     still = metered_trainer(algorithm, folder, most)
     with pytest.raises(RunStopped):  # what was asked before still counts
         still.train(resume_from_checkpoint=True)
