@@ -14,6 +14,7 @@ from astra_trl.sandbox.defaults import SANDBOX
 
 BEFORE = 3 * 2 + 3  # calls of the evaluation before training
 AWAY = 20  # seconds
+FILES = ("exchanges.jsonl", "evaluation/exchanges.jsonl", "model.safetensors")
 
 
 def run(folder, server, url=None):
@@ -22,7 +23,7 @@ def run(folder, server, url=None):
     main(SANDBOX["dpo"], [*FLAGS, *target, "--target_temperature", "0", "--output_dir", str(folder)])
     usage = json.loads((folder / "usage.json").read_text())
     assert usage["failed"] == 0
-    return usage, [(folder / name).read_bytes() for name in ("exchanges.jsonl", "evaluation/exchanges.jsonl")]
+    return usage, [(folder / name).read_bytes() for name in FILES]
 
 
 @pytest.fixture(scope="module")
