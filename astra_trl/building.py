@@ -11,7 +11,7 @@ from trl import ModelConfig, get_quantization_config
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.limits import Limiter
-from astra_trl.backends.named import api_model, build_api_target, refuse_idle_address
+from astra_trl.backends.named import api_model, refuse_idle_address
 from astra_trl.conversation import Opening, Turn
 from astra_trl.errors import InputError
 from astra_trl.flags import REWARD_FLAGS, RunArguments, SystemArguments
@@ -111,8 +111,8 @@ def build_system(
     training_args.model_init_kwargs = None  # used up here: TRL gets a loaded model and would warn of them
     models: dict[str, Any] = {"model_init_kwargs": model_init_kwargs}
     tester_model: Model = tester
-    limiter = limiter_of(args)
-    target_model: Model = target if behind_api is None else api_target(args, behind_api, limiter)
+    calling = args.calling(limiter_of(args))
+    target_model: Model = target if behind_api is None else api_target(args, behind_api, calling)
     baseline: Model | None = args.baseline
     # A target that gives no likelihood leaves that to the tester before training.
     reads = behind_api is not None and args.target_logprobs == "none" and args.likelihood_weight and baseline is None
@@ -127,9 +127,7 @@ def build_system(
         models["processing_class"] = loaded.tokenizer
     elif reads:
         baseline = tester
-    return system_of(
-        args, scorer_args, world, tester_model, target_model, baseline, endpoint_kwargs=args.calling(limiter), **models
-    )
+    return system_of(args, scorer_args, world, tester_model, target_model, baseline, endpoint_kwargs=calling, **models)
 
 
 def system_of(
@@ -216,11 +214,19 @@ def limiter_of(args: SystemArguments) -> Limiter:
     return Limiter(args.limits.share(PartialState().num_processes))
 
 
-def api_target(args: SystemArguments, model: str, limiter: Limiter, response_cache: str | None = None) -> Backend:
-    """The target behind an API that flags describe."""
+def api_target(args: SystemArguments, model: str, endpoint_kwargs: Mapping[str, Any]) -> Backend:
+    """The target behind an API that flags describe, called as judges there are."""
+    from astra_trl.backends.openai import OpenAIBackend
+
     talks = talking(args)
-    sampling = talks["target_sampling"] or talks["sampling"]
-    return build_api_target(args, model, sampling, limiter, response_cache=response_cache)
+    return OpenAIBackend(
+        model,
+        base_url=args.target_base_url,
+        chat=args.target_api == "chat",
+        sampling=talks["target_sampling"] or talks["sampling"],
+        prompt_logprobs=args.target_logprobs,  # type: ignore[arg-type]
+        **endpoint_kwargs,
+    )
 
 
 def loading_kwargs(load: Any, trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:

@@ -64,8 +64,9 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
         arms[BASELINE] = baseline
     arms |= {name: _further(models, name, what) for name, what in args.arms.items()}
     first, *others = args.target
-    calling = {**args.calling(models.limiter), "response_cache": args.response_cache}
-    system = system_of(args, scorer_args, world, tester, models.target(first), baseline, endpoint_kwargs=calling)
+    system = system_of(
+        args, scorer_args, world, tester, models.target(first), baseline, endpoint_kwargs=models.calling
+    )
     if args.method == "few_shot":
         _give_examples(system, args)
     output_dir = Path(args.output_dir or f"evaluation-{Path(args.tester).name}")
@@ -102,7 +103,8 @@ class _Models:
         self.talking = talking(args)
         self.kwargs = loading_kwargs(load, load.trust_remote_code, args.allow_pickle)
         self.bases: dict[str, HFBackend] = {}  # beneath adapters, by id
-        self.args, self.limiter = args, limiter_of(args)
+        self.args = args
+        self.calling = {**args.calling(limiter_of(args)), "response_cache": args.response_cache}
 
     def tester(self, model_id: str) -> HFBackend:
         """The model of an id or a folder; an adapter on top of its base."""
@@ -118,7 +120,7 @@ class _Models:
     def target(self, spec: str) -> Backend:
         """The model under test, behind an API or of an id."""
         if (model := api_model(spec)) is not None:
-            return api_target(self.args, model, self.limiter, self.args.response_cache)
+            return api_target(self.args, model, self.calling)
         return self.frozen("target", spec)
 
     def frozen(self, role: str, model_id: str) -> HFBackend:

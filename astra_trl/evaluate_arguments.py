@@ -49,13 +49,12 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, ScorerArgume
     if folder is not None and given.setdefault("tester", folder) != folder:
         parser.error(f"two testers, {folder!r} and {given['tester']!r}: give one")
     asked = {**({} if path is None else _from_file(path)), **given}
-    settings = dict(asked)
-    if settings.get("tester") is None:
+    if asked.get("tester") is None:
         parser.error("no tester: give a run's folder, a model's folder or a Hub id")
-    run = run_settings(settings["tester"])
-    system = settings.get("system") or run.get("system") or "astprompter"
+    run = run_settings(asked["tester"])
+    system = asked.get("system") or run.get("system") or "astprompter"
     own = {**SYSTEMS[system], "depth": SYSTEMS[system].get("tree_depth")}
-    settings = {**(_defaults_of_run(run) or own), **settings, "run_settings": run}
+    settings = {**(_defaults_of_run(run) or own), **asked, "run_settings": run}
     if settings.get("method") not in (None, "zero_shot", "few_shot"):
         settings["method"] = "zero_shot"  # the others train, and sample as this one does
     if (world := named_world(settings.get("world"))) is not None:
@@ -78,8 +77,9 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, ScorerArgume
         "target_base_url": any(api_model(target) for target in settings["target"]),
         "judge_base_url": any(spec.startswith("judge:") for spec in (scorer_args.scorer, *scorer_args.held_out)),
     }
-    for flag in (flag for flag, used in called.items() if used and flag not in asked):
-        refuse_borrowed_address(settings.get(flag), flag)
+    for flag, used in called.items():
+        if used and flag not in asked:
+            refuse_borrowed_address(settings.get(flag), flag)
     return args, scorer_args, LoadArguments(**_fields_of(LoadArguments, settings))
 
 

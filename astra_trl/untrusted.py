@@ -1,7 +1,6 @@
 """Models of others: weights that are a pickle, which may run code where it is loaded, are refused unless the user
 allows them, and what is wrong with a model is said in one line."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from astra_trl.errors import InputError
+from astra_trl.parsing import parse_json
 
 # Else transformers has a service of the Hub convert repositories without safetensors, by requests in the user's name.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
@@ -123,6 +123,6 @@ def _json(model_id: str, name: str, hub_kwargs: dict[str, Any]) -> Any:
     if not has_file(model_id, name, **hub_kwargs):
         return None
     try:
-        return json.loads(Path(cached_file(model_id, name, **hub_kwargs)).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(Path(cached_file(model_id, name, **hub_kwargs)).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{name} is no JSON: {error}") from error

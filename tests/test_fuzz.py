@@ -128,9 +128,7 @@ plain_message = st.fixed_dictionaries({"role": words, "content": words})
         words.filter(bool),
         st.lists(words | st.none(), min_size=2, max_size=2)
         | st.lists(st.integers(-9, 9), min_size=2, max_size=2)
-        | st.lists(
-            st.lists(st.fixed_dictionaries({"role": words, "content": words}), max_size=2), min_size=2, max_size=2
-        )
+        | st.lists(st.lists(plain_message, max_size=2), min_size=2, max_size=2)
         | st.lists(st.binary(max_size=4), min_size=2, max_size=2),
         max_size=3,
     ),
@@ -270,14 +268,11 @@ def test_lines_of_exchanges_come_back(grown, tmp_path):
     assert len(list(read_lines(folder.exchanges))) == len(written)
 
 
-line = nodes(0).flatmap(lambda node: spoilt(exchange_line(node, 0, (0,))))
+spoilt_line = nodes(0).flatmap(lambda node: spoilt(exchange_line(node, 0, (0,))))
 lines = st.lists(
     st.binary(max_size=30).map(lambda line: line.replace(b"\n", b""))
     | anything.filter(lambda value: not has_long_number(value)).map(as_json)
-    | nodes(0)
-    .flatmap(lambda node: spoilt(exchange_line(node, 0, (0,))))
-    .filter(lambda v: not has_long_number(v))
-    .map(as_json)
+    | spoilt_line.filter(lambda value: not has_long_number(value)).map(as_json)
     | brackets,
     min_size=1,
     max_size=3,

@@ -1,9 +1,9 @@
 """What an OpenAI-compatible endpoint has answered, read from the bytes of its body whatever they are."""
 
-import json
 from typing import Any
 
 from astra_trl.backends.calls import Answer, CallFailed
+from astra_trl.parsing import parse_json
 
 _MOST_TOKENS = 10**9  # of one call: what counts more has not counted
 
@@ -11,8 +11,8 @@ _MOST_TOKENS = 10**9  # of one call: what counts more has not counted
 def read_body(body: bytes) -> dict[str, Any]:
     """The JSON object in a body; `CallFailed` where there is none, or an error in its place."""
     try:
-        data = json.loads(body.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
+        data = parse_json(body.decode("utf-8", "replace"))
+    except ValueError:
         raise CallFailed(f"the answer is no whole JSON ({len(body)} bytes)") from None
     if not isinstance(data, dict):
         raise CallFailed(f"the answer is no JSON object ({type(data).__name__})")

@@ -1,16 +1,12 @@
 """An endpoint as the target, as `--target openai:MODEL` and the flags beside it give it."""
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from astra_trl.backends.base import SamplingParams
 from astra_trl.backends.calls import MAX_RETRIES
 from astra_trl.backends.keys import checked_base_url
 from astra_trl.backends.limits import Limiter, Limits
 from astra_trl.errors import InputError
-
-if TYPE_CHECKING:
-    from astra_trl.backends.openai import OpenAIBackend
 
 PREFIX = "openai:"
 
@@ -82,20 +78,3 @@ def refuse_idle_address(args: ApiArguments, *targets: str) -> None:
     """`InputError` where an address is given and no target that could be there."""
     if args.target_base_url is not None and all(api_model(target) is None for target in targets):
         raise InputError(f"--target_base_url is given and no target behind an API: give --target {PREFIX}MODEL")
-
-
-def build_api_target(
-    args: ApiArguments, model: str, sampling: SamplingParams, limiter: Limiter, **more: Any
-) -> "OpenAIBackend":
-    """The endpoint that flags describe."""
-    from astra_trl.backends.openai import OpenAIBackend
-
-    return OpenAIBackend(
-        model,
-        base_url=args.target_base_url,
-        chat=args.target_api == "chat",
-        sampling=sampling,
-        prompt_logprobs=args.target_logprobs,  # type: ignore[arg-type]
-        **args.calling(limiter),
-        **more,
-    )

@@ -1,6 +1,5 @@
 """A backend on any OpenAI-compatible endpoint: hosted models, vLLM, TGI, `transformers serve`."""
 
-import json
 import logging
 import os
 import time
@@ -20,6 +19,7 @@ from astra_trl.backends.messages import MessagesBackend, Row, as_chat, whole_cha
 from astra_trl.backends.prompt_logprobs import NoLogprobs, PromptLogprobs, reading
 from astra_trl.backends.response_cache import ResponseCache
 from astra_trl.errors import BudgetSpent, InputError, MissingExtra
+from astra_trl.parsing import parse_json
 
 try:
     import openai
@@ -240,8 +240,8 @@ class OpenAIBackend(MessagesBackend):
         """What a status that is no success means; raises but for a content filter."""
         status = response.status_code
         try:
-            code, _ = error_in(json.loads(response.content))
-        except (ValueError, RecursionError):
+            code, _ = error_in(parse_json(response.content))
+        except ValueError:
             code = ""
         if status == 400 and code == "content_filter":
             return Answer(filtered=True)
