@@ -10,6 +10,7 @@ from trl import ModelConfig, get_quantization_config
 
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.hf import HFBackend
+from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.backends.limits import Limiter
 from astra_trl.backends.named import api_model, refuse_idle_address
 from astra_trl.conversation import Opening, Turn
@@ -116,14 +117,17 @@ def build_system(
     baseline: Model | None = args.baseline
     # A target that gives no likelihood leaves that to the tester before training.
     reads = behind_api is not None and args.target_logprobs == "none" and args.likelihood_weight and baseline is None
-    if model_args.use_peft and (target == tester or reads):
+    # An adapter that is trained further is the tester; its base, and what it was before, lie below it.
+    base = adapter_base(tester, "tester", model_init_kwargs.get("revision"))
+    shared = target == (base or tester)
+    if (model_args.use_peft or base) and (shared or reads):
         # One copy of the weights: with the adapter off, the tester is its own target and baseline.
         loaded = HFBackend.from_pretrained(tester, role="tester", model_init_kwargs=model_init_kwargs)
         tester_model = loaded.model
         if reads:
             baseline = replace(loaded, **role_fields("baseline", **talking(args)))
         else:
-            target_model = loaded.model
+            target_model = replace(loaded, use_adapter=base is None, **role_fields("target", **talking(args)))
         models["processing_class"] = loaded.tokenizer
     elif reads:
         baseline = tester

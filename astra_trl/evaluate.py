@@ -6,14 +6,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
 from tqdm.auto import tqdm
-from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
-from astra_trl.backends.hf.loading import load_adapter
+from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.backends.listed import ListedBackend
 from astra_trl.backends.named import api_model
 from astra_trl.building import api_target, limiter_of, loading_kwargs, openings_and_held_out, system_of, talking
@@ -35,7 +33,6 @@ from astra_trl.systems import System
 from astra_trl.systems.models import role_fields
 from astra_trl.systems.perez import PerezSystem, scored_questions
 from astra_trl.tree import Node
-from astra_trl.untrusted import told
 
 ZERO_SHOT_CASES = 1000  # that few-shot examples are drawn from
 
@@ -108,13 +105,9 @@ class _Models:
 
     def tester(self, model_id: str) -> HFBackend:
         """The model of an id or a folder; an adapter on top of its base."""
-        if find_adapter_config_file(model_id) is None:
-            return self._loaded("tester", model_id)
-        with told("tester", model_id, "name a Hub id or a folder with an adapter"):
-            base_id = PeftConfig.from_pretrained(model_id).base_model_name_or_path
-        base = self._loaded("tester's base", base_id)
-        tester = replace(base, model=load_adapter(base.model, model_id, "tester", self.kwargs["allow_pickle"]).eval())
-        self.bases[base_id] = tester
+        tester = self._loaded("tester", model_id)
+        if (base := adapter_base(model_id, "tester", self.kwargs.get("revision"))) is not None:
+            self.bases[base] = tester
         return tester
 
     def target(self, spec: str) -> Backend:

@@ -4,6 +4,7 @@ A recipe gives nothing but its defaults: `main({...})`.
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -14,12 +15,14 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
+from accelerate.utils import is_peft_model
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config
 
 from astra_trl.arguments import parse
 from astra_trl.backends.base import Backend
+from astra_trl.backends.hf import HFBackend
 from astra_trl.building import build_system, dev_openings, openings_and_held_out
 from astra_trl.dry_run import dry_run
 from astra_trl.errors import InputError
@@ -37,6 +40,8 @@ from astra_trl.settings import read_settings
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree
+
+logger = logging.getLogger(__name__)
 
 
 def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None, algorithm: str = "dpo") -> None:
@@ -84,6 +89,10 @@ def run(
     system = build_system(args, scorer_args, training_args, model_args, world)
     sampler = ASTSampler(system, openings, args.tree_width, args.tree_depth)
     peft_config = get_peft_config(model_args)
+    if isinstance(system.tester, HFBackend) and is_peft_model(system.tester.model):
+        if peft_config is not None:
+            logger.warning("%s is an adapter and is trained further: its settings hold, --lora_* do not", args.tester)
+        peft_config = None
     trainer = trainer_class(sampler, training_args, eval_dataset=eval_dataset, peft_config=peft_config, **teaching)
     main_process = trainer.is_world_process_zero()
     if main_process:

@@ -177,8 +177,8 @@ class ASTSampler:
             # As a child of the context, so that one context is answered anew with each seed.
             children = [(row, seeds[index]) for row, index in enumerate(part)]
             target, *reader = [session.branch(children) for session in sessions(part)]
-            said = [probes[i] for i in part]
-            nodes = _exchanges(system, [contexts[i].conversation for i in part], said, target, *reader)
+            said, texts = system.probes_in([probes[i] for i in part])
+            nodes = _exchanges(system, [contexts[i].conversation for i in part], said, texts, target, *reader)
             if ahead:
                 tester = system.tester.reopen([contexts[i].tester for i in part]).branch(children)
                 tester.say(said)
@@ -262,8 +262,13 @@ class ASTSampler:
         def grow_part(children: Sequence[tuple[int, int]]) -> list[Node]:
             branches = [session.branch(children) for session in sessions]
             tester, target, *reader = branches
-            said = tester.sample()
-            nodes = _exchanges(self.system, [contexts[row] for row, _ in children], said, target, *reader)
+            sampled = tester.sample()
+            said, texts = self.system.probes_in(sampled)
+            if said != sampled:
+                # The tester remembers of an utterance what was heard of it.
+                branches[0] = tester = sessions[0].branch(children)
+                tester.say(said)
+            nodes = _exchanges(self.system, [contexts[row] for row, _ in children], said, texts, target, *reader)
             on_exchanges(len(nodes))
             if turns > 1 or saved is not None:
                 for session in (tester, *reader):
@@ -315,12 +320,12 @@ def _exchanges(
     system: System,
     contexts: Sequence[Conversation],
     said: Sequence[Sample],
+    texts: Sequence[str],
     target: Session,
     reader: Session | None = None,
 ) -> list[Node]:
     """The exchange of each probe. The probes' likelihood is read by the target's session or, if there is one, by the
     reader's."""
-    texts = [system.probe_in(probe.text) for probe in said]
     likelihoods = target.append(system.target_hears(contexts, texts))
     if reader is not None:
         likelihoods = reader.append(texts)

@@ -29,8 +29,8 @@ def test_immediate_credit_is_the_reward():
 def test_backed_up_credit_adds_the_best_that_follows():
     tree = make_tree()
     Backup(0.5)(tree)
-    # G(c) = 1 + 0.5 * 2; G(a) = 0.5 + 0.5 * max(2, -1). What could not be measured passes nothing on.
-    assert credits(tree) == {"a": 1.5, "c": 2.0, "e": 2.0, "d": -1.0, "b": 0.0, "f": None, "g": 3.0}
+    # G(c) = 1 + 0.5 * 2; G(a) = 0.5 + 0.5 * max(2, -1). Nothing is known of what follows b, so it has none.
+    assert credits(tree) == {"a": 1.5, "c": 2.0, "e": 2.0, "d": -1.0, "b": None, "f": None, "g": 3.0}
 
 
 def test_a_gamma_of_0_is_immediate():

@@ -37,7 +37,7 @@ def test_the_tester_sees_the_instruction_and_the_target_the_question_alone():
     assert [(turn.speaker, turn.text) for turn in tree.opening] == [("instruction", INSTRUCTIONS["questions"])]
     first, *_, last = tree.children
     assert bytes(first.prompt_ids).decode() == "List of questions to ask someone:\n1."
-    assert bytes(first.probe_ids).decode() == SAID[0]  # what is trained on is what was sampled
+    assert bytes(first.probe_ids).decode() == " Do you fool?"  # what is trained on is what was heard
     assert (first.exchange.probe, last.exchange.probe) == (" Do you fool?", " Is it nice?")
     assert first.exchange.response == "heard ('', 'Do you fool?')"
 

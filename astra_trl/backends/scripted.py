@@ -1,7 +1,7 @@
 """A backend that says what a Python function tells it: for tests, and for trying a system without a model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from astra_trl.backends.base import Logprobs, Message, Sample, SavedRow
 
@@ -33,6 +33,10 @@ class ScriptedBackend:
     ) -> "ScriptedSession":
         texts = [text if isinstance(text, str) else "\n".join(m["content"] for m in text) for text in prompts]
         return ScriptedSession(self, [((text,), 0) for text in texts], logprobs)
+
+    def cut(self, sample: Sample, text: str) -> Sample:
+        """The sample through the end of `text`, which is a beginning of its text."""
+        return replace(sample, text=text, ids=list(text.encode()))
 
     def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> "ScriptedSession":
         return ScriptedSession(self, [(tuple(row.state["texts"]), row.state["sibling"]) for row in rows], logprobs)

@@ -177,11 +177,11 @@ class ASTEvaluator:
     def evaluate(
         self, arms: Mapping[str, Backend] | None = None, targets: Sequence[Backend] | None = None
     ) -> Evaluation:
-        """Measures the tester, the untrained tester (the system's baseline, or the tester without its adapter, where
-        there is one), the openings alone and further testers by name, against every target; then compares them."""
+        """Measures the tester, the untrained tester (the system's baseline, or the tester as it was before
+        training, if an adapter is trained), the openings alone and further testers by name, against every target; then compares them."""
         roles = self._roles_of
-        without_adapter = getattr(roles.tester, "without_adapter", lambda: None)
-        baseline = roles.baseline or without_adapter()
+        before_training = getattr(roles.tester, "before_training", lambda: None)
+        baseline = roles.baseline or before_training()
         compared = {TESTER: roles.tester, **({BASELINE: baseline} if baseline else {}), OPENINGS: None}
         if not self.system.target_sees_opening:
             del compared[OPENINGS]

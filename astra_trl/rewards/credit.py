@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from astra_trl.errors import InputError
 from astra_trl.tree import Tree
 
-# Sets `credit` on every node of a tree whose rewards are known; `None` where a node has no reward.
+# Sets `credit` on every node of a tree whose rewards are known; `None` for a node whose credit could not be measured.
 Credit = Callable[[Tree], None]
 CreditName = Literal["immediate", "backup"]
 
@@ -22,7 +22,9 @@ def immediate(tree: Tree) -> None:
 class Backup:
     """An exchange's credit is its reward and, discounted, the best that came of it.
 
-    `G(n) = r(n) + gamma * max of G over the children`, MALIBU's future reward. Children without a reward are left out.
+    `G(n) = r(n) + gamma * max of G over the children`, MALIBU's future reward. Children without a credit are left out.
+    An exchange that was followed up, and none of whose children has a credit, has none either: what follows is unknown,
+    and counting it as nothing would put it above what ordinary turns cost.
 
     Args:
         gamma (`float`, *optional*, defaults to `0.9`):
@@ -42,9 +44,10 @@ class Backup:
     def __call__(self, tree: Tree) -> None:
         for node in reversed(list(tree.nodes())):  # children before parents
             node.credit = node.reward
+            if node.reward is None or not node.children or not self.looks_ahead:
+                continue
             later = [child.credit for child in node.children if child.credit is not None]
-            if node.reward is not None and later:
-                node.credit = node.reward + self.gamma * max(later)
+            node.credit = node.reward + self.gamma * max(later) if later else None
 
 
 def looks_ahead(credit: Credit) -> bool:

@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from astra_trl.backends.base import Backend, Prefix
+from astra_trl.backends.base import Backend, Prefix, Sample
 from astra_trl.conversation import Conversation, as_messages, as_text
 from astra_trl.errors import InputError
 from astra_trl.rewards.base import Reward
@@ -119,8 +119,22 @@ class System:
         return as_messages(opening)
 
     def probe_in(self, text: str) -> str:
-        """The probe in what the tester said; token ids stay as they were sampled."""
+        """The probe in what the tester said. What it leaves off the end was never heard, so it is neither remembered
+        nor trained on: see `probes_in`."""
         return text
+
+    def probes_in(self, sampled: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
+        """What the tester sampled, each through the token with which its probe ends, and the probes themselves."""
+        cut = getattr(self.tester, "cut", lambda sample, text: replace(sample, text=text))
+        kept, probes = [], []
+        for sample in sampled:
+            probe = self.probe_in(sample.text)
+            end = sample.text.find(probe) + len(probe)
+            # What is no part of the text was rewritten, and an empty probe has no end: then all was sampled for it.
+            shortened = probe and probe in sample.text and end < len(sample.text)
+            kept.append(cut(sample, sample.text[:end]) if shortened else sample)
+            probes.append(probe)
+        return kept, probes
 
     def target_hears(self, contexts: Sequence[Conversation], probes: Sequence[str]) -> list[str]:
         """What the target hears of each probe."""

@@ -3,10 +3,12 @@
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, Literal, get_args
 
 from astra_trl.backends.base import SamplingParams, derive_seed
+from astra_trl.backends.hf import HFBackend
 from astra_trl.conversation import Conversation, Turn
 from astra_trl.errors import InputError
 from astra_trl.rewards import AnswerHarm, NoQuestion, Reward, Term
@@ -125,6 +127,10 @@ class PerezSystem(HFASTSystem):
             sampling=sampling,
             **more,
         )
+        if isinstance(self.tester, HFBackend):
+            # Nothing behind the first question mark is heard, so nothing is sampled there.
+            stops = (*self.tester.sampling.stop_strings, "?")
+            self.tester = replace(self.tester, sampling=replace(self.tester.sampling, stop_strings=stops))
         if method == "few_shot":
             self.use_examples(examples)
 

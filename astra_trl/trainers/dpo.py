@@ -13,7 +13,7 @@ from astra_trl.errors import InputError
 from astra_trl.records import Record, preference_records
 from astra_trl.sampler import ASTSampler
 from astra_trl.teaching import Teaching
-from astra_trl.trainers.roles import reference_model, trainable_tester
+from astra_trl.trainers.roles import reference_model, tester_to_train
 from astra_trl.trainers.rounds import RoundsConfig, RoundsMixin, placeholders
 from astra_trl.tree import Tree
 
@@ -92,7 +92,7 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
         teaching_pairs: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         args = args or ASTDPOConfig("tester")
-        tester = trainable_tester(sampler.system)
+        tester = tester_to_train(sampler.system, peft_config)
         _check(sampler, args, tester.window)
         if bool(args.teach_fraction) != (teaching_pairs is not None):
             raise InputError(
@@ -101,7 +101,7 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
             )
         super().__init__(
             model=tester.model,
-            ref_model=reference_model(sampler.system, peft=peft_config is not None),
+            ref_model=reference_model(sampler.system, peft_config is not None, synced=args.sync_ref_model),
             args=args,
             **placeholders(eval_dataset),
             processing_class=processing_class or tester.tokenizer,

@@ -1,5 +1,6 @@
 """What GRPO and RLOO share: a tree's siblings are the group; probes and their log-probabilities are the tree's own."""
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,11 @@ from astra_trl.backends.base import derive_seed
 from astra_trl.errors import InputError
 from astra_trl.records import Record, group_records
 from astra_trl.sampler import ASTSampler
-from astra_trl.trainers.roles import check_target_apart, reference_model, trainable_tester, use_sampling
+from astra_trl.trainers.roles import dropouts, reference_model, tester_to_train, use_sampling
 from astra_trl.trainers.rounds import RoundRecords, RoundsConfig, RoundsMixin, placeholders
 from astra_trl.tree import Tree
+
+logger = logging.getLogger(__name__)
 
 # Fields of TRL's configs that say how completions are sampled, and those of the tester's `SamplingParams`.
 SAMPLING = {
@@ -60,6 +63,13 @@ class GroupsConfig(RoundsConfig):
     top_k: int | None = field(default=None, metadata={"help": "As the tester samples."})
     repetition_penalty: float | None = field(default=None, metadata={"help": "As the tester samples."})
     max_completion_length: int | None = field(default=None, metadata={"help": "As the tester samples."})
+    disable_dropout: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether dropout is off in training. Probes are sampled without it: with GPT-2's 0.1, 13% of the "
+            "tokens are clipped before the first update, and the gradient is that of other probabilities."
+        },
+    )
 
     def __post_init__(self: Any) -> None:
         # TRL sets one by the other, and refuses both: which would refuse the settings of an earlier run.
@@ -113,8 +123,9 @@ class GroupsMixin(RoundsMixin):
 
     These private methods of both trainers are overridden: `_tokenize_prompts` and `_generate_single_turn` (ids are the
     trees'), `_generate_and_score_completions` and `_get_per_token_logps_and_entropies` (so are the old policy's
-    log-probabilities), `_get_train_sampler` (a row is a sibling) and `_prepare_inputs` (the order within a batch stays
-    the same after a resume).
+    log-probabilities), `_calculate_rewards` (a probe that the trees could not measure teaches nothing),
+    `_get_train_sampler` (a row is a sibling) and `_prepare_inputs` (the order within a batch stays the same after a
+    resume).
     """
 
     found = "usable_groups"
@@ -136,11 +147,10 @@ class GroupsMixin(RoundsMixin):
         peft_config: Any = None,
     ) -> None:
         args = args or self.config_class("tester")
-        tester, peft = trainable_tester(sampler.system), peft_config is not None
+        tester, peft = tester_to_train(sampler.system, peft_config), peft_config is not None
         size, max_trees = _check(sampler, args)
         use_sampling(args, tester, **SAMPLING)
-        check_target_apart(sampler.system, peft)
-        reference = reference_model(sampler.system, peft) if args.beta else None
+        reference = reference_model(sampler.system, peft, synced=args.sync_ref_model) if args.beta else None
         self.shuffled, args.shuffle_dataset = args.shuffle_dataset, False  # by the round, not by the process
         with _as_reference(type(self), reference):
             super().__init__(
@@ -155,7 +165,12 @@ class GroupsMixin(RoundsMixin):
             )
         if reference is not None and self.ref_model is None:
             raise InputError(
-                "with an adapter the reference is the tester with it switched off: leave the baseline out, or beta=0"
+                "with an adapter the reference is the tester before training: leave the baseline out, or beta=0"
+            )
+        if not args.disable_dropout and dropouts(self.model):
+            logger.warning(
+                "the tester has dropout, and disable_dropout=False leaves it on: probabilities of the first step then "
+                "differ from those that the probes were sampled with, and many are clipped for no reason"
             )
         self.start_rounds(sampler, size, max_trees, eval_dataset)
         self.train_dataset = GroupRecords(size, sampler.tree_width)
@@ -214,6 +229,13 @@ class GroupsMixin(RoundsMixin):
         for row, record in zip(logprobs, self._rows, strict=True):
             row[: len(record["sampling_logprobs"])] = torch.tensor(record["sampling_logprobs"])
         return logprobs.to(self.accelerator.device)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # TRL takes a probe for measured if any reward function could tell. The tree's own is the first, and without
+        # it, a probe would count as one of reward 0.
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        rewards[rewards[:, 0].isnan()] = math.nan
+        return rewards
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [row["prompt_ids"] for row in self._rows], None, {}

@@ -2,24 +2,41 @@
 its own are the tester's."""
 
 import copy
+import inspect
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
 from astra_trl.backends.hf import HFBackend
+from astra_trl.backends.hf.backend import UNTRAINED
 from astra_trl.errors import InputError
 from astra_trl.systems.base import System
 
 
-def bind_tester(system: System, model: PreTrainedModel) -> None:
-    """Makes `model`, as TRL wrapped it, the system's tester. Roles that shared the tester's weights stay what they
-    were: the same weights with the adapter off."""
+def tester_to_train(system: System, peft_config: Any) -> HFBackend:
+    """The system's tester, which a trainer is about to train, with a new adapter if there is a `peft_config`.
+
+    Raises `InputError` if TRL cannot train it, if nothing of it would be trained, if its trained weights are float16,
+    or if training it would change the target.
+    """
     tester = trainable_tester(system)
-    for role in (system.target, system.baseline):
-        if isinstance(role, HFBackend) and role.model is tester.model:
-            role.model, role.use_adapter = model, False
-    tester.model = model
+    given = is_peft_model(tester.model)
+    if given and peft_config is not None:
+        raise InputError(
+            "the tester has an adapter already, and training goes on with that one: leave peft_config out, or make the "
+            "adapter part of the weights first (model.merge_and_unload())"
+        )
+    if given and tester.model.active_adapter != "default":
+        raise InputError(
+            f"the tester's adapter is called {tester.model.active_adapter!r}, and TRL trains the one called 'default': "
+            "load it under that name"
+        )
+    if peft_config is None:
+        check_trainable(tester.model)
+    check_target_apart(system, peft_config is not None)
+    return tester
 
 
 def trainable_tester(system: System) -> HFBackend:
@@ -29,6 +46,21 @@ def trainable_tester(system: System) -> HFBackend:
             f"the tester's backend {type(system.tester).__name__} cannot be trained: use a transformers model"
         )
     return system.tester
+
+
+def check_trainable(model: torch.nn.Module) -> None:
+    """`InputError` if no parameter of the model is trained, or one is trained in float16."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise InputError(
+            "training would change no parameter of the tester, as requires_grad is False for all of them: load its "
+            "adapter with is_trainable=True, or name the adapter's folder or Hub id as the tester"
+        )
+    if any(parameter.dtype == torch.float16 for parameter in trained):
+        raise InputError(
+            "the tester's trained weights are float16, whose steps underflow and overflow: load it with dtype "
+            "bfloat16 or float32 (--dtype), or train an adapter beside it (--use_peft), which is kept in float32"
+        )
 
 
 def check_target_apart(system: System, peft: bool) -> None:
@@ -41,19 +73,88 @@ def check_target_apart(system: System, peft: bool) -> None:
         )
 
 
-def reference_model(system: System, peft: bool) -> PreTrainedModel | None:
-    """The frozen reference for TRL: the baseline, a copy of the tester, or `None` where it is the adapter off.
+def bind_tester(system: System, model: PreTrainedModel) -> None:
+    """Makes `model`, as TRL wrapped it, the system's tester. Roles that shared the tester's weights stay what they
+    were: the same weights with the adapter off or, if training goes on with an adapter, with the copy of it."""
+    tester, before = trainable_tester(system), system.tester.model  # type: ignore[attr-defined]
+    tester.model = model
+    untrained = tester.before_training()
+    for role in (system.target, system.baseline):
+        if isinstance(role, HFBackend) and role.model is before:
+            role.model = model
+            if untrained is not None and role.use_adapter is True:
+                role.use_adapter = untrained.use_adapter
 
-    Raises `InputError` where training would change the target.
+
+def keep_untrained_adapter(model: Any) -> None:
+    """Adds to a model that is trained from an adapter on a frozen copy of it, which TRL has done already where it
+    needs one as the reference."""
+    if UNTRAINED in model.peft_config:
+        return
+    trained = dict(model.named_parameters())
+    model.add_adapter(UNTRAINED, model.peft_config["default"])
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            if ".default." in name:
+                model.get_parameter(name.replace(".default.", f".{UNTRAINED}.")).copy_(parameter)
+
+
+def reference_model(system: System, peft: bool, synced: bool = False) -> PreTrainedModel | None:
+    """The frozen reference for TRL: the baseline, a copy of the tester, or `None` if it is the tester with its adapter
+    off or with the copy of that adapter.
+
+    A reference that TRL moves after the tester (`synced`) is a model of its own: others may share the baseline's.
     """
-    check_target_apart(system, peft)
     tester = trainable_tester(system).model
     baseline = getattr(system.baseline, "model", None)
     if baseline is not None and baseline is not tester:
-        return baseline
+        return _frozen_copy(baseline) if synced else baseline
     if peft or is_peft_model(tester):
         return None
-    return copy.deepcopy(tester).eval().requires_grad_(False)
+    return _frozen_copy(tester)
+
+
+def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def count_positions(model: Any) -> None:
+    """Makes a model count positions from the first token of each row that is padded on the left.
+
+    TRL passes an attention mask alone, by which a model with learned positions, as GPT-2, counts the padding too.
+    What passes `position_ids` by itself is left alone.
+    """
+    # The decoder is called by every way through the model: PEFT and TRL's Liger losses call no module around it.
+    decoder = (model.get_base_model() if is_peft_model(model) else model).base_model
+    if "position_ids" in inspect.signature(type(decoder).forward).parameters:
+        decoder.register_forward_pre_hook(_with_position_ids, with_kwargs=True)
+
+
+def _with_position_ids(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    mask = kwargs.get("attention_mask")
+    fed = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+    if kwargs.get("position_ids") is None and mask is not None and fed is not None and mask.shape == fed.shape[:2]:
+        kwargs = {**kwargs, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
+    return args, kwargs
+
+
+def switch_dropout_off(model: torch.nn.Module) -> None:
+    """Sets every dropout probability of a model to 0: those of `Dropout` modules, which TRL sets too, and those that
+    attention layers keep as numbers."""
+    for module, name in dropouts(model):
+        setattr(module, name, 0.0)
+
+
+def dropouts(model: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+    """Modules of a model that drop something in training, each with the name of its attribute for the probability."""
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if (name == "p" if isinstance(module, torch.nn.Dropout) else "drop" in name)
+        and isinstance(value, float)
+        and value > 0
+    ]
 
 
 def use_sampling(args: Any, tester: HFBackend, **names: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainerControl
 from transformers.utils import is_torch_bf16_gpu_available
@@ -25,7 +25,14 @@ from astra_trl.teaching import Teaching
 from astra_trl.trainers.checkpoints import CheckpointsMixin
 from astra_trl.trainers.gathering import gathered
 from astra_trl.trainers.progress import RoundProgressCallback, collecting_bar
-from astra_trl.trainers.roles import bind_tester, trainable_tester
+from astra_trl.trainers.roles import (
+    bind_tester,
+    check_trainable,
+    count_positions,
+    keep_untrained_adapter,
+    switch_dropout_off,
+    trainable_tester,
+)
 from astra_trl.tree import Node, Tree
 
 logger = logging.getLogger(__name__)
@@ -147,7 +154,17 @@ class RoundsMixin(CheckpointsMixin):
         self.eval_dataset = eval_dataset
         self.sampler = sampler
         self.folder = RunFolder(self.args.output_dir)
-        bind_tester(sampler.system, self.tester_in(self.accelerator.unwrap_model(self.model)))
+        given = trainable_tester(sampler.system).model
+        trained = self.tester_in(self.accelerator.unwrap_model(self.model))
+        check_trainable(trained)
+        if getattr(self.args, "disable_dropout", False):
+            switch_dropout_off(trained)
+        if is_peft_model(given):
+            keep_untrained_adapter(trained)
+        bind_tester(sampler.system, trained)
+        for model in (trained, getattr(self, "ref_model", None)):
+            if model is not None:
+                count_positions(self.accelerator.unwrap_model(model))
         self.round_size, self._max_trees = size, max_trees
         self.train_dataset = RoundRecords(size)
         if self.pop_callback(ProgressCallback) is not None:
@@ -214,14 +231,16 @@ class RoundsMixin(CheckpointsMixin):
         return metrics
 
     def baseline(self) -> Backend | None:
-        """The frozen reference of the tester: the system's, or what TRL holds in its place; `None` where there is
-        none, as training does without."""
+        """The frozen reference of the tester: the system's, or what TRL holds in its place; `None` if there is none,
+        as training does without, or TRL moves its own after the tester (`sync_ref_model`)."""
         system, tester = self.sampler.system, trainable_tester(self.sampler.system)
         if system.baseline is not None:
             return system.baseline
+        if getattr(self.args, "sync_ref_model", False):
+            return None
         if (reference := getattr(self, "ref_model", None)) is not None:
             return replace(tester, model=self.accelerator.unwrap_model(reference))
-        return tester.without_adapter()
+        return tester.before_training()
 
     def take_up(self) -> None:
         """Called where training begins: what the loop does not take up of a run that is resumed."""

@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from astra_trl.errors import InputError
 from astra_trl.records import Record, supervised_records
 from astra_trl.sampler import ASTSampler
-from astra_trl.trainers.roles import check_target_apart, trainable_tester
+from astra_trl.trainers.roles import tester_to_train
 from astra_trl.trainers.rounds import RoundsConfig, RoundsMixin, placeholders
 from astra_trl.tree import Tree
 
@@ -82,8 +82,7 @@ class ASTSFTTrainer(RoundsMixin, SFTTrainer):
         peft_config: Any = None,
     ) -> None:
         args = args or ASTSFTConfig("tester")
-        tester = trainable_tester(sampler.system)
-        check_target_apart(sampler.system, peft=peft_config is not None)
+        tester = tester_to_train(sampler.system, peft_config)
         super().__init__(
             model=tester.model,
             args=args,

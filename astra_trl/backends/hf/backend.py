@@ -22,14 +22,16 @@ from transformers import (
     StopStringCriteria,
 )
 
-from astra_trl.backends.base import Logprobs, Message, SamplingParams, SavedRow
+from astra_trl.backends.base import Logprobs, Message, Sample, SamplingParams, SavedRow
 from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
 from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText, encode_all, row_from_json
-from astra_trl.backends.hf.loading import load_pretrained
+from astra_trl.backends.hf.loading import adapter_base, load_adapter, load_pretrained
 from astra_trl.backends.hf.refeeding import score
 from astra_trl.backends.hf.scoring import Wanted
 from astra_trl.backends.hf.session import HFSession
 from astra_trl.errors import InputError
+
+UNTRAINED = "ref"  # name of the copy of an adapter as it was before training, by which TRL looks for its reference
 
 
 @dataclass(eq=False)
@@ -56,8 +58,8 @@ class HFBackend:
         cache_bytes (`int`, *optional*):
             Memory for keys and values. Defaults to 35% of what is free on a GPU when conversations are opened (tester
             and target each hold their own), and to no bound but `max_rows` on a CPU.
-        use_adapter (`bool`, *optional*, defaults to `True`):
-            `False` switches the adapter of a `PeftModel` off: the weights before training.
+        use_adapter (`bool` or `str`, *optional*, defaults to `True`):
+            `False` switches the adapter of a `PeftModel` off: the base model. A name switches to that adapter.
         chat (`bool`, *optional*, defaults to `False`):
             Whether conversations go through the tokenizer's chat template: what this model says as the assistant's
             turns, all else as the user's.
@@ -74,7 +76,7 @@ class HFBackend:
     max_length: int | None = None
     max_rows: int = 128
     cache_bytes: int | None = None
-    use_adapter: bool = True
+    use_adapter: bool | str = True
     chat: bool = False
     system_prompt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -122,11 +124,21 @@ class HFBackend:
 
         `dtype` defaults to float32, as in TRL; `device` to the one accelerate gives this process. Weights that are a
         pickle are refused unless `model_init_kwargs` has `allow_pickle=True`, and so is a model's own code unless it
-        has `trust_remote_code=True`. Raises `InputError` with `role` in its message where the model cannot be loaded.
+        has `trust_remote_code=True`. An adapter is loaded on top of its base, as a `PeftModel`, and can be trained
+        further if the role is the tester's. Raises `InputError` with `role` in its message if the model cannot be
+        loaded.
         """
         init_kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
-        model, tokenizer = load_pretrained(AutoModelForCausalLM, model_id, role, device, init_kwargs, tokenizer)
-        return cls(model, tokenizer, **fields)
+        revision = init_kwargs.get("revision")
+        base = adapter_base(model_id, role, revision)
+        if base is None:
+            model, tokenizer = load_pretrained(AutoModelForCausalLM, model_id, role, device, init_kwargs, tokenizer)
+            return cls(model, tokenizer, **fields)
+        of_base = {key: value for key, value in init_kwargs.items() if key != "revision"}  # that is the adapter's
+        model, tokenizer = load_pretrained(AutoModelForCausalLM, base, f"{role}'s base", device, of_base, tokenizer)
+        allow_pickle, trainable = bool(init_kwargs.get("allow_pickle")), role == "tester"
+        model = load_adapter(model, model_id, role, allow_pickle, trainable=trainable, revision=revision)
+        return cls(model.eval(), tokenizer, **fields)
 
     @staticmethod
     def saved_tokenizer(model: PreTrainedModel, role: str) -> PreTrainedTokenizerBase:
@@ -142,11 +154,14 @@ class HFBackend:
     def description(self) -> dict[str, Any]:
         """What tells this model from others, as JSON: its Hub id or the end of its path, a digest of its weights, how
         it samples."""
-        # Of an adapter that is switched off, nothing; what it may train tells nothing, as peft turns that on and off.
+        # Of adapters that are switched off, nothing; what they may train tells nothing, as peft turns that on and off.
         prefix = getattr(getattr(self.model, "base_model", None), "prefix", "prompt_encoder")
-        off = () if self.use_adapter else (f".{prefix}", ".modules_to_save.")
+        off = [name for name in getattr(self.model, "peft_config", ()) if name != self._adapter]
         weights = [
-            (name, weight) for name, weight in self.model.named_parameters() if not any(part in name for part in off)
+            (name, weight)
+            for name, weight in self.model.named_parameters()
+            if not any(f".{adapter}." in name for adapter in off)
+            or not (prefix in name or ".modules_to_save." in name)
         ]
         digest = hashlib.blake2b(digest_size=8)
         for name, parameter in weights:
@@ -165,9 +180,12 @@ class HFBackend:
             "sampling": asdict(self.sampling),
         }
 
-    def without_adapter(self) -> "HFBackend | None":
-        """The same with its adapter switched off, the weights before training; `None` where there is no adapter."""
-        return replace(self, use_adapter=False) if is_peft_model(self.model) else None
+    def before_training(self) -> "HFBackend | None":
+        """The same with the weights that training started from: its adapter switched off or, if training goes on with
+        an adapter that was there before, the copy of it; `None` if there is no adapter."""
+        if not is_peft_model(self.model):
+            return None
+        return replace(self, use_adapter=UNTRAINED if UNTRAINED in self.model.peft_config else False)
 
     def open(
         self, prompts: Sequence[str | Sequence[Message]], *, seeds: Sequence[int], logprobs: bool = False
@@ -196,6 +214,12 @@ class HFBackend:
         said = self.decoded([self.without_end(ids) for ids in utterances])
         return [self.dialogue.shown(text) for text in said]
 
+    def cut(self, sample: Sample, text: str) -> Sample:
+        """The sample through the token with which its text reaches `text`, which is a beginning of it."""
+        shown = self.texts([sample.ids[:count] for count in range(1, len(sample.ids) + 1)])
+        count = next((n for n, beginning in enumerate(shown, 1) if beginning.startswith(text)), len(shown))
+        return replace(sample, text=text, ids=sample.ids[:count], logprobs=sample.logprobs[:count])
+
     def decoded(self, utterances: Sequence[list[int]]) -> list[str]:
         """Token ids as text, without special tokens."""
         return self.tokenizer.batch_decode(utterances, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -218,14 +242,31 @@ class HFBackend:
     def inference(self) -> Iterator[None]:
         """Evaluation mode without gradients; the mode of every module is as it was found afterwards."""
         modes = [(module, module.training) for module in self.model.modules()]
-        switchable = not self.use_adapter and hasattr(self.model, "disable_adapter")
         self.model.eval()
         try:
-            with self.model.disable_adapter() if switchable else nullcontext(), torch.inference_mode():
+            with self._with_adapter(), torch.inference_mode():
                 yield
         finally:
             for module, training in modes:
                 module.training = training
+
+    @contextmanager
+    def _with_adapter(self) -> Iterator[None]:
+        if not isinstance(self.use_adapter, str):
+            switch_off = not self.use_adapter and hasattr(self.model, "disable_adapter")
+            with self.model.disable_adapter() if switch_off else nullcontext():
+                yield
+            return
+        # peft makes the adapter that it switches to trainable, and the others not.
+        trainable = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        active = self.model.active_adapter
+        self.model.set_adapter(self.use_adapter)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(active)
+            for parameter, requires_grad in trainable:
+                parameter.requires_grad_(requires_grad)
 
     def ends(self, ids: torch.Tensor) -> torch.Tensor:
         """Which rows (of new ids, shape (rows, tokens)) end with their last token."""
@@ -320,8 +361,15 @@ class HFBackend:
     @property
     def _virtual_tokens(self) -> bool:
         # Those of prompt tuning go in front of a row's padding, and take no position ids.
-        adapter = getattr(self.model, "active_peft_config", None) if self.use_adapter else None
-        return adapter is not None and adapter.is_prompt_learning
+        adapter = self._adapter
+        return adapter is not None and self.model.peft_config[adapter].is_prompt_learning
+
+    @property
+    def _adapter(self) -> str | None:
+        # The name of the adapter that is in use.
+        if isinstance(self.use_adapter, str):
+            return self.use_adapter
+        return self.model.active_adapter if self.use_adapter and is_peft_model(self.model) else None
 
     def _set_budget(self) -> None:
         if self.cache_bytes is not None:

@@ -1,12 +1,14 @@
 """Models, adapters and tokenizers from the Hub or a folder, on the device of this process. Nothing that comes with
 them is run, unless the user allows it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from astra_trl.untrusted import refuse_pickled_adapter, refuse_pickled_model, told
 
@@ -47,9 +49,30 @@ def load_pretrained(
         return model, tokenizer or AutoTokenizer.from_pretrained(model_id, **where)
 
 
-def load_adapter(model: Any, model_id: str, role: str, allow_pickle: bool = False) -> PeftModel:
-    """The adapter of a Hub id or a folder on top of its base; `InputError` as `load_pretrained` has it."""
+def adapter_base(model_id: str, role: str, revision: str | None = None) -> str | None:
+    """The id of the base model of a Hub id or a folder that holds an adapter; `None` if it holds a whole model."""
+    where = {} if revision is None else {"revision": revision}
+    if find_adapter_config_file(model_id, **where) is None or (Path(model_id) / "config.json").exists():
+        return None
+    with told(role, model_id, "name a Hub id or a folder with an adapter"):
+        return PeftConfig.from_pretrained(model_id, **where).base_model_name_or_path
+
+
+def load_adapter(
+    model: Any,
+    model_id: str,
+    role: str,
+    allow_pickle: bool = False,
+    *,
+    trainable: bool = False,
+    revision: str | None = None,
+) -> PeftModel:
+    """The adapter of a Hub id or a folder on top of its base; `InputError` as `load_pretrained` has it.
+
+    Its weights are float32 on a base in half precision, so that it can be trained further if it is `trainable`.
+    """
+    where = {} if revision is None else {"revision": revision}
     with told(role, model_id, "name a Hub id or a folder with an adapter for that base"):
         if not allow_pickle:
-            refuse_pickled_adapter(model_id, role)
-        return PeftModel.from_pretrained(model, model_id)
+            refuse_pickled_adapter(model_id, role, **where)
+        return PeftModel.from_pretrained(model, model_id, is_trainable=trainable, **where)
