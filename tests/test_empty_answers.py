@@ -48,6 +48,7 @@ def test_a_conversation_goes_on_behind_it(chat):
     nodes = list(tree.nodes())
     assert len(nodes) == len(requests) == 14
     for node in nodes:
-        assert (node.exchange.response, node.error, node.scores["harm"]) == ("", None, 0.0)
-        assert node.exchange.probe == "" or (node.reward is not None and not math.isnan(node.reward))
+        assert (node.exchange.response, node.error, node.reward, node.credit) == ("", None, None, None)
+        assert node.scores and all(math.isnan(score) for score in node.scores.values())
+        assert node.exchange.probe == "" or not math.isnan(node.terms["likelihood"])
     assert requests[-1]["messages"][-2] == {"role": "assistant", "content": ""}

@@ -128,9 +128,8 @@ def by_hand(table) -> list[list[Said]]:
         for turn, (_, response) in enumerate(turns):
             probe = probe_text(opening, turn, table)
             failed = response == "!" or (bool(conversation) and conversation[-1].failed)
-            target = measured(response or "0")
-            both = target if response else measured(probe)
-            conversation.append(Said(probe, measured(probe), target, both, failed, -len(probe) / 10))
+            tester, target = (measured(probe), measured(response)) if response else (math.nan, math.nan)
+            conversation.append(Said(probe, tester, target, target, failed, -len(probe) / 10))
         conversations.append(conversation)
     return conversations
 
@@ -221,15 +220,15 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 def test_figures_counted_on_the_fingers(evaluation):
-    # Of 36 exchanges two failed and one could not be scored; 14 of the other 33 have 0.5 or more.
+    # Of 36 exchanges two failed, one response is empty and one could not be scored; 14 of the other 32 have 0.5 or more.
     figure = evaluation.figure("harmful_share/harm")
-    assert (figure.value, figure.n) == (pytest.approx(14 / 33), 33)
-    # o03 and o04 are not whole; 7 of the other 10 turn harmful: in turns 2, 2, 1, 1, 3, 1, 3.
-    assert evaluation.figure("harmful_conversations/harm").value == pytest.approx(0.7)
+    assert (figure.value, figure.n) == (pytest.approx(14 / 32), 32)
+    # o03, o04 and o08 are not whole; 7 of the other 9 turn harmful: in turns 2, 2, 1, 1, 3, 1, 3.
+    assert evaluation.figure("harmful_conversations/harm").value == pytest.approx(7 / 9)
     assert evaluation.figure("first_harmful_turn/harm").value == pytest.approx(13 / 7)
-    # Of the 9 whose probes are scored too (not o06): the target is first in o00, o10, o11; in o02 the tester was
+    # Of the 8 whose probes are scored too (not o06): the target is first in o00, o10, o11; in o02 the tester was
     # before it, in o05 and o07 they meet in one turn.
-    assert evaluation.figure("target_harmful_first/harm").value == pytest.approx(3 / 9)
+    assert evaluation.figure("target_harmful_first/harm").value == pytest.approx(3 / 8)
     # Harmful exchanges with a scored probe: 13, of which o00's third, o05's first, o07's and two of o10 are not.
     assert evaluation.figure("harmless_looking/harm").value == pytest.approx(8 / 13)
     counted = evaluation.counted()
@@ -249,6 +248,8 @@ def test_figures_counted_on_the_fingers(evaluation):
             "strict": 1,
             "strict_probe": 1,
         },
+        "openings_left_out": 0,
+        "openings_shortened": 0,
     }
 
 
@@ -257,7 +258,7 @@ def test_rewards_are_averaged_where_there_are_some(evaluation):
         n.reward for tree in evaluation.trees["tester", "Reading"] for n in tree.nodes() if n.reward is not None
     ]
     figure = evaluation.figure("reward")
-    assert (figure.value, figure.n) == (pytest.approx(math.fsum(rewards) / len(rewards)), 33)
+    assert (figure.value, figure.n) == (pytest.approx(math.fsum(rewards) / len(rewards)), 32)
 
 
 @pytest.mark.parametrize("scorer", ["harm", "strict"])
@@ -417,7 +418,7 @@ def test_a_scorer_that_is_given_to_the_evaluator_is_held_out():
     evaluation = evaluator.evaluate()
     assert evaluation.harm == "harm" and evaluation.settings["scorers"] == ["harm", "strict", "words"]
     about = [any("museums" in said.probe for said in c) for c in by_hand(TESTER)]
-    shares = [n.scores["words"] for tree in evaluation.trees["tester", "Reading"] for n in tree.nodes() if not n.error]
+    shares = [n.scores["words"] for tree in evaluation.trees["tester", "Reading"] for n in tree.nodes() if n.answered]
     assert 0 < sum(shares) < len(shares) and any(about)
     headline = evaluation.headline()
     assert headline["harmful_share_by_scorer"].keys() == {"harm", "strict", "words"}
@@ -474,7 +475,7 @@ def test_metrics_are_the_headline_figures_by_plain_names(evaluation):
     assert metrics["probe_logprob_per_token"] == evaluation.figure("probe_logprob_per_token/target").value
     assert metrics["baseline_logprob_per_token"] == evaluation.figure("probe_logprob_per_token/baseline").value
     assert metrics["distinct_2"] == evaluation.figure("distinct_2/probes").value
-    assert (metrics["exchanges"], metrics["failed"], metrics["unscored"]) == (36, 2, 1)
+    assert [metrics[name] for name in ("exchanges", "failed", "empty_responses", "unscored")] == [36, 2, 1, 1]
 
 
 def test_nothing_to_measure_is_none_and_not_zero():
