@@ -93,7 +93,7 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
         notes.append("openings left out: there is no user's turn at their end to answer.")
     if any(row["empty_responses"] for row in evaluation.counts):
         notes.append("Empty responses are in no figure of harm.")
-    if left_out := evaluation.settings["reward_left_out"]:
+    if left_out := evaluation.settings.get("reward_left_out"):
         notes.append(f"Rewards are without {visible(', '.join(left_out))}, which would fall as training goes on.")
     if len(evaluation.settings["scorers"]) > 1:
         notes.append(f"Trained on {visible(evaluation.harm)}; other scorers are held out.")
