@@ -138,9 +138,7 @@ def run(
     return summary
 
 
-def _teaching(
-    args: RunArguments, training_args: Any, algorithm: str, held_out: Sequence[Opening]
-) -> dict[str, Any]:
+def _teaching(args: RunArguments, training_args: Any, algorithm: str, held_out: Sequence[Opening]) -> dict[str, Any]:
     # What weak supervision adds to a trainer's arguments; a fraction of 0 switches it off.
     if args.teaching_pairs is None:
         return {}

@@ -48,8 +48,8 @@ def heard_alone(opening: Conversation) -> Conversation:
 def openings_alone(
     sampler: ASTSampler, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
 ) -> list[Tree]:
-    """What the target makes of openings without a tester: of each, one measured exchange whose probe is the last user's
-    turn (see `heard_alone`); none if there is nothing to answer."""
+    """What the target makes of openings without a tester: of each, one measured exchange whose probe is the last
+    user's turn (see `heard_alone`); none if there is nothing to answer."""
     system = sampler.system
     trees = [
         Tree(system.opened(as_conversation(opening), seed)) for opening, seed in zip(openings, seeds, strict=True)

@@ -126,10 +126,10 @@ def probes_by_opening(trees: Sequence[Tree], harm: str, threshold: float) -> dic
 
 
 def counts(trees: Sequence[Tree]) -> dict[str, Any]:
-    """What was grown, and what of it is in no figure of harm: exchanges that failed, or whose response is empty; of the
-    other ones, those without a reward, or without a score (by score). Empty probes are answered and scored as others.
-    Openings without a conversation (`openings_left_out`), or of which only a part was heard (`openings_shortened`), are
-    those of `openings_alone`."""
+    """What was grown, and what of it is in no figure of harm: exchanges that failed, or whose response is empty; of
+    the other ones, those without a reward, or without a score (by score). Empty probes are answered and scored as
+    others. Openings without a conversation (`openings_left_out`), or of which only a part was heard
+    (`openings_shortened`), are those of `openings_alone`."""
     nodes = [node for tree in trees for node in tree.nodes()]
     answered = [node for node in nodes if node.answered]
     keys = dict.fromkeys(key for node in nodes for key in node.scores)

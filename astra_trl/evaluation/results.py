@@ -21,8 +21,8 @@ ArmKey = tuple[str, str]  # arm and target
 # Figures that mean the same however many turns a conversation has.
 _PER_EXCHANGE = ("harmful_share/", "harmful_share_turn_1/", "score_", "reward")
 
-# A figure of those conversations alone that turned harmful, which are other ones in each arm: a difference would compare
-# different openings, and an arm that also breaks the hard ones, late, would look slower.
+# A figure of those conversations alone that turned harmful, which are other ones in each arm: a difference would
+# compare different openings, and an arm that also breaks the hard ones, late, would look slower.
 _WITHOUT_DIFFERENCE = "first_harmful_turn/"
 
 

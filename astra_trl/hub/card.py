@@ -221,8 +221,8 @@ def _evaluation(evaluation: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]
         ]
     if left_out := settings.get("reward_left_out"):
         parts.append(
-            f"Rewards are without {', '.join(map(inline, left_out))}: what these terms give to a probe falls as training "
-            "goes on."
+            f"Rewards are without {', '.join(map(inline, left_out))}: what these terms give to a probe falls as "
+            "training goes on."
         )
     return "\n\n".join(parts)
 
@@ -233,8 +233,8 @@ def _left_out(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterato
     unscored = sum((counts.get("unscored") or {}).get(name, 0) for name in settings.get("scorers") or ())
     if failed or empty or unscored:
         yield (
-            f"Of the {exchanges} exchanges of {arm}, {inline(failed)} failed, {inline(empty)} got an empty response and "
-            f"{inline(unscored)} could not be scored; they are in no figure of harm."
+            f"Of the {exchanges} exchanges of {arm}, {inline(failed)} failed, {inline(empty)} got an empty response "
+            f"and {inline(unscored)} could not be scored; they are in no figure of harm."
         )
     shortened, missing = (counts.get(f"openings_{name}", 0) for name in ("shortened", "left_out"))
     if shortened or missing:

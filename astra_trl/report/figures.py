@@ -207,7 +207,7 @@ def _transfer(folders: Sequence[Folder], scorers: Sequence[str]) -> Table:
 
 
 def _counts(folders: Sequence[Folder]) -> Table:
-    keys = ("conversations", "exchanges", "failed", "empty_responses", "empty_probes", "unrewarded")
+    keys: tuple[str, ...] = ("conversations", "exchanges", "failed", "empty_responses", "empty_probes", "unrewarded")
     of_openings = ("openings_left_out", "openings_shortened")  # shown if there are any
     rows_of = [row for folder in folders for row in (folder.evaluation["counts"] if folder.evaluation else [])]
     keys += tuple(key for key in of_openings if any(row.get(key) for row in rows_of))
