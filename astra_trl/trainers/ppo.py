@@ -80,7 +80,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
     needs later turns, the tree's remaining ones are grown below the answer.
 
     A probe whose exchange could not be measured gets the mean reward of those beside it, so that it teaches nothing
-    in particular; it is counted as unrewarded.
+    in particular; it is counted as failed, empty or unrewarded.
 
     Args:
         sampler (`ASTSampler`):
