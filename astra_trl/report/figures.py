@@ -51,7 +51,10 @@ def headline(folder: Folder) -> str:
 def summary_line(folder: Folder) -> str:
     """What the headline's figures were measured on."""
     if folder.evaluation is None:
-        return "Not evaluated yet: these are figures of training, on the openings that the tester is trained on."
+        last = _unmeasured(folder.rounds[-1]) if folder.rounds else ""
+        return "Not evaluated yet: these are figures of training, on the openings that the tester is trained on." + (
+            f" In no figure of harm in the last round: {last}." if last else ""
+        )
     settings = folder.evaluation["settings"]
     width = settings.get("width", 1)
     trees = f", {width} probes a node" if width != 1 else ""
@@ -71,10 +74,15 @@ def _left_out(folder: Folder) -> str:
     harm, parts = folder.evaluation["settings"].get("harm", "harm"), []
     for row in counts:
         unscored = row["unscored"].get(harm) if isinstance(row.get("unscored"), dict) else 0
-        found = {"failed": row.get("failed"), "empty": row.get("empty_responses"), "not scored": unscored}
-        if some := [f"{count} {name}" for name, count in found.items() if count]:
-            parts.append(f"{arm_name(row['arm'])} {', '.join(some)} of {row.get('exchanges', '?')}")
+        if some := _unmeasured({**row, "unscored": unscored}):
+            parts.append(f"{arm_name(row['arm'])} {some}")
     return f" In no figure of harm: {'; '.join(parts)}." if parts else ""
+
+
+def _unmeasured(row: Mapping[str, Any]) -> str:
+    found = {"failed": row.get("failed"), "empty": row.get("empty_responses"), "not scored": row.get("unscored")}
+    some = [f"{count} {name}" for name, count in found.items() if count]
+    return f"{', '.join(some)} of {row.get('exchanges', '?')}" if some else ""
 
 
 def first_target(folder: Folder) -> str:
