@@ -176,8 +176,8 @@ def no_records_reason(trees: Sequence[Tree], unit: str) -> str:
     start = f"{len(trees)} trees with {len(nodes)} exchanges hold no {unit} to train on"
     if not rewards:
         return (
-            f"{start}: no exchange has a reward, as in each one the call failed, the response is empty or a reward term "
-            "is nan: check the target and the scorer"
+            f"{start}: no exchange has a reward, as in each one the call failed, the response is empty or a reward "
+            "term is nan: check the target and the scorer"
         )
     if len(rewards) == 1:
         return f"{start}: all rewards tie at {rewards.pop():g}: choose a scorer that tells the responses apart"

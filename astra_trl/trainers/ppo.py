@@ -197,8 +197,8 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         credits = [node.credit for node in nodes if node.credit is not None]
         if not credits:
             raise InputError(
-                f"none of {len(nodes)} exchanges has a reward, as in each one the call failed, the response is empty or "
-                "a reward term is nan: check the target and the scorer"
+                f"none of {len(nodes)} exchanges has a reward, as in each one the call failed, the response is empty "
+                "or a reward term is nan: check the target and the scorer"
             )
         mean = math.fsum(credits) / len(credits)
         return [mean if node.credit is None else node.credit for node in nodes]
