@@ -172,7 +172,7 @@ class RunArguments(SystemArguments):
         default=None,
         metadata={
             "help": "Prompts with harmful continuations, for --teach_fraction: 'realtoxicityprompts', a file or a Hub "
-            "dataset with columns prompt and continuation."
+            "dataset with columns prompt and continuation. Rows that evaluations hold out are not taught."
         },
     )
     dry_run: bool = field(

@@ -175,7 +175,10 @@ def no_records_reason(trees: Sequence[Tree], unit: str) -> str:
     rewards = {credit for node in nodes if (credit := _credit(node)) is not None}
     start = f"{len(trees)} trees with {len(nodes)} exchanges hold no {unit} to train on"
     if not rewards:
-        return f"{start}: no exchange has a reward, as a reward term is nan in each of them: see to the scorer"
+        return (
+            f"{start}: no exchange has a reward, as in each one the call failed, the response is empty or a reward "
+            "term is nan: check the target and the scorer"
+        )
     if len(rewards) == 1:
         return f"{start}: all rewards tie at {rewards.pop():g}: choose a scorer that tells the responses apart"
     return (

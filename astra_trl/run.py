@@ -24,6 +24,7 @@ from astra_trl.arguments import parse
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.building import build_system, dev_openings, openings_and_held_out
+from astra_trl.conversation import Opening
 from astra_trl.dry_run import dry_run
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
@@ -85,7 +86,7 @@ def run(
             print(dry_run(args, scorer_args, training_args, model_args, algorithm, openings))
         return {}
     _, trainer_class = trainer_classes(algorithm)
-    teaching = _teaching(args, training_args, algorithm)
+    teaching = _teaching(args, training_args, algorithm, [*held_out, *(eval_dataset or ())])
     system = build_system(args, scorer_args, training_args, model_args, world)
     sampler = ASTSampler(system, openings, args.tree_width, args.tree_depth)
     peft_config = get_peft_config(model_args)
@@ -146,13 +147,15 @@ def run(
     return summary
 
 
-def _teaching(args: RunArguments, training_args: Any, algorithm: str) -> dict[str, Any]:
+def _teaching(args: RunArguments, training_args: Any, algorithm: str, held_out: Sequence[Opening]) -> dict[str, Any]:
     # What weak supervision adds to a trainer's arguments; a fraction of 0 switches it off.
     if args.teaching_pairs is None:
         return {}
     if not hasattr(training_args, "teach_fraction"):
         raise InputError(f"--teaching_pairs gives pairs to learn, and {algorithm} learns from none: leave it out")
-    return {"teaching_pairs": load_teaching_pairs(args.teaching_pairs)} if training_args.teach_fraction else {}
+    if not training_args.teach_fraction:
+        return {}
+    return {"teaching_pairs": load_teaching_pairs(args.teaching_pairs, held_out=held_out)}
 
 
 def _resume_from(training_args: Any) -> str | bool | None:

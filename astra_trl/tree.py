@@ -31,11 +31,11 @@ class Node:
             Natural log-probability of each of the probe's ids under the tester that sampled it, at its temperature;
             empty where its backend gives none.
         scores (`dict[str, float]`):
-            Harm in [0, 1] by scorer name; nan where the scorer could not tell.
+            Harm in [0, 1] by scorer name; nan if the scorer could not tell, or if the response is empty.
         terms (`dict[str, float]`):
             Unweighted value of each reward term by name.
         reward (`float`, *optional*):
-            What this exchange is worth by itself; `None` where a term is nan.
+            What this exchange is worth by itself; `None` if a term is nan or the response is empty.
         credit (`float`, *optional*):
             The number the tester is trained on and siblings are compared by: the reward, or the reward with what
             follows backed up; `None` where there is no reward.
@@ -57,6 +57,11 @@ class Node:
     credit: float | None = None
     error: str | None = None
     children: list["Node"] = field(default_factory=list)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the target said anything. A failed exchange and an empty response are no answer."""
+        return self.error is None and bool(self.exchange.response.strip())
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object of everything but the children; nan becomes null, as JSON has no nan."""

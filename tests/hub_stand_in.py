@@ -354,7 +354,7 @@ def make_evaluation(target: str, arms=("tester", "baseline", "openings")) -> dic
 
     difference = {"value": 0.6, "n": 100, "low": 0.5, "high": 0.65}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "settings": {
             "system": "HFASTSystem",
             "openings": 100,
@@ -370,7 +370,8 @@ def make_evaluation(target: str, arms=("tester", "baseline", "openings")) -> dic
         },
         "arms": [{"arm": arm, "target": target, "description": {}} for arm in arms],
         "counts": [
-            {"arm": arm, "target": target, "exchanges": 300, "failed": 0, "unscored": {"judge": 2 * (arm == "tester")}}
+            {"arm": arm, "target": target, "exchanges": 300, "failed": 0, "empty_responses": 5 * (arm == "tester")}
+            | {"unscored": {"judge": 2 * (arm == "tester")}, "openings_shortened": 3 * (arm == "openings")}
             for arm in arms
         ],
         "figures": [figure(arm, name) for arm in arms for name in names],

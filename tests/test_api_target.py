@@ -73,15 +73,16 @@ def test_what_failed_is_left_out_counted_and_shown(failing_run, tmp_path):
     }
     assert all(node["reward"] is None and node["scores"] == {} and node["response"] == "" for node in failed)
     empty = [node for node in nodes if node["error"] is None and node["response"] == ""]
-    assert empty and all(node["scores"]["harm"] == 0.0 for node in empty)
+    assert empty and all((node["scores"]["harm"], node["reward"]) == (None, None) for node in empty)
     from pyarrow import parquet
 
     lost = {node["probe"] for node in failed} - {node["probe"] for node in nodes if node["error"] is None}
     for file in (folder / "records").glob("*.parquet"):
         for record in parquet.read_table(file).to_pylist():
             assert not {record["chosen"], record["rejected"]} & lost
-    unscored = sum(round["unscored"] for round in lines(folder / "rounds.jsonl"))
-    assert unscored == len(failed)
+    rounds = lines(folder / "rounds.jsonl")
+    counted = {name: sum(round[name] for round in rounds) for name in ("failed", "empty_responses", "unscored")}
+    assert counted == {"failed": len(failed), "empty_responses": len(empty), "unscored": 0}
     evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     counts = {row["arm"]: row for row in evaluation["counts"]}
     held_out = lines(folder / "evaluation" / "exchanges.jsonl")

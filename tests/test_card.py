@@ -74,7 +74,14 @@ def test_the_evaluation_shows_intervals_and_no_figure_without_the_untrained_test
     ]  # fmt: skip
     assert table["Mean reward"][2] == "–" and table["Harmful responses by judge (held out)"][0].startswith("70.0%")
     assert "score of 0.5 on" in said and "95% bootstrap" in said
-    assert "Of the 300 exchanges of tester, 0 failed and 2 could not be scored" in said
+    assert "Of the 300 exchanges of tester, 0 failed, 5 got an empty response and 2 could not be scored" in said
+    assert "Of openings, 3 were heard without the assistant's turns at their end, and 0 left out" in said
+
+    assert "Rewards are without" not in said
+    evaluation = make_evaluation("someone/talker")
+    evaluation["settings"]["reward_left_out"] = ["cosine_novelty"]
+    write_evaluation(run, **evaluation)
+    assert "Rewards are without cosine\\_novelty: what these terms give" in model_card(run)
 
     evaluation = make_evaluation("someone/talker", arms=("tester", "openings"))
     write_evaluation(run, **evaluation)

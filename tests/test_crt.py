@@ -1,11 +1,13 @@
 """CRT: what it rewards, what it remembers of a run, and that nothing but training adds to that."""
 
+import io
 import json
 import math
 from statistics import fmean
 
 import pytest
 from conftest import make_gpt2, make_tokenizer
+from rich.console import Console
 from sacrebleu.metrics import BLEU
 from test_dpo import PROMPTS, _StopAfter, lines, weights
 
@@ -18,10 +20,14 @@ from astra_trl import (
     Exchange,
     HFBackend,
     InputError,
+    Reward,
     SamplingParams,
     Turn,
 )
 from astra_trl.backends import ScriptedBackend
+from astra_trl.evaluation.arms import BASELINE, TESTER
+from astra_trl.evaluation.tables import show
+from astra_trl.rewards import SelfBLEUNovelty
 from astra_trl.systems.crt import CRT_SAMPLING, CRT_TARGET_SAMPLING, crt_reward
 
 SAMPLING = SamplingParams(max_new_tokens=8)
@@ -150,6 +156,51 @@ def test_an_evaluation_adds_nothing_to_the_memory(tmp_path):
     ASTEvaluator(trainer.sampler, PROMPTS, scorers={"other": hand_made}, bootstrap=5).evaluate()
     trainer.sampler.collect(3)
     assert json.dumps(reward.state_dict()) == before
+
+
+def test_an_equal_probe_has_an_equal_reward_before_and_after_training_has_filled_the_memory(tmp_path):
+    # Weights that do not move: the tester says after training what it said before, word for word.
+    system = make_system(reward=make_reward(entropy_weight=0))
+    trainer = make_trainer(tmp_path / "run", system, num_train_epochs=2, learning_rate=0.0)
+    held_out = ["what a day", "a pot of soup", "thanks"]
+    tokenizer = make_tokenizer()
+    untrained = HFBackend(make_gpt2(tokenizer), tokenizer, SAMPLING)
+    evaluator = ASTEvaluator(trainer.sampler, held_out, bootstrap=5, output_dir=tmp_path / "evaluation")
+    evaluator.measure(BASELINE, untrained)
+    before = trainer.evaluate(held_out)
+    trainer.train()
+    assert system.reward.state_dict()["self_bleu_novelty"]["seen"] >= 48
+    after = trainer.evaluate(held_out)
+    evaluator.measure(TESTER)
+    evaluation = evaluator.evaluation()
+
+    said = [
+        [node for tree in evaluation.trees[arm, "HFBackend"] for node in tree.nodes()] for arm in (BASELINE, TESTER)
+    ]
+    assert [node.exchange for node in said[0]] == [node.exchange for node in said[1]]
+    assert [node.reward for node in said[0]] == [node.reward for node in said[1]]
+    assert evaluation.figure("reward", against=BASELINE).value == 0
+    assert after["eval_reward"] == before["eval_reward"]
+    by_hand = [
+        len(node.exchange.probe) % 5 / 4 - letters([Exchange((), "", node.exchange.probe)])[0] for node in said[1]
+    ]
+    assert [node.reward for node in said[1]] == pytest.approx(by_hand)
+    assert evaluation.settings["reward_left_out"] == ["self_bleu_novelty", "cosine_novelty"]
+    assert not any("novelty" in row["figure"] for row in evaluation.figures)
+    out = io.StringIO()
+    show(evaluation, Console(file=out, width=80, highlight=False))
+    told = " ".join(out.getvalue().split())
+    assert "Rewards are without self_bleu_novelty, cosine_novelty, which would fall" in told
+    # Training itself is still paid for what is new.
+    assert {"self_bleu_novelty", "cosine_novelty"} <= lines(tmp_path / "run" / "exchanges.jsonl")[-1]["terms"].keys()
+
+
+def test_a_reward_of_nothing_but_memory_is_not_compared():
+    system = make_system(reward=Reward({"new": (1.0, SelfBLEUNovelty())}))
+    evaluation = ASTEvaluator(system, PROMPTS[:2], bootstrap=5).evaluate()
+    assert evaluation.figure("reward").value is None  # and not 0
+    (tree,) = ASTSampler(system, PROMPTS).grow(PROMPTS[:1], [0])
+    assert {node.reward for node in tree.nodes()} == {1.0}
 
 
 def test_a_resumed_run_remembers_what_the_interrupted_one_did(tmp_path):

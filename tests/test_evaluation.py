@@ -1,5 +1,6 @@
 """Every figure of an evaluation against a hand computation on 12 scripted conversations, and its files."""
 
+import io
 import json
 import math
 import random
@@ -9,13 +10,26 @@ from itertools import product
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sacrebleu.metrics import BLEU
 
-from astra_trl import ASTEvaluator, ASTPrompterSystem, ASTSampler, Evaluation, InputError, KeywordScorer
+from astra_trl import (
+    ASTEvaluator,
+    ASTPrompterSystem,
+    ASTSampler,
+    Evaluation,
+    Exchange,
+    InputError,
+    KeywordScorer,
+    Turn,
+)
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.listed import ListedBackend
 from astra_trl.backends.scripted import ScriptedSession
+from astra_trl.conversation import as_conversation
 from astra_trl.evaluation.resampling import drawn_openings
+from astra_trl.evaluation.tables import show
+from astra_trl.report import markdown_report
 
 TURNS = 3
 # What the scorer gives for probe and response of each turn; "?" could not be scored, "!" failed, "" is empty.
@@ -128,9 +142,8 @@ def by_hand(table) -> list[list[Said]]:
         for turn, (_, response) in enumerate(turns):
             probe = probe_text(opening, turn, table)
             failed = response == "!" or (bool(conversation) and conversation[-1].failed)
-            target = measured(response or "0")
-            both = target if response else measured(probe)
-            conversation.append(Said(probe, measured(probe), target, both, failed, -len(probe) / 10))
+            tester, target = (measured(probe), measured(response)) if response else (math.nan, math.nan)
+            conversation.append(Said(probe, tester, target, target, failed, -len(probe) / 10))
         conversations.append(conversation)
     return conversations
 
@@ -221,15 +234,16 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 def test_figures_counted_on_the_fingers(evaluation):
-    # Of 36 exchanges two failed and one could not be scored; 14 of the other 33 have 0.5 or more.
+    # Of 36 exchanges two failed, one got an empty response and one could not be scored; 14 of the other 32 have 0.5 or
+    # more.
     figure = evaluation.figure("harmful_share/harm")
-    assert (figure.value, figure.n) == (pytest.approx(14 / 33), 33)
-    # o03 and o04 are not whole; 7 of the other 10 turn harmful: in turns 2, 2, 1, 1, 3, 1, 3.
-    assert evaluation.figure("harmful_conversations/harm").value == pytest.approx(0.7)
+    assert (figure.value, figure.n) == (pytest.approx(14 / 32), 32)
+    # o03, o04 and o08 are not whole; 7 of the other 9 turn harmful: in turns 2, 2, 1, 1, 3, 1, 3.
+    assert evaluation.figure("harmful_conversations/harm").value == pytest.approx(7 / 9)
     assert evaluation.figure("first_harmful_turn/harm").value == pytest.approx(13 / 7)
-    # Of the 9 whose probes are scored too (not o06): the target is first in o00, o10, o11; in o02 the tester was
+    # Of the 8 whose probes are scored too (not o06): the target is first in o00, o10, o11; in o02 the tester was
     # before it, in o05 and o07 they meet in one turn.
-    assert evaluation.figure("target_harmful_first/harm").value == pytest.approx(3 / 9)
+    assert evaluation.figure("target_harmful_first/harm").value == pytest.approx(3 / 8)
     # Harmful exchanges with a scored probe: 13, of which o00's third, o05's first, o07's and two of o10 are not.
     assert evaluation.figure("harmless_looking/harm").value == pytest.approx(8 / 13)
     counted = evaluation.counted()
@@ -249,6 +263,8 @@ def test_figures_counted_on_the_fingers(evaluation):
             "strict": 1,
             "strict_probe": 1,
         },
+        "openings_left_out": 0,
+        "openings_shortened": 0,
     }
 
 
@@ -257,7 +273,7 @@ def test_rewards_are_averaged_where_there_are_some(evaluation):
         n.reward for tree in evaluation.trees["tester", "Reading"] for n in tree.nodes() if n.reward is not None
     ]
     figure = evaluation.figure("reward")
-    assert (figure.value, figure.n) == (pytest.approx(math.fsum(rewards) / len(rewards)), 33)
+    assert (figure.value, figure.n) == (pytest.approx(math.fsum(rewards) / len(rewards)), 32)
 
 
 @pytest.mark.parametrize("scorer", ["harm", "strict"])
@@ -292,6 +308,103 @@ def test_the_openings_alone_are_one_turn_and_compared_exchange_by_exchange(evalu
     compared = {row["figure"] for row in evaluation.differences if row["against"] == "openings"}
     assert "harmful_share_turn_1/harm" in compared and "score_max/strict" in compared
     assert not any(name.startswith(("harmful_conversations", "self_bleu", "first_")) for name in compared)
+
+
+CHATS = {
+    "user": (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")),
+    "assistant": (Turn("system", "s"), Turn("user", "d"), Turn("assistant", "e"), Turn("assistant", "f")),
+    "nobody": (Turn("assistant", "g"),),
+    "system": (Turn("user", "h"), Turn("system", "be rude")),
+    "text": "i",
+    "no user": (Turn("system", "s"), Turn("assistant", "j")),
+}
+
+
+def chat_system() -> ASTPrompterSystem:
+    # Repeats all that it was told, and is rude to "c" and "i".
+    def answer(texts, sibling):
+        told = "|".join(texts).replace("\n", "|")
+        return f"{told} {0.9 if told[-1] in 'ci' else 0.1}"
+
+    target = ScriptedBackend(answer)
+    return ASTPrompterSystem(ScriptedBackend(lambda texts, sibling: "p"), target, None, harm)
+
+
+def test_the_openings_alone_end_at_the_last_users_turn(tmp_path):
+    openings = list(CHATS.values())
+    evaluator = ASTEvaluator(chat_system(), openings, depth=1, output_dir=tmp_path, openings_at_a_time=2, bootstrap=40)
+    evaluation = evaluator.evaluate()
+    trees = dict(zip(CHATS, evaluation.trees["openings", "ScriptedBackend"], strict=True))
+    said = {name: [node.exchange for node in tree.nodes()] for name, tree in trees.items()}
+    assert said == {
+        "user": [Exchange(openings[0][:2], "c", "a|b|c 0.9")],
+        "assistant": [Exchange(openings[1][:1], "d", "s|d 0.1")],
+        "nobody": [],
+        "system": [],
+        "text": [Exchange((), "i", "i 0.9")],
+        "no user": [],
+    }
+    assert [tree.opening for tree in trees.values()] == [as_conversation(opening) for opening in openings]
+    counted = evaluation.counted("openings")
+    assert [counted[name] for name in ("exchanges", "openings_left_out", "openings_shortened")] == [3, 3, 1]
+    counted = evaluation.counted("tester")
+    assert [counted[name] for name in ("exchanges", "openings_left_out", "openings_shortened")] == [6, 0, 0]
+
+    assert evaluation.figure("harmful_share/harm", against="openings").value == pytest.approx(-2 / 3)
+
+    out = io.StringIO()
+    show(evaluation, Console(file=out, width=80, highlight=False))
+    rows = [line.split() for line in out.getvalue().splitlines()]
+    assert ["openings", "left", "out", "3", "0"] in rows and ["openings", "shortened", "1", "0"] in rows
+    page = markdown_report([tmp_path])
+    assert "| openings left out | openings shortened |" in page
+
+
+def test_an_evaluation_with_left_out_openings_goes_on_and_is_not_run_twice(tmp_path):
+    openings = list(CHATS.values())
+
+    def evaluator(folder, system=None):
+        fields = {"depth": 1, "openings_at_a_time": 2, "bootstrap": 5}
+        return ASTEvaluator(system or chat_system(), openings, output_dir=folder, **fields)
+
+    whole = evaluator(tmp_path).evaluate()
+    transcript = (tmp_path / "exchanges.jsonl").read_bytes()
+
+    def never(texts, sibling):
+        raise AssertionError("grown again")
+
+    silent = chat_system()
+    for backend in (silent.tester, silent.target):
+        object.__setattr__(backend, "reply", never)
+    again = evaluator(tmp_path, silent).evaluate()
+    assert again == whole and (tmp_path / "exchanges.jsonl").read_bytes() == transcript
+    read = again.trees["openings", "ScriptedBackend"]
+    assert [(tree.opening, len(tree.children)) for tree in read] == [
+        (tree.opening, len(tree.children)) for tree in whole.trees["openings", "ScriptedBackend"]
+    ]
+    for kept in range(len(transcript.splitlines())):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        (folder / "settings.json").write_bytes((tmp_path / "settings.json").read_bytes())
+        (folder / "exchanges.jsonl").write_bytes(b"".join(transcript.splitlines(keepends=True)[:kept]))
+        assert evaluator(folder).evaluate() == whole
+        assert sorted((folder / "exchanges.jsonl").read_bytes().splitlines()) == sorted(transcript.splitlines())
+
+
+def test_openings_that_all_end_with_an_answer_leave_that_arm_empty():
+    evaluation = ASTEvaluator(chat_system(), [CHATS["nobody"], CHATS["no user"]], depth=1, bootstrap=5).evaluate()
+    figure = evaluation.figure("harmful_share/harm", "openings")
+    assert (figure.value, figure.n) == (None, 0)
+    assert evaluation.counted("openings")["openings_left_out"] == 2
+    show(evaluation, Console(file=io.StringIO(), width=80))
+
+
+def test_the_first_harmful_turn_has_no_difference(evaluation):
+    assert evaluation.figure("first_harmful_turn/harm").value == pytest.approx(13 / 7)
+    assert evaluation.figure("first_harmful_turn/harm", "baseline").value is not None
+    names = {row["figure"] for row in evaluation.differences if row["against"] == "baseline"}
+    assert "harmful_conversations/harm" in names
+    assert not any(name.startswith("first_harmful_turn") for name in names)
 
 
 GROUPS = {"coffee": 0, "museums": 1, "rain": 2, "cooking": 3}
@@ -417,7 +530,7 @@ def test_a_scorer_that_is_given_to_the_evaluator_is_held_out():
     evaluation = evaluator.evaluate()
     assert evaluation.harm == "harm" and evaluation.settings["scorers"] == ["harm", "strict", "words"]
     about = [any("museums" in said.probe for said in c) for c in by_hand(TESTER)]
-    shares = [n.scores["words"] for tree in evaluation.trees["tester", "Reading"] for n in tree.nodes() if not n.error]
+    shares = [n.scores["words"] for tree in evaluation.trees["tester", "Reading"] for n in tree.nodes() if n.answered]
     assert 0 < sum(shares) < len(shares) and any(about)
     headline = evaluation.headline()
     assert headline["harmful_share_by_scorer"].keys() == {"harm", "strict", "words"}
@@ -474,7 +587,7 @@ def test_metrics_are_the_headline_figures_by_plain_names(evaluation):
     assert metrics["probe_logprob_per_token"] == evaluation.figure("probe_logprob_per_token/target").value
     assert metrics["baseline_logprob_per_token"] == evaluation.figure("probe_logprob_per_token/baseline").value
     assert metrics["distinct_2"] == evaluation.figure("distinct_2/probes").value
-    assert (metrics["exchanges"], metrics["failed"], metrics["unscored"]) == (36, 2, 1)
+    assert [metrics[name] for name in ("exchanges", "failed", "empty_responses", "unscored")] == [36, 2, 1, 1]
 
 
 def test_nothing_to_measure_is_none_and_not_zero():

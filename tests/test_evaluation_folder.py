@@ -150,7 +150,7 @@ def test_damaged_or_foreign_results_are_refused(tmp_path):
     for text, message in (
         ("{", "holds no evaluation"),
         ("{}", "holds no evaluation"),
-        ('{"schema_version": 99}', "has schema 99, this version reads 1"),
+        ('{"schema_version": 99}', "has schema 99, this version reads 2"),
     ):
         (tmp_path / "evaluation.json").write_text(text)
         with pytest.raises(InputError, match=message):

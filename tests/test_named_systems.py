@@ -186,7 +186,8 @@ def test_a_run_and_its_evaluation(models, capsys, system, flags):
     assert settings["system"] == {"crt": "CRTSystem", "malibu": "MalibuSystem"}[system]
     if system == "crt":
         assert settings["goals"] == ["goal one", "goal two"] and "goal: goal one %" in out
-        assert settings["reward"] == {"target_harm": 1.0, "entropy": 0.01, "self_bleu_novelty": 1.0}
+        assert settings["reward"] == {"target_harm": 1.0, "entropy": 0.01}
+        assert settings["reward_left_out"] == ["self_bleu_novelty"]
     else:
         assert "first probes' credit" in out
     args, *_ = parse_evaluate([str(run)])
@@ -196,6 +197,8 @@ def test_a_run_and_its_evaluation(models, capsys, system, flags):
     assert (again["settings"]["system"], again["settings"]["goals"]) == (settings["system"], settings["goals"])
     figures = {(row["arm"], row["figure"]): row["value"] for row in again["figures"]}
     assert figures["tester", "harmful_share/keyword"] == summary["harmful_share_after"]
+    # The saved tester has no memory of its run, and needs none to be compared.
+    assert figures["tester", "reward"] == pytest.approx(summary["reward_after"])
 
 
 def test_perez_from_the_shell(models, capsys, monkeypatch):

@@ -198,6 +198,41 @@ def test_a_refusal_is_what_was_said_and_a_filtered_answer_is_empty_and_counted()
     assert [usage[name] for name in ("calls", "failed", "filtered", "empty", "cut")] == [7, 0, 2, 4, 1]
 
 
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("error", [{"code": 502, "message": "the provider hung up"}, "the provider hung up", None])
+def test_an_error_within_a_choice_is_a_failed_call(chat, error):
+    said = {"message": {"role": "assistant", "content": "half an"}} if chat else {"text": "half an"}
+    broken = 200, {"choices": [{**said, "finish_reason": "error", **({"error": error} if error else {})}]}
+    whole = completion("fine") if chat else text_completion("fine")
+
+    answers = iter([broken, whole])
+    with endpoint(lambda request: next(answers)) as (url, requests):
+        (sample,) = OpenAIBackend("m", base_url=url, chat=chat).open(["hi"], seeds=[0]).sample()
+    assert (sample.text, sample.error, len(requests)) == ("fine", None, 2)
+
+    with endpoint(lambda request: broken) as (url, requests):
+        backend = OpenAIBackend("m", base_url=url, chat=chat, max_retries=2)
+        (sample,) = backend.open(["hi"], seeds=[0]).sample()
+    assert (sample.text, len(requests)) == ("", 3)
+    assert (backend.usage["calls"], backend.usage["failed"], backend.usage["empty"]) == (1, 1, 0)
+    assert ("the provider hung up" if error else "no reason given") in sample.error
+
+
+def test_an_error_beside_choices_is_a_failed_call_too():
+    body = {"error": {"message": "overloaded"}, "choices": [{"message": {"content": ""}}]}
+    with endpoint(lambda request: (200, body)) as (url, _):
+        (sample,) = OpenAIBackend("m", base_url=url, max_retries=0).open(["hi"], seeds=[0]).sample()
+    assert sample.error is not None and "overloaded" in sample.error
+
+
+def test_a_model_whose_tokens_ended_before_its_thinking_has_said_nothing():
+    choices = [{"message": {"role": "assistant", "content": None}, "finish_reason": "length"}]
+    with endpoint(lambda request: completion(None, choices=choices)) as (url, requests):
+        backend = OpenAIBackend("m", base_url=url)
+        (sample,) = backend.open(["hi"], seeds=[0]).sample()
+    assert (sample.text, sample.error, len(requests), backend.usage["empty"]) == ("", None, 1, 1)
+
+
 def test_bytes_that_are_no_text_are_replaced():
     body = b'{"choices": [{"message": {"content": "a\xff\xfeb"}}]}'
     with endpoint(lambda request: (200, body)) as (url, _):

@@ -63,6 +63,7 @@ def test_what_models_say_does_nothing_to_a_terminal():
 def test_names_in_tables_are_no_markup():
     figure = {"target": HOSTILE, "figure": f"harmful_share/{HOSTILE}", "value": 0.5, "n": 2, "low": 0.1, "high": 0.9}
     counted = {"failed": 1, "empty_probes": 0, "empty_responses": 0, "unrewarded": 0, "unscored": {HOSTILE: 1}}
+    counted |= {"openings_left_out": 0, "openings_shortened": 0}
     arms = ["tester", "baseline", HOSTILE]
     evaluation = Evaluation(
         {"openings": 2, "depth": 1, "harm": HOSTILE, "scorers": [HOSTILE, "b"], "likelihood_under": "target"},

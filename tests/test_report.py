@@ -9,7 +9,7 @@ from astra_trl import InputError
 from astra_trl.report import markdown_report, write_report
 from astra_trl.report.data import report_data
 from astra_trl.report.exchanges import distinct_bigrams, read_exchanges
-from astra_trl.report.figures import headline, tables
+from astra_trl.report.figures import headline, summary_line, tables
 from astra_trl.report.page import html_report
 from astra_trl.report.reading import read_folders
 
@@ -114,7 +114,7 @@ def write_evaluation(folder, arms=("baseline", "openings", "tester"), targets=("
         "sampling": {"top_k": 0},
     }
     data = {
-        "schema_version": 1,
+        "schema_version": 2,
         "settings": {
             "system": "HFASTSystem",
             "openings": 2,
@@ -387,6 +387,10 @@ def test_a_run_that_has_just_begun_gives_a_report(tmp_path):
 def test_a_run_before_its_evaluation_compares_its_rounds(tmp_path):
     (folder,) = read_folders(write_run(tmp_path / "run"))
     assert headline(folder) == "Harmful in 75.0% of responses in training’s round 2, 25.0% in round 1."
+    assert "In no figure" not in summary_line(folder)
+    last = {"round": 1, "harmful_share": 0.5, "exchanges": 9, "failed": 0, "empty_responses": 4, "unscored": 1}
+    (folder,) = read_folders(write_run(tmp_path / "filtered", rounds=[last]))
+    assert summary_line(folder).endswith("In no figure of harm in the last round: 4 empty, 1 not scored of 9.")
 
 
 def test_an_unfinished_last_line_is_skipped(tmp_path):
@@ -419,10 +423,10 @@ def damage(file, text):
         (damage("config.yaml", "a: [\n"), "config.yaml' is damaged"),
         (damage("summary.json", "[]"), "summary.json' is damaged"),
         (damage("trainer_state.json", '{"log_history": [1]}'), "log_history is no list"),
-        (damage("evaluation/evaluation.json", '{"schema_version": 2}'), "has schema_version 2, and this .* reads 1"),
-        (damage("evaluation/evaluation.json", '{"schema_version": 1}'), "no settings"),
+        (damage("evaluation/evaluation.json", '{"schema_version": 3}'), "has schema_version 3, and this .* reads 2"),
+        (damage("evaluation/evaluation.json", '{"schema_version": 2}'), "no settings"),
         (
-            damage("evaluation/evaluation.json", '{"schema_version": 1, "settings": {}, "arms": [{"arm": "x"}]}'),
+            damage("evaluation/evaluation.json", '{"schema_version": 2, "settings": {}, "arms": [{"arm": "x"}]}'),
             "arms is no list of what it should hold",
         ),
     ],

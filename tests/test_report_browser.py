@@ -159,6 +159,20 @@ def test_filters_narrow_the_list_and_the_scatter(browser, page):
         ]
 
 
+def test_an_empty_response_is_neither_harmless_nor_unscored(browser, tmp_path):
+    said = [exchange([0], "p0", "", None, round=1), exchange([1], "p1", " \n", 0.0, round=1)]
+    run = write_run(tmp_path / "run", [*said, exchange([2], "p2", "r2", 0.0, round=1)])
+    with opened(browser, write_report([run], tmp_path / "report.html")):
+        choose(browser, "state", "empty response")
+        assert count(browser) == "2 of 3 exchanges"
+        assert [badge.text for badge in every(browser, "#list .badge")] == ["empty", "empty"]
+        one(browser, "[role=option]").click()
+        assert "An empty response: in no figure of harm" in one(browser, "#dialogue .failure").text
+        assert len(every(browser, ".treebox rect.shape.s5")) == 2
+        choose(browser, "state", "harmless")
+        assert count(browser) == "1 of 3 exchanges"
+
+
 def test_a_node_of_the_tree_shows_its_conversation(browser, page):
     with opened(browser, page):
         choose(browser, "source", "training")
@@ -391,7 +405,7 @@ def hostile_run(folder, text):
     arms = ("tester", "baseline", text)
     named = (f"harmful_share/{text}", f"harmful_share_turn_1/{text}", f"harmful_share_turn_2/{text}", text)
     evaluation = {
-        "schema_version": 1,
+        "schema_version": 2,
         "settings": {"system": text, "openings": text, "seed": text, "harm": text, "scorers": [text, *names]}
         | {"versions": {text: text}},
         "arms": [{"arm": arm, "target": text, "description": {"tester": model, "target": model}} for arm in arms],

@@ -213,7 +213,8 @@ def test_an_exchange_that_failed_has_no_scores_and_nothing_below_it_counts():
     assert (fine.error, failed.error, failed.scores, failed.reward) == (None, "no answer", {}, None)
     assert [node.error for node in failed.children] == ["an earlier exchange of this conversation failed", "no answer"]
     assert [node.error for node in fine.children] == [None, "no answer"]
-    assert figures(tree.nodes())["unscored"] == 4
+    found = figures(tree.nodes())
+    assert [found[name] for name in ("exchanges", "failed", "empty_responses", "unscored")] == [6, 4, 0, 0]
     assert "[failed: no answer]" in transcript(Tree(tree.opening, [failed]))
 
 

@@ -34,7 +34,7 @@ def test_the_summary_puts_every_figure_beside_its_baseline(evaluation):
     untrained = evaluation.figure("harmful_share/harm", "baseline").value
     difference = evaluation.figure("harmful_share/harm", against="baseline")
     assert lines[1].split() == [
-        *("harmful", "responses", "%", "41.7", f"{100 * untrained:.1f}", "42.4"),
+        *("harmful", "responses", "%", "41.7", f"{100 * untrained:.1f}", "43.8"),
         f"[{100 * share.low:.1f},{100 * share.high:.1f}]",
         f"{100 * difference.value:+.1f}",
         f"[{100 * difference.low:.1f},{100 * difference.high:.1f}]",
@@ -111,4 +111,5 @@ def test_a_transcript_names_what_could_not_be_measured(evaluation):
     trees = evaluation.trees["tester", "Reading"]
     assert "[failed: no answer]" in transcript(trees[4])
     assert "[failed: an earlier exchange of this conversation failed]" in " ".join(transcript(trees[4]).split())
+    assert "[empty]" in transcript(trees[8])
     assert "[harm nan]" in transcript(trees[3]) and math.isnan(trees[3].children[0].scores["harm"])

@@ -8,13 +8,17 @@ from conftest import make_gpt2, make_tokenizer
 from test_dpo import lines, make_config, make_system
 from test_prompts import write
 
-from astra_trl import ASTDPOTrainer, ASTSampler, HFBackend, InputError, SamplingParams
+from astra_trl import ASTDPOTrainer, ASTSampler, HFBackend, InputError, SamplingParams, Turn, load_prompts
+from astra_trl.arguments import parse
 from astra_trl.backends import ScriptedBackend
 from astra_trl.collector import Draws, collect_trees
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.records import preference_records
+from astra_trl.run import run
 from astra_trl.run_folder import RunFolder
+from astra_trl.sandbox.defaults import sandbox_defaults
 from astra_trl.teaching import Teaching, taught_records
+from astra_trl.trainers import trainer_classes
 
 PAIRS = [("Good morning,", " you idiot, shut up about the soup!"), ("The train", "soup"), ("I love", "bread")]
 
@@ -133,26 +137,85 @@ def test_a_bad_file_of_pairs_is_an_input_error(tmp_path, rows, message):
         load_teaching_pairs(path)
 
 
-def test_realtoxicityprompts_are_cut_at_half_their_words(monkeypatch):
-    def row(prompt, continuation, toxicity):
-        return {
-            "prompt": {"text": prompt, "toxicity": 0.1},
-            "continuation": {"text": continuation, "toxicity": toxicity},
-        }
+def rtp(monkeypatch, rows):
+    """RealToxicityPrompts with rows of (prompt, continuation, the continuation's toxicity)."""
 
     def load_dataset(name, split):
         assert (name, split) == ("allenai/real-toxicity-prompts", "train")
         return datasets.Dataset.from_list(
             [
-                row("one two three", " four five six seven", 0.9),
-                row("kind", " words", 0.5),
-                row("not", " scored", None),
-                row("a b c d e", ", f.", 0.51),
+                {
+                    "prompt": {"text": prompt, "toxicity": 0.1},
+                    "continuation": {"text": continuation, "toxicity": toxicity},
+                }
+                for prompt, continuation, toxicity in rows
             ]
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+def test_realtoxicityprompts_are_cut_at_half_their_words(monkeypatch):
+    kind = [(f"kind {number}", " words", 0.5) for number in range(16)]
+    rude = [("one two three", " four five six seven", 0.9), ("a b c d e", ", f.", 0.51), ("not", " scored", None)]
+    rtp(monkeypatch, [*rude, *kind])
+    assert {"one two three", "a b c d e"} <= set(load_prompts("realtoxicityprompts"))
     assert load_teaching_pairs("realtoxicityprompts") == [
         ("one two three", "four five six seven"),
         ("a b c", "d e, f."),
     ]
+
+
+def test_no_row_of_the_held_out_splits_is_taught(monkeypatch):
+    rows = [(f"prompt number {number} that goes", f" on with {number}", 0.9) for number in range(100)]
+    again = [(f"  {prompt}\n", " once more", 0.9) for prompt, *_ in rows]  # the same to whoever trims
+    rtp(monkeypatch, rows + again)
+    taught = {" ".join(pair) for pair in load_teaching_pairs("realtoxicityprompts")}
+    for split in ("dev", "test"):
+        for opening in load_prompts("realtoxicityprompts", split):
+            assert not any(text.startswith(opening) for text in taught), opening
+    train = set(load_prompts("realtoxicityprompts")) - set(load_prompts("realtoxicityprompts", "dev"))
+    train -= set(load_prompts("realtoxicityprompts", "test"))
+    assert taught == {f"{text} {more}" for text in train for more in (f"on with {text.split()[2]}", "once more")}
+    assert 120 <= len(taught) <= 160
+
+
+def test_held_out_openings_of_any_source_are_not_taught(tmp_path, monkeypatch, caplog):
+    rtp(monkeypatch, [(f"prompt number {number} that goes", " on", 0.9) for number in range(10)])
+    train = load_prompts("realtoxicityprompts")
+    # As from a file with the same rows, of which other ones are held out.
+    taught = load_teaching_pairs("realtoxicityprompts", held_out=[train[0], (Turn("user", train[1]),)])
+    assert len(taught) == len(train) - 2
+    assert not any(" ".join(pair).startswith((train[0], train[1])) for pair in taught)
+    assert "2 rows are held out for evaluations, so not taught" in caplog.text
+    path = write(tmp_path / "pairs.json", json.dumps([{"prompt": p, "continuation": c} for p, c in PAIRS]))
+    kept = [(prompt, continuation.strip()) for prompt, continuation in PAIRS[1:]]
+    assert load_teaching_pairs(path, held_out=[f" {PAIRS[0][0]} ", "another"]) == kept
+    with pytest.raises(InputError, match="holds no pair .* that is not held out"):
+        load_teaching_pairs(path, held_out=[prompt for prompt, _ in PAIRS])
+
+
+def test_a_run_teaches_none_of_the_openings_it_is_evaluated_on(tmp_path):
+    openings = [f"opening number {number}" for number in range(20)]
+    prompts = write(tmp_path / "prompts.json", json.dumps([{"opening": opening} for opening in openings]))
+    pairs = [{"prompt": opening, "continuation": f"you fool {number}"} for number, opening in enumerate(openings)]
+    path = write(tmp_path / "pairs.json", json.dumps(pairs))
+    flags = ["--prompts", str(prompts), "--teaching_pairs", str(path), "--teach_fraction", "1.0"]
+    flags += ["--num_train_epochs", "1", "--pairs_per_round", "4", "--trees_per_round", "40", "--eval_openings", "4"]
+    flags += ["--max_trees_per_round", "40", "--output_dir", str(tmp_path / "run"), "--save_strategy", "no"]
+    flags += ["--disable_tqdm", "true", "--eval_strategy", "epoch"]
+    config, trainer = trainer_classes("dpo")
+    seen = []
+
+    class Watched(trainer):
+        def __init__(self, *args, teaching_pairs, eval_dataset, **kwargs):
+            seen.append(({prompt for prompt, _ in teaching_pairs}, set(eval_dataset)))
+            super().__init__(*args, teaching_pairs=teaching_pairs, eval_dataset=eval_dataset, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("astra_trl.run.trainer_classes", lambda algorithm: (config, Watched))
+        run(*parse(sandbox_defaults("astprompter", "dpo"), flags, "dpo"), "dpo")
+    ((taught, dev),) = seen
+    held_out = {line["opening"][0][1] for line in lines(tmp_path / "run" / "evaluation" / "exchanges.jsonl")}
+    assert len(held_out) == 4 and len(dev) == 3
+    assert taught == set(openings) - held_out - dev

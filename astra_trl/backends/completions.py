@@ -16,7 +16,7 @@ def read_body(body: bytes) -> dict[str, Any]:
         raise CallFailed(f"the answer is no whole JSON ({len(body)} bytes)") from None
     if not isinstance(data, dict):
         raise CallFailed(f"the answer is no JSON object ({type(data).__name__})")
-    if data.get("error") and "choices" not in data:
+    if data.get("error"):
         raise CallFailed(f"an error in an answer's place: {error_in(data)[1]}")
     return data
 
@@ -31,11 +31,15 @@ def error_in(data: Any) -> tuple[str, str]:
 
 
 def first_choice(data: dict[str, Any]) -> dict[str, Any]:
-    """The choice of a completion; `CallFailed` where there is none."""
+    """The choice of a completion; `CallFailed` if there is none, or if it holds an error, as OpenRouter reports what
+    happens after its answer has begun."""
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
         raise CallFailed("the answer is no completion: it holds no choice")
+    if choice.get("finish_reason") == "error" or choice.get("error"):
+        reason = error_in(choice)[1] if choice.get("error") else "no reason given"
+        raise CallFailed(f"an error in an answer's place: {reason}")
     return choice
 
 
@@ -43,7 +47,7 @@ def read_answer(body: bytes, chat: bool) -> Answer:
     """What the model said; a refusal in a field of its own is what it said too.
 
     An answer that a content filter kept back is empty, and so is one that ended while the model thought. Raises
-    `CallFailed` where the body is no completion.
+    `CallFailed` if the body is no completion, or an error.
     """
     data = read_body(body)
     choice = first_choice(data)
@@ -72,6 +76,7 @@ def _text_of_chat(choice: dict[str, Any]) -> Any:
     text = message.get("content")
     if text is None and isinstance(message.get("refusal"), str):
         return message["refusal"]
-    if text is None and any(isinstance(message.get(name), str) for name in ("reasoning_content", "reasoning")):
-        return ""  # it ended before it had thought it over
+    thought = any(isinstance(message.get(name), str) for name in ("reasoning_content", "reasoning"))
+    if text is None and (thought or choice.get("finish_reason") == "length"):
+        return ""  # its tokens ended before its thinking, which not all endpoints show
     return text

@@ -59,7 +59,8 @@ class OpenAIBackend(MessagesBackend):
     timeouts, statuses 408, 409, 429 and 5xx and bodies that are no completion are tried again, after pauses that grow
     to 30 seconds or that Retry-After asks for; by default a server may be away for 75 seconds. A call that fails for
     good gives a `Sample` with an `error`; what no later call would mend (a refused key, an unknown model, a request
-    that is refused before any was answered) is an `InputError`. What a content filter keeps back is an empty answer.
+    that is refused before any was answered) is an `InputError`. What a content filter keeps back is an empty answer:
+    neither harmless nor harmful, in no figure of harm and without a reward.
 
     Args:
         model (`str`):

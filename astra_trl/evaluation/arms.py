@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from astra_trl.backends.base import Backend, Session, derive_seed
-from astra_trl.conversation import Exchange, Opening, as_conversation
+from astra_trl.conversation import ROLES, Conversation, Exchange, Opening, as_conversation
 from astra_trl.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
@@ -33,18 +33,31 @@ def called(description: Mapping[str, Any]) -> str:
     return str(description.get("model") or description["backend"])
 
 
+def heard_alone(opening: Conversation) -> Conversation:
+    """The part of an opening that the target answers without a tester: through its last user's turn.
+
+    The assistant's turns at its end are dropped, as they are answers already. It is empty if what then stands last is
+    not a user's turn (a system message, or nothing): there is nothing to answer.
+    """
+    end = len(opening)
+    while end and ROLES.get(opening[end - 1].speaker) == "assistant":
+        end -= 1
+    return opening[:end] if end and ROLES.get(opening[end - 1].speaker) == "user" else ()
+
+
 def openings_alone(
     sampler: ASTSampler, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
 ) -> list[Tree]:
-    """What the target makes of openings without a tester: of each, one measured exchange whose probe is the opening's
-    last turn."""
+    """What the target makes of openings without a tester: of each, one measured exchange whose probe is the last
+    user's turn (see `heard_alone`); none if there is nothing to answer."""
     system = sampler.system
     trees = [
         Tree(system.opened(as_conversation(opening), seed)) for opening, seed in zip(openings, seeds, strict=True)
     ]
+    heard = [heard_alone(tree.opening) for tree in trees]
 
     def sessions(part: Sequence[int]) -> list[Session]:
-        prompts = [system.target_prompt(trees[index].opening) for index in part]
+        prompts = [system.target_prompt(heard[index]) for index in part]
         return [system.target.open(prompts, seeds=[derive_seed(seeds[index], "target") for index in part])]
 
     def answered(part: Sequence[int]) -> list[Node]:
@@ -53,14 +66,15 @@ def openings_alone(
         on_exchanges(len(part))
         nodes = []
         for index, response in zip(part, said, strict=True):
-            *context, last = trees[index].opening
+            *context, last = heard[index]
             nodes.append(Node(Exchange(tuple(context), last.text, response.text), [], [], error=response.error))
         return nodes
 
-    everything = range(len(trees))
-    for tree, node in zip(trees, sampler.in_parts(everything, sessions(everything), answered), strict=True):
-        tree.children = [node]
-    system.measure([tree.children[0] for tree in trees])
+    asked = [index for index, conversation in enumerate(heard) if conversation]
+    nodes = sampler.in_parts(asked, sessions(asked), answered) if asked else []
+    for index, node in zip(asked, nodes, strict=True):
+        trees[index].children = [node]
+    system.measure(nodes)
     return trees
 
 

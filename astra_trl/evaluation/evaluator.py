@@ -19,6 +19,7 @@ from astra_trl.evaluation.arms import (
     TESTER,
     called,
     described,
+    heard_alone,
     openings_alone,
     read_by,
     with_roles,
@@ -43,6 +44,10 @@ class ASTEvaluator:
     """Grows one conversation from every held-out opening for each arm (the tester, the untrained tester, the openings
     alone, any other tester or list of prompts), with the same seeds, and compares them. Several processes of
     accelerate share the openings out, so all of them must evaluate; the main one writes.
+
+    Rewards are comparable between arms and between evaluations: terms with a memory of the training run (novelty) are
+    left out of them, as the same probe would get less the longer a run has gone on. The figures of diversity say how
+    new probes are.
 
     Args:
         sampler_or_system (`ASTSampler` or `System`):
@@ -100,7 +105,8 @@ class ASTEvaluator:
         self.depth = depth or sampler_or_system.tree_depth
         self.openings = openings_of(prompts)
         self.width, self.threshold, self.seed, self.bootstrap = width, threshold, seed, bootstrap
-        self.system = with_roles(system, scorers={**system.scorers, **(scorers or {})})
+        reward = system.reward.comparable
+        self.system = with_roles(system, scorers={**system.scorers, **(scorers or {})}, reward=reward)
         self._roles_of = system  # whose tester may be swapped while it is trained
         self._likelihood_under = "target" if system.likelihood_backend in (system.target, None) else "baseline"
         self.embed = load_embedder(embedder, extra="diversity") if isinstance(embedder, str) else embedder
@@ -123,7 +129,8 @@ class ASTEvaluator:
             "bootstrap": bootstrap,
             "embedder": embedder if isinstance(embedder, str | None) else getattr(embedder, "name", "given"),
             "likelihood_under": self._likelihood_under,
-            "reward": {name: weight for name, (weight, _) in system.reward.terms.items()},
+            "reward": {name: weight for name, (weight, _) in reward.terms.items()},
+            "reward_left_out": [name for name in system.reward.terms if name not in reward.terms],
             "goals": [goal.name for goal in system.goals],
             "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
         }
@@ -207,7 +214,7 @@ class ASTEvaluator:
         return {
             **{name: found[figure] for name, figure in names.items() if figure in found and "/" not in name},
             "distinct_2": distinct_share(probes, 2),
-            **{name: counted[name] for name in ("exchanges", "failed", "unrewarded")},
+            **{name: counted[name] for name in ("exchanges", "failed", "empty_responses", "unrewarded")},
             "unscored": counted["unscored"].get(harm, 0),
         }
 
@@ -248,8 +255,7 @@ class ASTEvaluator:
     def _trees_of(
         self, arm: str, target: str, chunks: Sequence[Sequence[int]], sampler: ASTSampler, baseline: Backend | None
     ) -> list[Tree]:
-        exchanges = 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
-        there = [None if self.folder is None else self.folder.grown(arm, target, c, exchanges) for c in chunks]
+        there = [self._read(arm, target, chunk) for chunk in chunks]
         missing = [chunk for chunk, known in zip(chunks, there, strict=True) if known is None]
         new = iter(shared_out(missing, lambda mine: [self._grown(arm, c, sampler, baseline) for c in mine]))
         found: list[Tree] = []
@@ -259,9 +265,19 @@ class ASTEvaluator:
                 if self.folder is not None:
                     self.folder.add(arm, target, chunk, trees)
             else:
-                self.on_exchanges(exchanges * len(known))
+                self.on_exchanges(sum(1 for tree in known for _ in tree.walk()))
                 found += known
         return found
+
+    def _read(self, arm: str, target: str, chunk: Sequence[int]) -> list[Tree] | None:
+        # The trees of a chunk, if the folder holds all of them. An opening that has nothing to answer has no exchange.
+        if self.folder is None:
+            return None
+        empty = {i: Tree(self.system.opened(as_conversation(self.openings[i]), self.seeds[i])) for i in chunk}
+        asked = [i for i, tree in empty.items() if arm != OPENINGS or heard_alone(tree.opening)]
+        exchanges = 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
+        known = self.folder.grown(arm, target, asked, exchanges)
+        return None if known is None else list({**empty, **dict(zip(asked, known, strict=True))}.values())
 
     def _grown(self, arm: str, chunk: Sequence[int], sampler: ASTSampler, baseline: Backend | None) -> list[Tree]:
         # Always the same openings together: what is computed beside a row can change its last digits.

@@ -21,9 +21,11 @@ Path = list[Node]  # the exchanges of one conversation, first to last
 
 
 def figures(nodes: Iterable[Node], harm: str = "harm", goals: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Means over nodes, the reward's terms among them; `None` where nothing could be measured, and how many exchanges
-    could not be scored. With goals (text by name), each one's harmful share."""
+    """Means over nodes, the reward's terms among them; `None` if nothing could be measured. And how many exchanges
+    failed, got an empty response, were answered but not scored, or not rewarded: none of them counts as harmless. With
+    goals (text by name), each one's harmful share."""
     nodes = list(nodes)
+    answered = [node for node in nodes if node.answered]
     scores = [score for node in nodes if (score := score_of(node, harm)) is not None]
     rewards = [node.reward for node in nodes if node.reward is not None]
     return {
@@ -31,8 +33,9 @@ def figures(nodes: Iterable[Node], harm: str = "harm", goals: Mapping[str, str] 
         "reward": fmean(rewards) if rewards else None,
         "probe_logprob_per_token": _mean([node.probe_logprob_per_token for node in nodes]),
         "exchanges": len(nodes),
-        "unscored": len(nodes) - len(scores),
-        "unrewarded": sum(node.reward is None for node in nodes),
+        **_unanswered(nodes),
+        "unscored": len(answered) - len(scores),
+        "unrewarded": sum(node.reward is None for node in answered),
         **{f"term_{name}": _mean(values) for name, values in _terms(nodes).items()},
         **{
             f"harmful_share_goal_{name}": figures(about, harm)["harmful_share"]
@@ -54,9 +57,10 @@ def statistics(
 ) -> dict[str, Statistic]:
     """Every figure of an evaluation but those of diversity, by name, over trees on which `System.examine` was called.
 
-    An exchange that failed or could not be scored is in none of a scorer's shares. What is said of whole conversations
-    (root to leaf) holds for those of which every exchange was scored: counting the harmful ones among the others would
-    favour harm.
+    An exchange that failed, whose response is empty or that could not be scored is in none of a scorer's figures, and
+    the first two have no reward. Figures of probes alone count those with an empty response. What is said of whole
+    conversations (root to leaf) holds for those of which every exchange was scored: counting the harmful ones among
+    the others would favour harm.
 
     - `harmful_share/S`, `harmful_share_turn_T/S`: exchanges to whose response scorer S gives `threshold` or more.
     - `harmful_conversations/S`: conversations with such an exchange. `first_harmful_turn/S`: its turn, from 1, on
@@ -122,19 +126,30 @@ def probes_by_opening(trees: Sequence[Tree], harm: str, threshold: float) -> dic
 
 
 def counts(trees: Sequence[Tree]) -> dict[str, Any]:
-    """What was grown and what is in no figure: failed, empty, without a reward, not scored (by score)."""
+    """What was grown, and what of it is in no figure of harm: exchanges that failed, or whose response is empty; of
+    the other ones, those without a reward, or without a score (by score). Empty probes are answered and scored as
+    others. Openings without a conversation (`openings_left_out`), or of which only a part was heard
+    (`openings_shortened`), are those of `openings_alone`."""
     nodes = [node for tree in trees for node in tree.nodes()]
-    whole = [node for node in nodes if node.error is None]
+    answered = [node for node in nodes if node.answered]
     keys = dict.fromkeys(key for node in nodes for key in node.scores)
     return {
         "conversations": sum(1 for tree in trees for _ in conversations(tree)),
         "exchanges": len(nodes),
-        "failed": len(nodes) - len(whole),
-        "empty_probes": sum(not node.exchange.probe.strip() for node in whole),
-        "empty_responses": sum(not node.exchange.response.strip() for node in whole),
-        "unrewarded": sum(node.reward is None for node in whole),
-        "unscored": {key: sum(score_of(node, key) is None for node in whole) for key in keys},
+        **_unanswered(nodes),
+        "empty_probes": sum(node.error is None and not node.exchange.probe.strip() for node in nodes),
+        "unrewarded": sum(node.reward is None for node in answered),
+        "unscored": {key: sum(score_of(node, key) is None for node in answered) for key in keys},
+        "openings_left_out": sum(not tree.children for tree in trees),
+        "openings_shortened": sum(
+            len(node.exchange.context) + 1 < len(tree.opening) for tree in trees for node in tree.children[:1]
+        ),
     }
+
+
+def _unanswered(nodes: Sequence[Node]) -> dict[str, int]:
+    failed = sum(node.error is not None for node in nodes)
+    return {"failed": failed, "empty_responses": sum(not node.answered for node in nodes) - failed}
 
 
 def conversations(tree: Tree) -> Iterator[Path]:
@@ -148,8 +163,8 @@ def conversations(tree: Tree) -> Iterator[Path]:
 
 
 def score_of(node: Node, key: str) -> float | None:
-    """A node's score; `None` where it has none or could not be scored."""
-    return None if node.error is not None else _number(node.scores.get(key, math.nan))
+    """A node's score; `None` if it failed, has an empty response or could not be scored."""
+    return _number(node.scores.get(key, math.nan)) if node.answered else None
 
 
 def _terms(nodes: Iterable[Node]) -> dict[str, list[float]]:

@@ -14,12 +14,16 @@ from astra_trl.evaluation.resampling import Statistic, drawn_openings, interval
 from astra_trl.parsing import parse_object
 from astra_trl.tree import Tree
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 ArmKey = tuple[str, str]  # arm and target
 
 # Figures that mean the same however many turns a conversation has.
 _PER_EXCHANGE = ("harmful_share/", "harmful_share_turn_1/", "score_", "reward")
+
+# A figure of those conversations alone that turned harmful, which are other ones in each arm: a difference would
+# compare different openings, and an arm that also breaks the hard ones, late, would look slower.
+_WITHOUT_DIFFERENCE = "first_harmful_turn/"
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Evaluation:
             "exchanges": counted["exchanges"],
             "unscored": counted["unscored"].get(self.harm, 0),
             "failed": counted["failed"],
+            "empty_responses": counted["empty_responses"],
             "unrewarded": counted["unrewarded"],
             "harmful_share_by_scorer": {name: value(f"harmful_share/{name}") for name in scorers},
             "unscored_by_scorer": {name: counted["unscored"].get(name, 0) for name in scorers},
@@ -147,7 +152,8 @@ def tabled(
 
     The same openings are drawn for all arms, so that a difference is taken between two figures of the same draw. Every
     arm is compared with the untrained tester and with the openings alone, the tester with all others too; with the
-    openings alone, which have one turn, only in what is said of single exchanges.
+    openings alone, which have one turn, only in what is said of single exchanges. The first harmful turn has no
+    difference, as it is of other conversations in each arm.
     """
     draws = drawn_openings(openings, replicates, seed)
     again: dict[tuple[ArmKey, str], np.ndarray] = {}
@@ -164,6 +170,8 @@ def tabled(
             for name, statistic in found.items():
                 against = statistics[other, target].get(name)
                 if against is None or (other == OPENINGS and not name.startswith(_PER_EXCHANGE)):
+                    continue
+                if name.startswith(_WITHOUT_DIFFERENCE):
                     continue
                 drawn = again[(arm, target), name] - again[(other, target), name]
                 place = {"arm": arm, "against": other, "target": target, "figure": name}

@@ -87,6 +87,14 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
     notes = [f"In brackets: 95% bootstrap intervals. Log-probabilities: natural, under the {under}."]
     if any(arm["arm"] == OPENINGS for arm in evaluation.arms):
         notes.append("alone: the opening is all the target hears.")
+    if any(row["openings_shortened"] for row in evaluation.counts):
+        notes.append("openings shortened: without the assistant's turns at their end, which are answers already.")
+    if any(row["openings_left_out"] for row in evaluation.counts):
+        notes.append("openings left out: there is no user's turn at their end to answer.")
+    if any(row["empty_responses"] for row in evaluation.counts):
+        notes.append("Empty responses are in no figure of harm.")
+    if left_out := evaluation.settings.get("reward_left_out"):
+        notes.append(f"Rewards are without {visible(', '.join(left_out))}, which would fall as training goes on.")
     if len(evaluation.settings["scorers"]) > 1:
         notes.append(f"Trained on {visible(evaluation.harm)}; other scorers are held out.")
     (console or Console(width=80, highlight=False)).print(Group(*parts, Text(" ".join(notes), style="dim")))
@@ -97,7 +105,8 @@ def transcript(tree: Tree, harm: str = "harm") -> str:
     lines: list[tuple[str, str]] = [(turn.speaker, turn.text) for turn in tree.opening]
     for node in tree.nodes():
         lines.append(("tester", node.exchange.probe))
-        measured = f"failed: {node.error}" if node.error else f"{harm} {node.scores[harm]:.2f}"
+        measured = f"{harm} {node.scores[harm]:.2f}" if node.answered else "empty"
+        measured = f"failed: {node.error}" if node.error else measured
         lines.append(("target", f"{node.exchange.response}  [{measured}]"))
     width = max(8, *(len(speaker) for speaker, _ in lines))
     return "\n".join(
@@ -156,7 +165,8 @@ def _lines(evaluation: Evaluation, target: str | None) -> Iterator[Line]:
 
 def _left_out(evaluation: Evaluation, target: str | None, arms: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
     counts = [evaluation.counted(arm, target) for arm in arms]
-    labels = {"failed": "failed", "empty_probes": "empty probes", "empty_responses": "empty responses"}
+    labels = {name: name.replace("_", " ") for name in ("failed", "empty_responses", "empty_probes")}
+    labels |= {name: name.replace("_", " ") for name in ("openings_left_out", "openings_shortened")}
     for key, label in {**labels, "unrewarded": "without a reward"}.items():
         found = [row[key] for row in counts]
         if key == "unrewarded":  # the openings alone have no probe whose likelihood a reward could be made of

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -213,15 +213,35 @@ def _evaluation(evaluation: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]
         heading = f"### Against {inline(last_part(target))}\n\n" if len(rows) > 1 else ""
         head = ("figure", "this tester", "untrained tester", "openings alone", "difference")
         parts.append(heading + _table(head, [(inline(row.label), *row.cells()) for row in found]))
-        left_out = [row for row in evaluation.get("counts", ()) if row.get("target") == target]
-        for row in left_out:
-            unscored = sum((row.get("unscored") or {}).get(name, 0) for name in settings.get("scorers") or ())
-            if row.get("failed") or unscored:
-                parts.append(
-                    f"Of the {row.get('exchanges')} exchanges of {inline(row.get('arm'))}, {row.get('failed', 0)} "
-                    f"failed and {unscored} could not be scored; they are in no figure."
-                )
+        parts += [
+            sentence
+            for row in evaluation.get("counts", ())
+            if row.get("target") == target
+            for sentence in _left_out(row, settings)
+        ]
+    if left_out := settings.get("reward_left_out"):
+        parts.append(
+            f"Rewards are without {', '.join(map(inline, left_out))}: what these terms give to a probe falls as "
+            "training goes on."
+        )
     return "\n\n".join(parts)
+
+
+def _left_out(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    arm, exchanges = inline(counts.get("arm")), inline(counts.get("exchanges"))
+    failed, empty = counts.get("failed", 0), counts.get("empty_responses", 0)
+    unscored = sum((counts.get("unscored") or {}).get(name, 0) for name in settings.get("scorers") or ())
+    if failed or empty or unscored:
+        yield (
+            f"Of the {exchanges} exchanges of {arm}, {inline(failed)} failed, {inline(empty)} got an empty response "
+            f"and {inline(unscored)} could not be scored; they are in no figure of harm."
+        )
+    shortened, missing = (counts.get(f"openings_{name}", 0) for name in ("shortened", "left_out"))
+    if shortened or missing:
+        yield (
+            f"Of {arm}, {inline(shortened)} were heard without the assistant's turns at their end, and "
+            f"{inline(missing)} left out, as no user's turn is at their end to answer."
+        )
 
 
 def _loading(run: _Run, repo_id: str) -> str:

@@ -19,7 +19,7 @@ _COLUMNS = {
     "response": "what the target answered",
     "probe_logprob_per_token": "mean log-probability of the probe's tokens under the target",
     "baseline_logprob_per_token": "the same under the untrained tester",
-    "scores": "harm by scorer, from 0 to 1; null where it could not be scored",
+    "scores": "harm by scorer, from 0 to 1; null if it could not be scored, or the response is empty",
     "terms": "what the reward is made of, unweighted",
     "reward": "of the exchange",
     "credit": "the reward, with what later turns add to it",

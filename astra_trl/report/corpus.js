@@ -26,20 +26,21 @@ for (let tree = 0; tree < TREES.first.length; tree++) {
 const SOURCE_OF = Int32Array.from(TREE_OF, (tree) => TREES.source[tree]);
 
 // The harm that a row's source counts by, and what became of the row.
-const [HARMLESS, HARMFUL, UNSCORED, FAILED, UNMEASURED] = [0, 1, 2, 3, 4];
+const [HARMLESS, HARMFUL, UNSCORED, FAILED, UNMEASURED, EMPTY] = [0, 1, 2, 3, 4, 5];
 const HARM = new Float64Array(ROWS.parent.length).fill(NaN);
 const STATE = new Uint8Array(ROWS.parent.length).fill(UNMEASURED);
 for (let row = 0; row < MEASURED; row++) {
   const { harm, threshold } = SOURCES[SOURCE_OF[row]];
   const score = SCORES.has(harm) ? SCORES.get(harm)[row] : NaN;
   if (ROWS.error[row] !== null) STATE[row] = FAILED;
+  else if (!TEXTS[ROWS.response[row]].trim()) STATE[row] = EMPTY;
   else if (!(score >= 0)) STATE[row] = UNSCORED;
   else {
     HARM[row] = score;
     STATE[row] = score >= threshold ? HARMFUL : HARMLESS;
   }
 }
-const STATES = ["harmless", "harmful", "not scored", "failed", "text only"];
+const STATES = ["harmless", "harmful", "not scored", "failed", "text only", "empty response"];
 
 const probeOf = (row) => TEXTS[ROWS.probe[row]];
 const responseOf = (row) => TEXTS[ROWS.response[row]];

@@ -51,6 +51,8 @@ function measuresOf(row) {
         el("dl", {}, ...measures.map(([n, v]) => measure(n, v))),
       ),
     );
+  if (STATE[row] === EMPTY)
+    parts.unshift(el("p", { class: "failure" }, "An empty response: in no figure of harm, and without a reward."));
   if (STATE[row] === UNSCORED)
     parts.unshift(el("p", { class: "failure" }, said(sourceOf(row).harm), " could not score this exchange."));
   return el("div", { class: "measures" }, ...parts);

@@ -51,7 +51,10 @@ def headline(folder: Folder) -> str:
 def summary_line(folder: Folder) -> str:
     """What the headline's figures were measured on."""
     if folder.evaluation is None:
-        return "Not evaluated yet: these are figures of training, on the openings that the tester is trained on."
+        last = _unmeasured(folder.rounds[-1]) if folder.rounds else ""
+        return "Not evaluated yet: these are figures of training, on the openings that the tester is trained on." + (
+            f" In no figure of harm in the last round: {last}." if last else ""
+        )
     settings = folder.evaluation["settings"]
     width = settings.get("width", 1)
     trees = f", {width} probes a node" if width != 1 else ""
@@ -60,8 +63,26 @@ def summary_line(folder: Folder) -> str:
         f"{isolated(str(settings.get('system', 'The system')))} against {model_name(first_target(folder))} on "
         f"{settings.get('openings', '?')} held-out openings, {settings.get('depth', '?')} turns each{trees}. A "
         f"response counts as harmful from a score of {folder.threshold:g} on, by {harm}. Brackets hold 95% intervals, "
-        f"from {settings.get('bootstrap', '?')} resamples of the openings."
+        f"from {settings.get('bootstrap', '?')} resamples of the openings.{_left_out(folder)}"
     )
+
+
+def _left_out(folder: Folder) -> str:
+    # What stands in no figure of harm, of the arms that the headline is about.
+    assert folder.evaluation is not None
+    counts = [row for row in folder.evaluation["counts"] if row["target"] == first_target(folder)]
+    harm, parts = folder.evaluation["settings"].get("harm", "harm"), []
+    for row in counts:
+        unscored = row["unscored"].get(harm) if isinstance(row.get("unscored"), dict) else 0
+        if some := _unmeasured({**row, "unscored": unscored}):
+            parts.append(f"{arm_name(row['arm'])} {some}")
+    return f" In no figure of harm: {'; '.join(parts)}." if parts else ""
+
+
+def _unmeasured(row: Mapping[str, Any]) -> str:
+    found = {"failed": row.get("failed"), "empty": row.get("empty_responses"), "not scored": row.get("unscored")}
+    some = [f"{count} {name}" for name, count in found.items() if count]
+    return f"{', '.join(some)} of {row.get('exchanges', '?')}" if some else ""
 
 
 def first_target(folder: Folder) -> str:
@@ -194,7 +215,10 @@ def _transfer(folders: Sequence[Folder], scorers: Sequence[str]) -> Table:
 
 
 def _counts(folders: Sequence[Folder]) -> Table:
-    keys = ("conversations", "exchanges", "failed", "empty_probes", "empty_responses", "unrewarded")
+    keys: tuple[str, ...] = ("conversations", "exchanges", "failed", "empty_responses", "empty_probes", "unrewarded")
+    of_openings = ("openings_left_out", "openings_shortened")  # shown if there are any
+    rows_of = [row for folder in folders for row in (folder.evaluation["counts"] if folder.evaluation else [])]
+    keys += tuple(key for key in of_openings if any(row.get(key) for row in rows_of))
     head = [*(key.replace("_", " ") for key in keys), "not scored"]
     rows = []
     for place, folder in enumerate(folders):
@@ -206,8 +230,10 @@ def _counts(folders: Sequence[Folder]) -> Table:
                 (f"{arm}, {model_name(row['target'])}", [*(Cell(str(row.get(key, "–"))) for key in keys), Cell(some)])
             )
     return Table(
-        "Counts: what failed or could not be scored",
-        "What failed or could not be scored is in no figure, and never counts as 0.",
+        "Counts: what failed, was empty or could not be scored",
+        "What failed, got an empty response or could not be scored is in no figure of harm, and never counts as 0. "
+        "The openings alone end at the last user’s turn: the assistant’s turns behind it are dropped (openings "
+        "shortened), and those without such a turn are left out.",
         head,
         rows,
     )

@@ -6,7 +6,9 @@ const LIST = $("list");
 function scoreBadge(row) {
   const state = STATE[row];
   const content =
-    state <= HARMFUL ? HARM[row].toFixed(2) : state === FAILED ? "failed" : state === UNSCORED ? "n/s" : "text";
+    state <= HARMFUL
+      ? HARM[row].toFixed(2)
+      : { [FAILED]: "failed", [UNSCORED]: "n/s", [EMPTY]: "empty", [UNMEASURED]: "text" }[state];
   const title = harmInWords(row);
   return el("span", { class: `badge s${state} h${heat(row)}`, title }, state === HARMFUL ? "▲ " : "", content);
 }

@@ -83,6 +83,8 @@ def _turns(line: Mapping[str, Any], harm: str, said: Sequence[str]) -> list[str]
     context = [] if said else [_turn(speaker, text) for speaker, text in line["context"]]
     score = number(line["scores"].get(harm))
     measured = "not scored" if score is None else f"{harm} {score:.2f}"
+    if not line["response"].strip():
+        measured = "empty"
     if line.get("error") is not None:
         measured = f"failed: {line['error']}"
     return [*context, _turn("tester", line["probe"]), _turn("target", f"{line['response'] + ''}  [{measured}]")]

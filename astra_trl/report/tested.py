@@ -78,6 +78,7 @@ def _of_evaluation(folder: Folder) -> list[tuple[str, Any]]:
         ("openings", f"{settings.get('openings', '?')} held out, digest {settings.get('openings_digest', '?')}"),
         ("conversations", f"turns {settings.get('depth', '?')}, probes a node {settings.get('width', '?')}"),
         ("seed", settings.get("seed")),
+        ("not in the rewards compared, as they fall in training", settings.get("reward_left_out")),
         ("likelihood of probes", f"under the {settings.get('likelihood_under', 'target')}"),
         ("embedder", settings.get("embedder")),
         ("versions", _listed(settings.get("versions"))),

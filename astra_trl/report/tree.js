@@ -152,6 +152,7 @@ function shapeOf(state, step, x, y) {
   if (state === FAILED) return [svg("path", { class: shape, d: `M${x - 5} ${y - 5}l10 10m0 -10l-10 10` })];
   if (state === UNSCORED)
     return [svg("circle", { class: shape, cx: x, cy: y, r: 6.5 }), text(x, y + 4, "?", { class: "tick middle" })];
+  if (state === EMPTY) return [svg("rect", { class: shape, x: x - 5, y: y - 5, width: 10, height: 10 })];
   return [svg("circle", { class: shape, cx: x, cy: y, r: 4 })];
 }
 
@@ -163,6 +164,7 @@ const KEY = el(
     [HARMFUL, 4, "harmful"],
     [UNSCORED, "", "not scored"],
     [FAILED, "", "failed"],
+    [EMPTY, "", "empty response"],
     [UNMEASURED, "", "known as context only"],
   ].map(([state, step, name]) =>
     el("li", {}, svg("svg", { width: 18, height: 18, "aria-hidden": "true" }, ...shapeOf(state, step, 9, 9)), name),

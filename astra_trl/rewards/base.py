@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from astra_trl.errors import InputError
@@ -14,7 +14,8 @@ from astra_trl.tree import Node
 # log-probability under the target, `needs_sampling_logprobs = True` for those under the tester,
 # `needs_scores = [(scorer, part), ...]` for harm, `in_unit_interval = False` where values leave [0, 1].
 # A term that has a memory of a training run reads it when called, and has `remember(nodes)` to add to it, and
-# `state_dict()` and `load_state_dict(state)`, in JSON, for checkpoints.
+# `state_dict()` and `load_state_dict(state)`, in JSON, for checkpoints. An evaluation leaves such a term out of the
+# reward, as its value for one and the same probe falls while a run goes on.
 Term = Callable[[Sequence[Node]], list[float]]
 
 Combine = Literal["sum", "product"]
@@ -48,7 +49,8 @@ class Reward:
                 )
 
     def __call__(self, nodes: Sequence[Node]) -> None:
-        """Sets `terms` and `reward` on every node; the reward is `None` where a term is nan."""
+        """Set `terms` and `reward` on every node. The reward is `None` if a term is nan, if the response is empty
+        (nothing was measured then, which is not the same as harmless), and if there are no terms."""
         for name, (_, term) in self.terms.items():
             values = term(nodes)
             if len(values) != len(nodes):
@@ -57,9 +59,11 @@ class Reward:
                 node.terms[name] = value
         for node in nodes:
             reward = self._combined(node.terms)
-            node.reward = None if math.isnan(reward) else reward
+            node.reward = None if math.isnan(reward) or not node.answered else reward
 
     def _combined(self, values: Mapping[str, float]) -> float:
+        if not self.terms:
+            return math.nan
         if self.combine == "sum":
             return sum(weight * values[name] for name, (weight, _) in self.terms.items())
         reward = 1.0
@@ -75,6 +79,13 @@ class Reward:
         """Adds measured nodes to the memory of the terms that have one. Training calls this, an evaluation never."""
         for _, term in self._with_memory():
             term.remember(nodes)
+
+    @property
+    def comparable(self) -> "Reward":
+        """The reward without the terms that have a memory of a training run: an equal probe then gets an equal reward
+        from a tester before training, during it and after it."""
+        remembering = dict(self._with_memory())
+        return replace(self, terms={name: term for name, term in self.terms.items() if name not in remembering})
 
     def state_dict(self) -> dict[str, Any]:
         """What the terms remember, as JSON."""

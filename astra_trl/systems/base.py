@@ -1,6 +1,7 @@
 """Who talks and what each side sees."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -158,8 +159,8 @@ class System:
         return [node for node in nodes if node.error is None and node.scores.get(self.harm, 0.0) >= threshold]
 
     def measure(self, nodes: Sequence[Node]) -> None:
-        """Sets `reward`, and the `scores` and `terms` that it and the figures of training are made of, on every node
-        that has no error."""
+        """Set `reward`, and the `scores` and `terms` that it and the figures of training are made of, on every node
+        that has no error. If the response is empty, the scores are nan and there is no reward."""
         self._score(nodes, [(self.harm, None), *self.reward.needs_scores])
         self.reward([node for node in nodes if node.error is None])
 
@@ -168,12 +169,13 @@ class System:
         self._score(nodes, [(name, of) for name in self.scorers for of in (None, "probe")])
 
     def _score(self, nodes: Sequence[Node], wanted: Sequence[tuple[str, Part | None]]) -> None:
-        nodes = [node for node in nodes if node.error is None]
+        answered = [node for node in nodes if node.answered]
+        empty = [node for node in nodes if node.error is None and not node.answered]
         keys: dict[tuple[str, Part], str] = {}  # what a scorer measured of a part is not measured again
         for name, of in dict.fromkeys(wanted):
             key, part = score_name(name, of), of or part_read(self.scorers[name])
             same = keys.setdefault((name, part), key)
-            new = [node for node in nodes if key not in node.scores]
+            new = [node for node in answered if key not in node.scores]
             if same != key:
                 scores = [node.scores[same] for node in new]
             elif new:
@@ -182,3 +184,5 @@ class System:
                 scores = []
             for node, score in zip(new, scores, strict=True):
                 node.scores[key] = score
+            for node in empty:
+                node.scores[key] = math.nan

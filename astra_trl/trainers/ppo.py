@@ -80,7 +80,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
     needs later turns, the tree's remaining ones are grown below the answer.
 
     A probe whose exchange could not be measured gets the mean reward of those beside it, so that it teaches nothing
-    in particular; it is counted as unrewarded.
+    in particular; it is counted as failed, empty or unrewarded.
 
     Args:
         sampler (`ASTSampler`):
@@ -197,7 +197,8 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         credits = [node.credit for node in nodes if node.credit is not None]
         if not credits:
             raise InputError(
-                f"none of {len(nodes)} exchanges has a reward, as a reward term is nan in each: see to the scorer"
+                f"none of {len(nodes)} exchanges has a reward, as in each one the call failed, the response is empty "
+                "or a reward term is nan: check the target and the scorer"
             )
         mean = math.fsum(credits) / len(credits)
         return [mean if node.credit is None else node.credit for node in nodes]

@@ -43,17 +43,21 @@ class RoundProgressCallback(ProgressCallback):
 
 
 def round_line(logs: dict[str, Any], rounds: float, found: str) -> str:
-    """One round's figures under `header`, among them how many records were found in how many sibling groups."""
+    """One round's figures under `header`, among them how many records were found in how many sibling groups; and below
+    them how many exchanges are in no figure of harm, if there are any."""
 
     def cell(key: str, spec: str) -> str:
         value = logs.get(f"round/{key}")
         return "-" if value is None else format(value, spec)
 
+    left_out = {"failed": "failed", "empty_responses": "empty responses", "unscored": "not scored"}
+    counts = [f"{logs[f'round/{key}']} {label}" for key, label in left_out.items() if logs.get(f"round/{key}")]
     records = cell(found, "d") + (f"/{cell('groups', 'd')}" if "round/groups" in logs else "")
     return (
         f"{logs['round']:>4}/{round(rounds):<4}{cell('harmful_share', '.1%'):>10}{cell('reward', '.3f'):>10}"
         f"{cell('probe_logprob_per_token', '.2f'):>12}{records:>12}"
         f"{cell('collect_seconds', '.1f') + ' s':>13}{cell('train_seconds', '.1f') + ' s':>11}"
+        + (f"\n{'':>9}  left out of {cell('exchanges', 'd')} exchanges: {', '.join(counts)}" if counts else "")
     )
 
 
