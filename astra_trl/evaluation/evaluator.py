@@ -185,7 +185,8 @@ class ASTEvaluator:
         self, arms: Mapping[str, Backend] | None = None, targets: Sequence[Backend] | None = None
     ) -> Evaluation:
         """Measures the tester, the untrained tester (the system's baseline, or the tester as it was before
-        training, if an adapter is trained), the openings alone and further testers by name, against every target; then compares them."""
+        training, if an adapter is trained), the openings alone and further testers by name, against every target;
+        then compares them."""
         roles = self._roles_of
         before_training = getattr(roles.tester, "before_training", lambda: None)
         baseline = roles.baseline or before_training()

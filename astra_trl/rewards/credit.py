@@ -23,8 +23,8 @@ class Backup:
     """An exchange's credit is its reward and, discounted, the best that came of it.
 
     `G(n) = r(n) + gamma * max of G over the children`, MALIBU's future reward. Children without a credit are left out.
-    An exchange that was followed up, and none of whose children has a credit, has none either: what follows is unknown,
-    and counting it as nothing would put it above what ordinary turns cost.
+    An exchange that was followed up, and none of whose children has a credit, has none either: what follows is
+    unknown, and counting it as nothing would put it above what ordinary turns cost.
 
     Args:
         gamma (`float`, *optional*, defaults to `0.9`):

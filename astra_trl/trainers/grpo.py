@@ -13,9 +13,9 @@ class ASTGRPOConfig(GroupsConfig, GRPOConfig):
     """TRL's `GRPOConfig` with what a round is.
 
     > These parameters have default values different from [`~trl.GRPOConfig`]: `learning_rate` 1e-5,
-    > `per_device_train_batch_size` 4, `num_train_epochs` 1000, `lr_scheduler_type` `"constant"`, `disable_dropout` `True`.
-    > `num_generations` is the sampler's `tree_width`; `temperature`, `top_p`, `top_k`, `repetition_penalty` and
-    > `max_completion_length` are the tester's.
+    > `per_device_train_batch_size` 4, `num_train_epochs` 1000, `lr_scheduler_type` `"constant"`,
+    > `disable_dropout` `True`. `num_generations` is the sampler's `tree_width`; `temperature`, `top_p`, `top_k`,
+    > `repetition_penalty` and `max_completion_length` are the tester's.
 
     `loss_type`, `scale_rewards`, `epsilon`, `num_iterations`, ... mean what they mean in TRL. Where few siblings find
     harm, `scale_rewards="none"` keeps differences of likelihood alone from being blown up to those of harm.

@@ -13,9 +13,9 @@ class ASTRLOOConfig(GroupsConfig, RLOOConfig):
     """TRL's `RLOOConfig` with what a round is.
 
     > These parameters have default values different from [`~trl.RLOOConfig`]: `learning_rate` 1e-5,
-    > `per_device_train_batch_size` 4, `num_train_epochs` 1000, `lr_scheduler_type` `"constant"`, `disable_dropout` `True`.
-    > `num_generations` is the sampler's `tree_width`; `temperature`, `top_p`, `top_k`, `repetition_penalty` and
-    > `max_completion_length` are the tester's.
+    > `per_device_train_batch_size` 4, `num_train_epochs` 1000, `lr_scheduler_type` `"constant"`,
+    > `disable_dropout` `True`. `num_generations` is the sampler's `tree_width`; `temperature`, `top_p`, `top_k`,
+    > `repetition_penalty` and `max_completion_length` are the tester's.
 
     `beta` (KL penalty to the tester before training), `normalize_advantages`, `epsilon`, ... mean what they mean in
     TRL.

@@ -25,13 +25,13 @@ def tester_to_train(system: System, peft_config: Any) -> HFBackend:
     given = is_peft_model(tester.model)
     if given and peft_config is not None:
         raise InputError(
-            "the tester has an adapter already, and training goes on with that one: leave peft_config out, or make the "
-            "adapter part of the weights first (model.merge_and_unload())"
+            "the tester has an adapter already, and training goes on with that one: leave peft_config out, or make "
+            "the adapter part of the weights first (model.merge_and_unload())"
         )
     if given and tester.model.active_adapter != "default":
         raise InputError(
-            f"the tester's adapter is called {tester.model.active_adapter!r}, and TRL trains the one called 'default': "
-            "load it under that name"
+            f"the tester's adapter is called {tester.model.active_adapter!r}, and TRL trains the one called "
+            "'default': load it under that name"
         )
     if peft_config is None:
         check_trainable(tester.model)
