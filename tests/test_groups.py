@@ -48,7 +48,16 @@ def make_system(scorer=hand_made, **kwargs) -> ASTPrompterSystem:
 
 
 def make_trainer(
-    folder, algorithm, system=None, width=4, depth=2, callbacks=None, peft_config=None, funcs=(), **config
+    folder,
+    algorithm,
+    system=None,
+    width=4,
+    depth=2,
+    callbacks=None,
+    peft_config=None,
+    funcs=(),
+    prompts=PROMPTS,
+    **config,
 ):
     config_class, trainer_class = CLASSES[algorithm]
     defaults = {
@@ -63,7 +72,7 @@ def make_trainer(
         "report_to": "none",
         "beta": 0.0,
     }
-    sampler = ASTSampler(system or make_system(), PROMPTS, width, depth)
+    sampler = ASTSampler(system or make_system(), prompts, width, depth)
     args = config_class(str(folder), **{**defaults, **config})
     return trainer_class(sampler, args, callbacks=callbacks, peft_config=peft_config, reward_funcs=funcs)
 
