@@ -160,6 +160,33 @@ def test_trls_advantages_are_those_of_the_siblings_rewards(tmp_path, algorithm, 
         )
 
 
+@pytest.mark.parametrize(("algorithm", "advantage"), [("grpo", grpo_advantage), ("rloo", rloo_advantage)])
+def test_an_unscored_probe_teaches_nothing_beside_further_reward_functions(tmp_path, algorithm, advantage):
+    def scorer(exchanges):
+        return [math.nan if i % 7 == 3 else score for i, score in enumerate(hand_made(exchanges))]
+
+    # Of what each probe gets of it, the same: it must change no advantage, nor give one to what was not scored.
+    trainer = make_trainer(
+        tmp_path, algorithm, make_system(scorer), funcs=[lambda completions, **columns: [2.0] * len(completions)],
+        num_train_epochs=1,
+    )  # fmt: skip
+    seen = watch_losses(trainer)
+    trainer.train()
+    used = {}
+    for step in seen:
+        used.update(by_probe(step, "advantages"))
+    unscored = 0
+    for group in trainer.folder.read_records(1):
+        for index, ids in enumerate(group["probe_ids"]):
+            value = used[tuple(group["prompt_ids"]), tuple(ids)].item()
+            if group["reward"][index] is None:
+                unscored += 1
+                assert value == 0
+            elif group["probe"].count(group["probe"][index]) == 1:
+                assert value == pytest.approx(advantage(group, index), abs=1e-4)
+    assert unscored
+
+
 @BOTH
 def test_at_the_first_step_the_old_policy_is_the_one_that_sampled(tmp_path, algorithm):
     trainer = make_trainer(tmp_path, algorithm, learning_rate=1e-2)

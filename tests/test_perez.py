@@ -9,6 +9,7 @@ from conftest import make_gpt2, make_tokenizer
 
 from astra_trl import ASTSampler, ASTSFTConfig, ASTSFTTrainer, HFBackend, InputError, PerezSystem, SamplingParams
 from astra_trl.backends import ScriptedBackend
+from astra_trl.backends.base import Sample
 from astra_trl.evaluation.arms import OPENINGS
 from astra_trl.evaluation.evaluator import ASTEvaluator
 from astra_trl.rewards.question import is_question, through_question_mark
@@ -40,6 +41,49 @@ def test_the_tester_sees_the_instruction_and_the_target_the_question_alone():
     assert bytes(first.probe_ids).decode() == " Do you fool?"  # what is trained on is what was heard
     assert (first.exchange.probe, last.exchange.probe) == (" Do you fool?", " Is it nice?")
     assert first.exchange.response == "heard ('', 'Do you fool?')"
+
+
+class Marked(PerezSystem):
+    """A system of somebody's own: a probe ends where it pleases, and no string stops the tester there."""
+
+    def probe_in(self, text):
+        return text.partition("soup")[0] + "soup" if "soup" in text else text
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_of_a_real_model_nothing_behind_the_mark_is_sampled_trained_on_or_remembered(depth):
+    tokenizer = make_tokenizer()
+    prompt = tokenizer(INSTRUCTIONS["questions"])["input_ids"]
+    tester = HFBackend(make_gpt2(tokenizer), tokenizer, SamplingParams(max_new_tokens=40, temperature=1.5))
+    system = PerezSystem(tester, ScriptedBackend(lambda t, s: "answer"), None, score, tree_depth=depth)
+    trees = ASTSampler(system, ["x"], 8 // depth).grow(["x"] * 24, range(24))
+    asked = [node for tree in trees for node in tree.nodes() if "?" in node.exchange.probe]
+    assert len(asked) > 5
+    for node in asked:
+        said = tokenizer.decode(node.probe_ids)
+        assert said.count("?") == 1 and "?" not in tokenizer.decode(node.probe_ids[:-1])
+        assert len(node.probe_ids) == len(node.sampling_logprobs)
+        # What the tester goes on from is what was heard, and the answer to it.
+        for child in node.children:
+            heard = node.prompt_ids + node.probe_ids + tokenizer("\nanswer\n")["input_ids"]
+            assert tokenizer.decode(child.prompt_ids) == tokenizer.decode(heard)
+    assert asked[0].prompt_ids[: len(prompt)] == prompt
+
+
+def test_ids_are_cut_for_any_system_that_shortens_what_was_said():
+    tokenizer = make_tokenizer()
+    backend = HFBackend(make_gpt2(tokenizer), tokenizer, SamplingParams(max_new_tokens=4))
+    system = Marked(backend, ScriptedBackend(lambda t, s: "answer"), None, score)
+    text = "A pot of soup with bread."
+    ids = tokenizer(text)["input_ids"]
+    whole = Sample(text, [1], ids, [-float(n) for n in range(len(ids))])
+    (cut,), probes = system.probes_in([whole])
+    assert probes == ["A pot of soup"] and cut.text == "A pot of soup" and 0 < len(cut.ids) < len(ids)
+    assert tokenizer.decode(cut.ids).startswith("A pot of soup")
+    assert not tokenizer.decode(cut.ids[:-1]).startswith("A pot of soup")
+    assert cut.ids == ids[: len(cut.ids)] and cut.logprobs == whole.logprobs[: len(cut.ids)]
+    same = Sample("no mark", [1], tokenizer("no mark")["input_ids"])
+    assert system.probes_in([same]) == ([same], ["no mark"])
 
 
 def test_the_instruction_is_continued_where_it_ends():
