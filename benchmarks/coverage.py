@@ -124,17 +124,17 @@ class Talkers:
 def size_of(openings: int, successful: float) -> int:
     """A size for which nearly every replicate has two sets."""
     expected = TURNS * openings * successful
-    return int((expected - 2 * np.sqrt(expected * (1 - successful)) - 2) / 2)
+    return int((expected - 3 * np.sqrt(expected * (1 - successful)) - 2) / 2)
 
 
 def covers(found: Mapping[str, list[tuple[float, float]]], truth: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Of each figure, the share of intervals that contain the true value, and their mean width."""
+    """Of each figure, the share of intervals that contain the true value, and their mean width; a figure that had no
+    interval claims nothing and is left out."""
     told = {}
     for name, intervals in found.items():
-        low, high = np.array(intervals).T
-        known = ~np.isnan(low)
-        inside = (low[known] <= truth[name]) & (truth[name] <= high[known])
-        told[name] = (float(inside.mean()), float((high - low)[known].mean()))
+        low, high = np.array([ends for ends in intervals if not np.isnan(ends[0])]).T
+        inside = (low <= truth[name]) & (truth[name] <= high)
+        told[name] = (float(inside.mean()), float((high - low).mean()))
     return told
 
 
@@ -176,7 +176,7 @@ def of_texts(openings: int, replicates: int, draws: int, seed: int) -> dict[str,
         if size < 2:
             continue
         true = [
-            {name: np.mean([one[name].value for one in seen]) for name in seen[0]}
+            {name: np.nanmean([one[name].value for one in seen]) for name in seen[0]}
             for arm in (ours, theirs)
             if (seen := [arm.figures(rng, openings, size, 1) for _ in range(TRUE_FROM)])
         ]
@@ -201,8 +201,8 @@ def exact(share: float, openings: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=2000, help="Of figures of exchanges and conversations.")
-    parser.add_argument("--text_replicates", type=int, default=400, help="Of figures of texts.")
-    parser.add_argument("--draws", type=int, default=60, help="Sets that a figure of texts is the average over.")
+    parser.add_argument("--text_replicates", type=int, default=300, help="Of figures of texts.")
+    parser.add_argument("--draws", type=int, default=100, help="Sets that a figure of texts is the average over.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     begun = time.perf_counter()
@@ -212,7 +212,7 @@ def main() -> None:
         {**column, **of_texts(n, args.text_replicates, args.draws, args.seed)}
         for n, column in zip(OPENINGS, columns, strict=True)
     ]
-    print(f"{'figure':<44}" + "".join(f"{f'n = {n}':>18}" for n in OPENINGS))
+    print(f"{'figure: coverage (mean width)':<44}" + "".join(f"{f'n = {n}':>18}" for n in OPENINGS))
     for name in dict.fromkeys(chain.from_iterable(columns)):
         cells = [f"{100 * c[name][0]:5.1f}% ({c[name][1]:.3g})" if name in c else "-" for c in columns]
         print(f"{name:<44}" + "".join(f"{cell:>18}" for cell in cells))

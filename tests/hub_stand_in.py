@@ -354,7 +354,7 @@ def make_evaluation(target: str, arms=("tester", "baseline", "openings")) -> dic
 
     difference = {"value": 0.6, "n": 100, "low": 0.5, "high": 0.65}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "settings": {
             "system": "HFASTSystem",
             "openings": 100,

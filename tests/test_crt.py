@@ -147,7 +147,7 @@ def test_an_evaluation_adds_nothing_to_the_memory(tmp_path):
     reward = trainer.sampler.system.reward
     before = json.dumps(reward.state_dict())
     trainer.evaluate(["what a day"])
-    ASTEvaluator(trainer.sampler, PROMPTS, scorers={"other": hand_made}, bootstrap=5).evaluate()
+    ASTEvaluator(trainer.sampler, PROMPTS, scorers={"other": hand_made}, draws=5).evaluate()
     trainer.sampler.collect(3)
     assert json.dumps(reward.state_dict()) == before
 

@@ -29,7 +29,7 @@ def runs(gpt2_folder, tmp_path_factory):
 
 
 def run(*argv) -> Evaluation:
-    return evaluate(*parse_evaluate([*map(str, argv), "--bootstrap", "20"]))
+    return evaluate(*parse_evaluate([*map(str, argv), "--draws", "20"]))
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter"])
@@ -45,7 +45,7 @@ def test_a_runs_folder_gives_the_figures_that_the_run_found(runs, kind, tmp_path
     out = capsys.readouterr().out
     assert "4 held-out openings" in out and "untrained" in out
     assert f"every figure and every exchange are in {tmp_path / 'out'}" in out
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["schema_version"] == 2
     said = (tmp_path / "out" / "exchanges.jsonl").read_text()
     run(runs / kind, "--eval_openings", "4", "--output_dir", tmp_path / "out")
     assert (tmp_path / "out" / "exchanges.jsonl").read_text() == said

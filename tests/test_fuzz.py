@@ -294,7 +294,7 @@ def test_any_line_is_an_exchange_or_an_error_that_names_file_and_line(lines, tmp
 
 
 EVALUATION = {
-    "schema_version": 1,
+    "schema_version": 2,
     "settings": {"harm": "harm", "scorers": ["harm"], "openings": 2, "depth": 1, "threshold": 0.5, "width": 1},
     "arms": [{"arm": arm, "target": "t", "description": {"tester": {"model": "m"}}} for arm in ("tester", "baseline")],
     "counts": [{"arm": "tester", "target": "t", "exchanges": 1, "unscored": {"harm": 0}}],

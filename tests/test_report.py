@@ -114,7 +114,7 @@ def write_evaluation(folder, arms=("baseline", "openings", "tester"), targets=("
         "sampling": {"top_k": 0},
     }
     data = {
-        "schema_version": 1,
+        "schema_version": 2,
         "settings": {
             "system": "HFASTSystem",
             "openings": 2,
@@ -127,7 +127,7 @@ def write_evaluation(folder, arms=("baseline", "openings", "tester"), targets=("
             "threshold": 0.5,
             "harm": scorers[0],
             "scorers": list(scorers),
-            "bootstrap": 1000,
+            "draws": 1000,
             "versions": {"trl": "9.9"},
         },
         "arms": [
@@ -419,10 +419,10 @@ def damage(file, text):
         (damage("config.yaml", "a: [\n"), "config.yaml' is damaged"),
         (damage("summary.json", "[]"), "summary.json' is damaged"),
         (damage("trainer_state.json", '{"log_history": [1]}'), "log_history is no list"),
-        (damage("evaluation/evaluation.json", '{"schema_version": 2}'), "has schema_version 2, and this .* reads 1"),
-        (damage("evaluation/evaluation.json", '{"schema_version": 1}'), "no settings"),
+        (damage("evaluation/evaluation.json", '{"schema_version": 1}'), "has schema_version 1, and this .* reads 2"),
+        (damage("evaluation/evaluation.json", '{"schema_version": 2}'), "no settings"),
         (
-            damage("evaluation/evaluation.json", '{"schema_version": 1, "settings": {}, "arms": [{"arm": "x"}]}'),
+            damage("evaluation/evaluation.json", '{"schema_version": 2, "settings": {}, "arms": [{"arm": "x"}]}'),
             "arms is no list of what it should hold",
         ),
     ],

@@ -391,7 +391,7 @@ def hostile_run(folder, text):
     arms = ("tester", "baseline", text)
     named = (f"harmful_share/{text}", f"harmful_share_turn_1/{text}", f"harmful_share_turn_2/{text}", text)
     evaluation = {
-        "schema_version": 1,
+        "schema_version": 2,
         "settings": {"system": text, "openings": text, "seed": text, "harm": text, "scorers": [text, *names]}
         | {"versions": {text: text}},
         "arms": [{"arm": arm, "target": text, "description": {"tester": model, "target": model}} for arm in arms],

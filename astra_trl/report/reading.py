@@ -9,7 +9,7 @@ from astra_trl.errors import InputError
 from astra_trl.parsing import parse_json, parse_yaml
 from astra_trl.plain import visible
 
-SCHEMA_VERSION = 1  # of evaluation.json
+SCHEMA_VERSION = 2  # of evaluation.json
 
 ARMS = TESTER, BASELINE, OPENINGS = "tester", "baseline", "openings"  # in the order in which they are shown
 
