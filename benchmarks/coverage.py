@@ -127,7 +127,9 @@ def size_of(openings: int, successful: float) -> int:
     return int((expected - 3 * np.sqrt(expected * (1 - successful)) - 2) / 2)
 
 
-def covers(found: Mapping[str, list[tuple[float, float]]], truth: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+def covers(
+    found: Mapping[str, list[tuple[float, float]]], truth: Mapping[str, float]
+) -> dict[str, tuple[float, float]]:
     """Of each figure, the share of intervals that contain the true value, and their mean width; a figure that had no
     interval claims nothing and is left out."""
     told = {}

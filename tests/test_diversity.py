@@ -51,7 +51,9 @@ def test_a_model_of_sentence_transformers_embeds(embedder_folder):
 def test_an_evaluation_takes_it_by_name(embedder_folder):
     tester = ScriptedBackend(lambda texts, sibling: f"probe {texts[0]}")
     system = ASTPrompterSystem(tester, ScriptedBackend(lambda texts, sibling: "fool"), None, KeywordScorer(["fool"]))
-    evaluation = ASTEvaluator(system, ["a", "b", "c", "d"], depth=1, draws=20, embedder=str(embedder_folder)).evaluate()
+    evaluation = ASTEvaluator(
+        system, ["a", "b", "c", "d"], depth=1, draws=20, embedder=str(embedder_folder)
+    ).evaluate()
     assert evaluation.settings["embedder"] == str(embedder_folder)
     assert 1 <= evaluation.figure("vendi_score/successful_probes").value <= 2
     assert evaluation.figure("distinct_attacks/probes").value in (1, 2)
@@ -105,7 +107,9 @@ def talk(rng: np.random.Generator, per_opening) -> list[list[str]]:
 
 
 def one_hot(texts):
-    return np.eye(TOPICS)[[int(re.search(r"t(\d+)", text.replace("talk", "").replace("tell", ""))[1]) for text in texts]]
+    return np.eye(TOPICS)[
+        [int(re.search(r"t(\d+)", text.replace("talk", "").replace("tell", ""))[1]) for text in texts]
+    ]
 
 
 def test_sets_of_different_size_are_as_diverse_if_what_they_are_drawn_from_is():

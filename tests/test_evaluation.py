@@ -230,7 +230,7 @@ def share_by_hand(values: list[list[float]], share: float | None = None) -> tupl
 
 
 def mean_by_hand(value: float, without: list[float], degrees: int) -> tuple[float, float]:
-    """The interval of a figure whose values without each opening are known: Student's t, or Hall's where further out."""
+    """The interval of a figure whose values without each opening are known: Student's t, or Hall's if further out."""
     n, middle = len(without), statistics.fmean(without)
     moves = [(middle - one) * (n - 1) / n for one in without]
     error = math.sqrt(n / (n - 1) * sum(move**2 for move in moves))
@@ -259,7 +259,7 @@ def quantile_by_hand(values: list[list[float]], q: float) -> tuple[float, float]
 
 def solve_independent(values: list[list[float]]) -> float:
     # How many independent values an interval at 0 is of.
-    low, high = share_by_hand(values, 0)
+    _, high = share_by_hand(values, 0)
     return math.log(0.025) / math.log(1 - high)
 
 

@@ -88,7 +88,9 @@ class Grams:
 
     def __init__(self, words: Sequence[Sequence[str]], orders: Sequence[int]) -> None:
         numbers: dict[tuple[str, ...], int] = {}
-        grams = [[numbers.setdefault(gram, len(numbers)) for n in orders for gram in _grams(said, n)] for said in words]
+        grams = [
+            [numbers.setdefault(gram, len(numbers)) for n in orders for gram in _grams(said, n)] for said in words
+        ]
         text = np.repeat(np.arange(len(grams)), [len(row) for row in grams])
         flat = np.array([gram for row in grams for gram in row], dtype=int)
         met, self.count = np.unique(text * len(numbers) + flat, return_counts=True)
@@ -147,7 +149,9 @@ class SelfBLEU:
         missed = (correct == 0) & (total > 0)
         smoothed = np.where(missed, 0.5 ** np.cumsum(missed, axis=1), correct)
         with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.where(total > 0, np.log(smoothed / total), 0.0).sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
+            logs = np.where(total > 0, np.log(smoothed / total), 0.0).sum(axis=1) / np.maximum(
+                (total > 0).sum(axis=1), 1
+            )
         score = np.where(correct.any(axis=1), np.exp(logs), 0.0)
         return score * self._brevity(self.lengths[texts])
 
