@@ -161,7 +161,8 @@ class OfSets:
     then again in another order, until there are `draws` sets. Two sets of one order share no opening, so the variance
     between them, less the variance between orders, estimates the figure's without bias (Wang and Lindsay, 2014,
     doi.org/10.5705/ss.2012.215). Of the second only half is taken off, and never more than three quarters of the
-    first: as a difference of two estimates the variance would often come out too small. The interval of a figure between 0 and 1 is symmetric in log odds.
+    first: as a difference of two estimates the variance would often come out too small. The interval of a figure
+    between 0 and 1 is symmetric in log odds.
 
     Args:
         opening (`np.ndarray`):
@@ -285,7 +286,7 @@ def effective_n(sums: np.ndarray, sizes: np.ndarray) -> float:
 
 def _of_influences(value: float, influences: np.ndarray, openings: int, scale: float) -> Interval:
     # Student's t, or Hall's transformation of it where the skewness makes that end lie further out.
-    count = max(openings, np.count_nonzero(influences))
+    count = max(openings, int(np.count_nonzero(influences)))
     squares = np.sum(influences**2)
     if openings < 2 or not squares > (1e-12 * scale) ** 2:
         return UNKNOWN
