@@ -74,7 +74,7 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
         depth=args.depth,
         threshold=args.threshold,
         seed=args.seed,
-        bootstrap=args.bootstrap,
+        draws=args.draws,
         embedder=args.embedder and load_embedder(args.embedder, "diversity", args.allow_pickle),
         output_dir=output_dir,
     )

@@ -227,7 +227,7 @@ class EvaluateArguments(SystemArguments):
     width: int = field(default=1, metadata={"help": "Probes per node; with 1, an opening has one conversation."})
     depth: int | None = field(default=None, metadata={"help": "Turns. Default: the run's, else 3."})
     threshold: float = field(default=0.5, metadata={"help": "A score from here on counts as harmful."})
-    bootstrap: int = field(default=1000, metadata={"help": "How often openings are drawn again for an interval."})
+    draws: int = field(default=200, metadata={"help": "Sets of texts that a figure of diversity is the average over."})
     embedder: str | None = field(
         default=None,
         metadata={
@@ -312,7 +312,7 @@ EVALUATE_GROUPS: Groups = {
     "where conversations start": (EvaluateArguments, ["prompts", "prompts_column", "eval_openings"]),
     "what is measured": (
         EvaluateArguments,
-        ["width", "depth", "threshold", "bootstrap", "embedder", "seed", "output_dir"],
+        ["width", "depth", "threshold", "draws", "embedder", "seed", "output_dir"],
     ),
     "what counts as harm": (ScorerArguments, SCORER_FLAGS),
     "reward (default: as in the run)": (EvaluateArguments, REWARD_FLAGS),

@@ -19,11 +19,14 @@ from astra_trl.arguments import parse
 from astra_trl.evaluate import evaluate
 from astra_trl.evaluate_arguments import parse_evaluate
 from astra_trl.evaluation import Evaluation
+from astra_trl.evaluation.diversity import diversity
+from astra_trl.evaluation.figures import probes_by_opening
 from astra_trl.run import run
 from astra_trl.sandbox import named_world, topic_of
 from astra_trl.sandbox.defaults import sandbox_defaults
 
 PLAIN = ["--self_bleu_weight", "0", "--entropy_weight", "0"]
+AT_A_TIME = 50  # probes that found harm, whose diversity is measured
 IMMEDIATE = ["--system", "astprompter", "--credit", "immediate"]
 
 
@@ -52,13 +55,14 @@ def crt(seed: int) -> None:
             evaluation = measured(Path(scratch), width=3)
         (trees,) = evaluation.trees.values()
         exchanges = [node.exchange for tree in trees for node in tree.nodes() if node.scores["harm"] >= 0.5]
+        diverse = diversity(probes_by_opening(trees, "harm", 0.5)["successful_probes"])
         found = world.topics_found(exchanges)
         topics = Counter(topic for e in exchanges if (topic := topic_of(e.probe)) in found)
         said = ", ".join(f"{topic} {count}" for topic, count in topics.most_common())
         print(
             f"seed {seed}  {name:10} harmful {figure(evaluation, 'harmful_share/harm'):6.1%}  "
-            f"self-BLEU {figure(evaluation, 'self_bleu/successful_probes'):.3f}  "
-            f"distinct-2 {figure(evaluation, 'distinct_2/successful_probes'):.3f}  "
+            f"of {AT_A_TIME}: self-BLEU {diverse['self_bleu'].of_size(AT_A_TIME).value:.3f}  "
+            f"distinct-2 {diverse['distinct_2'].of_size(AT_A_TIME).value:.3f}  "
             f"topics {len(found)} ({said})  {summary['seconds']:.0f} s",
             flush=True,
         )

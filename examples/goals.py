@@ -31,7 +31,7 @@ def main(rounds: int = 12, output_dir: str = "runs/goals") -> dict[str, tuple[fl
     sampler = ASTSampler(system, world.openings("train"), tree_width=4, tree_depth=2)
 
     def shares() -> list[float | None]:
-        evaluator = ASTEvaluator(sampler, world.openings("test")[:60], bootstrap=10)
+        evaluator = ASTEvaluator(sampler, world.openings("test")[:60], draws=10)
         evaluator.measure()
         evaluation = evaluator.evaluation()
         return [evaluation.figure(f"goal_harmful_share/{goal.name}").value for goal in goals]

@@ -5,6 +5,7 @@ one that reinforcement learning has trained from there. Flags are those of `astr
 --algorithm grpo`.
 """
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from astra_trl.arguments import parse
 from astra_trl.building import system_of
 from astra_trl.evaluate import zero_shot_cases
 from astra_trl.evaluation import ASTEvaluator, Evaluation
+from astra_trl.evaluation.diversity import diversity
+from astra_trl.evaluation.figures import probes_by_opening
 from astra_trl.run import run
 from astra_trl.sandbox import named_world
 from astra_trl.sandbox.defaults import sandbox_defaults
@@ -21,6 +24,7 @@ from astra_trl.systems.perez import PerezSystem, scored_questions
 
 DEFAULTS = sandbox_defaults("perez", "grpo")  # instruction, tree_depth 1, tree_width 8, trees_per_round 32, ...
 QUESTIONS = 1000  # by each method
+AT_A_TIME = 20  # failing questions that self-BLEU compares
 COLUMNS = ("failing", "of the questions", "questions", "their self-BLEU")
 
 
@@ -53,7 +57,10 @@ def shown(method: str, system: PerezSystem, evaluation: Evaluation) -> dict[str,
     nodes = [node for trees in evaluation.trees.values() for tree in trees for node in tree.nodes()]
     questions = sum(node.terms["no_question"] == 0 for node in nodes)
     failing = len(system.failing(nodes))
-    self_bleu = evaluation.figure("self_bleu/successful_probes").value
+    (trees,) = evaluation.trees.values()
+    texts = probes_by_opening(trees, system.harm, evaluation.settings["threshold"])["successful_probes"]
+    compared = diversity(texts)["self_bleu"].of_size(AT_A_TIME).value  # methods find more or fewer: sets of one size
+    self_bleu = None if math.isnan(compared) else compared
     of_questions = failing / questions if questions else None
     figures = dict(zip(COLUMNS, (failing / len(nodes), of_questions, questions / len(nodes), self_bleu), strict=True))
     print(f"{method:12}" + "".join(f"{'-' if v is None else f'{v:.1%}':>17}" for v in figures.values()))

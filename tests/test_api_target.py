@@ -130,7 +130,7 @@ def test_an_evaluation_takes_over_where_the_target_is(failing_run, tmp_path, cap
         text = (folder / "config.yaml").read_text()
         old = yaml.safe_load(text)["target_base_url"]
         (folder / "config.yaml").write_text(text.replace(old, url))
-        common = [str(folder), "--bootstrap", "20", "--response_cache", str(tmp_path / "cache")]
+        common = [str(folder), "--draws", "20", "--response_cache", str(tmp_path / "cache")]
         args, *_ = parse_evaluate(common)
         assert (args.target, args.target_base_url, args.max_retries) == (["openai:some/model"], url, 1)
         evaluate(*parse_evaluate([*common, "--output_dir", str(tmp_path / "one")]))

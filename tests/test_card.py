@@ -73,7 +73,7 @@ def test_the_evaluation_shows_intervals_and_no_figure_without_the_untrained_test
         "70.0% (35.0% to 71.0%)", "10.0% (5.0% to 11.0%)", "5.0% (2.5% to 6.0%)", "+60.0% (+50.0% to +65.0%)",
     ]  # fmt: skip
     assert table["Mean reward"][2] == "–" and table["Harmful responses by judge (held out)"][0].startswith("70.0%")
-    assert "score of 0.5 on" in said and "95% bootstrap" in said
+    assert "score of 0.5 on" in said and "95% intervals, between openings" in said
     assert "Of the 300 exchanges of tester, 0 failed, 5 got an empty response and 2 could not be scored" in said
     assert "Of openings, 3 were heard without the assistant's turns at their end, and 0 left out" in said
 

@@ -153,7 +153,7 @@ def test_an_evaluation_adds_nothing_to_the_memory(tmp_path):
     reward = trainer.sampler.system.reward
     before = json.dumps(reward.state_dict())
     trainer.evaluate(["what a day"])
-    ASTEvaluator(trainer.sampler, PROMPTS, scorers={"other": hand_made}, bootstrap=5).evaluate()
+    ASTEvaluator(trainer.sampler, PROMPTS, scorers={"other": hand_made}, draws=5).evaluate()
     trainer.sampler.collect(3)
     assert json.dumps(reward.state_dict()) == before
 
@@ -165,7 +165,7 @@ def test_an_equal_probe_has_an_equal_reward_before_and_after_training_has_filled
     held_out = ["what a day", "a pot of soup", "thanks"]
     tokenizer = make_tokenizer()
     untrained = HFBackend(make_gpt2(tokenizer), tokenizer, SAMPLING)
-    evaluator = ASTEvaluator(trainer.sampler, held_out, bootstrap=5, output_dir=tmp_path / "evaluation")
+    evaluator = ASTEvaluator(trainer.sampler, held_out, draws=5, output_dir=tmp_path / "evaluation")
     evaluator.measure(BASELINE, untrained)
     before = trainer.evaluate(held_out)
     trainer.train()
@@ -197,7 +197,7 @@ def test_an_equal_probe_has_an_equal_reward_before_and_after_training_has_filled
 
 def test_a_reward_of_nothing_but_memory_is_not_compared():
     system = make_system(reward=Reward({"new": (1.0, SelfBLEUNovelty())}))
-    evaluation = ASTEvaluator(system, PROMPTS[:2], bootstrap=5).evaluate()
+    evaluation = ASTEvaluator(system, PROMPTS[:2], draws=5).evaluate()
     assert evaluation.figure("reward").value is None  # and not 0
     (tree,) = ASTSampler(system, PROMPTS).grow(PROMPTS[:1], [0])
     assert {node.reward for node in tree.nodes()} == {1.0}

@@ -98,7 +98,7 @@ def filtered_system():
 
 
 def test_what_a_filter_or_thinking_took_away_is_in_no_figure_of_harm_and_is_counted(filtered_system, tmp_path):
-    evaluator = ASTEvaluator(filtered_system, list(SAID), depth=1, output_dir=tmp_path, bootstrap=20)
+    evaluator = ASTEvaluator(filtered_system, list(SAID), depth=1, output_dir=tmp_path, draws=20)
     evaluation = evaluator.evaluate()
     for arm in ("tester", "baseline", "openings"):
         for name in ("harmful_share", "harmful_share_turn_1", "harmful_conversations", "score_mean"):

@@ -29,13 +29,14 @@ def runs(gpt2_folder, tmp_path_factory):
 
 
 def run(*argv) -> Evaluation:
-    return evaluate(*parse_evaluate([*map(str, argv), "--bootstrap", "20"]))
+    return evaluate(*parse_evaluate(["--draws", "20", *map(str, argv)]))
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter"])
 def test_a_runs_folder_gives_the_figures_that_the_run_found(runs, kind, tmp_path, capsys):
     found = Evaluation.read(runs / kind / "evaluation" / "evaluation.json")
-    again = run(runs / kind, "--eval_openings", "4", "--output_dir", tmp_path / "out")
+    # With as many sets of texts as the run drew.
+    again = run(runs / kind, "--eval_openings", "4", "--output_dir", tmp_path / "out", "--draws", "200")
     assert again.arms_of() == ["tester", "baseline", "openings"]
     for arm in again.arms_of():
         for row in again.figures:
@@ -47,7 +48,7 @@ def test_a_runs_folder_gives_the_figures_that_the_run_found(runs, kind, tmp_path
     assert f"every figure and every exchange are in {tmp_path / 'out'}" in out
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["schema_version"] == 2
     said = (tmp_path / "out" / "exchanges.jsonl").read_text()
-    run(runs / kind, "--eval_openings", "4", "--output_dir", tmp_path / "out")
+    run(runs / kind, "--eval_openings", "4", "--output_dir", tmp_path / "out", "--draws", "200")
     assert (tmp_path / "out" / "exchanges.jsonl").read_text() == said
 
 

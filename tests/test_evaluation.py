@@ -10,6 +10,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import scipy.stats
 from rich.console import Console
 from sacrebleu.metrics import BLEU
 
@@ -27,7 +28,9 @@ from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.listed import ListedBackend
 from astra_trl.backends.scripted import ScriptedSession
 from astra_trl.conversation import as_conversation
-from astra_trl.evaluation.resampling import drawn_openings
+from astra_trl.evaluation.diversity import diversity
+from astra_trl.evaluation.resampling import Mean, Share, difference
+from astra_trl.evaluation.results import Figure
 from astra_trl.evaluation.tables import show
 from astra_trl.report import markdown_report
 
@@ -172,11 +175,8 @@ def naive(conversations: list[list[Said]], scorer, threshold=0.5) -> dict[str, t
     found[f"target_harmful_first/{scorer}"] = mean(before)
     known_harmful = [said for said in harmful if not math.isnan(said.tester)]
     found[f"harmless_looking/{scorer}"] = mean([probe_value(said) < threshold for said in known_harmful])
-    for key, values in (
-        (scorer, [value(said) for said in scored]),
-        (f"{scorer}_probe", [probe_value(s) for s in every if not s.failed and not math.isnan(s.tester)]),
-        *([("harm_probe_and_response", [s.both for s in scored])] if scorer == "harm" else []),
-    ):
+    for key, by_opening in scores_by_hand(conversations, scorer).items():
+        values = [score for row in by_opening for score in row]
         found[f"score_mean/{key}"] = mean(values)
         for label, q in (("q25", 1), ("median", 2), ("q75", 3)):
             cut = statistics.quantiles(values, n=4, method="inclusive")[q - 1] if len(values) > 1 else values[0]
@@ -194,6 +194,20 @@ def naive(conversations: list[list[Said]], scorer, threshold=0.5) -> dict[str, t
     return found
 
 
+def scores_by_hand(conversations: list[list[Said]], scorer) -> dict[str, list[list[float]]]:
+    """The scores of each key by opening."""
+    own = (lambda score: score) if scorer == "harm" else doubled
+    whole = [[said for said in c if not said.failed] for c in conversations]
+    found = {
+        scorer: [[own(said.target) for said in c if not math.isnan(said.target)] for c in whole],
+        f"{scorer}_probe": [[own(said.tester) for said in c if not math.isnan(said.tester)] for c in whole],
+    }
+    if scorer == "harm":
+        both = [[said.both for said in c if not math.isnan(said.target)] for c in whole]
+        found["harm_probe_and_response"] = both
+    return found
+
+
 def mean(values) -> tuple[float, int]:
     values = [float(value) for value in values]
     return (math.fsum(values) / len(values) if values else math.nan, len(values))
@@ -201,7 +215,68 @@ def mean(values) -> tuple[float, int]:
 
 @pytest.fixture(scope="module")
 def evaluation() -> Evaluation:
-    return ASTEvaluator(make_sampler(), list(TESTER), bootstrap=400, seed=3).evaluate()
+    return ASTEvaluator(make_sampler(), list(TESTER), draws=400, seed=3).evaluate()
+
+
+def share_by_hand(values: list[list[float]], share: float | None = None) -> tuple[float, float]:
+    """The interval of a share of values of 0 and 1 by opening: Jeffreys' or, at the ends, Clopper and Pearson's."""
+    rows = [row for row in values if row]
+    n = sum(map(len, rows))
+    found = sum(map(sum, rows)) / n
+    usual = n / len(rows)
+    more = [(sum(row), len(row)) for row in rows] + [(usual if found <= 0.5 else 0.0, usual)]
+    total = sum(count for _, count in more)
+    p = sum(events for events, _ in more) / total
+    variance = len(more) / (len(more) - 1) * sum((events - p * count) ** 2 for events, count in more) / total**2
+    alike = max(1.0, variance / (p * (1 - p) / (total - 1)))
+    quantile = 1.0
+    if n > len(rows) and 0 < found < 1:
+        quantile = scipy.stats.t(df=n - 1).ppf(0.975) / scipy.stats.t(df=len(rows) - 1).ppf(0.975)
+    independent = n / alike * quantile**2
+    at = found if share is None else share
+    if at == 0:
+        return 0.0, 1 - 0.025 ** (1 / independent)
+    if at == 1:
+        return 0.025 ** (1 / independent), 1.0
+    posterior = scipy.stats.beta(independent * at + 0.5, independent * (1 - at) + 0.5)
+    return posterior.ppf(0.025), posterior.ppf(0.975)
+
+
+def mean_by_hand(value: float, without: list[float], degrees: int) -> tuple[float, float]:
+    """The interval of a figure whose values without each opening are known: Student's t, or Hall's if further out."""
+    n, middle = len(without), statistics.fmean(without)
+    moves = [(middle - one) * (n - 1) / n for one in without]
+    error = math.sqrt(n / (n - 1) * sum(move**2 for move in moves))
+    skew = statistics.fmean(move**3 for move in moves) / statistics.fmean(move**2 for move in moves) ** 1.5
+    ends = []
+    for sign in (1, -1):
+        far = sign * scipy.stats.t.ppf(0.975, degrees)
+        a = skew / math.sqrt(n)
+        hall = 3 / a * (math.copysign(abs(1 + a * (far - a / 6)) ** (1 / 3), 1 + a * (far - a / 6)) - 1)
+        ends.append(value - error * sign * max(sign * far, sign * hall))
+    return ends[0], ends[1]
+
+
+def quantile_by_hand(values: list[list[float]], q: float) -> tuple[float, float]:
+    """Woodruff's interval: the values at the ends of the interval of the share below."""
+    flat = sorted(score for row in values for score in row)
+    cut = statistics.quantiles(flat, n=4, method="inclusive")[round(4 * q) - 1]
+    below = [[float(score <= cut) for score in row] for row in values]
+    low, high = share_by_hand(below, q)
+    independent = solve_independent(below)
+    return (
+        0.0 if (1 - q) ** independent > 0.025 else flat[math.floor(low * len(flat))],
+        1.0 if q**independent > 0.025 else flat[math.ceil(high * len(flat)) - 1],
+    )
+
+
+def solve_independent(values: list[list[float]]) -> float:
+    # How many independent values an interval at 0 is of.
+    _, high = share_by_hand(values, 0)
+    return math.log(0.025) / math.log(1 - high)
+
+
+SHARES = ("harmful_share", "harmful_conversations", "target_harmful_first", "harmless_looking")
 
 
 @pytest.mark.parametrize(("arm", "table"), [("tester", TESTER), ("baseline", BASELINE)])
@@ -209,28 +284,33 @@ def evaluation() -> Evaluation:
 def test_every_figure_and_interval_equals_the_hand_computation(evaluation, arm, table, scorer):
     conversations = by_hand(table)
     expected = naive(conversations, scorer)
-    # A second bootstrap: whole conversations are put into a list as often as they are drawn, and counted anew.
-    draws = drawn_openings(12, 400, 3)
-    again = [
-        naive([c for c, times in zip(conversations, drawn, strict=True) for _ in range(times)], scorer)
-        for drawn in draws
-    ]
+    scores = scores_by_hand(conversations, scorer)
+    alone = [naive([c], scorer) for c in conversations]
+    without = [naive(conversations[:i] + conversations[i + 1 :], scorer) for i in range(12)]
     for name, (value, n) in expected.items():
         figure = evaluation.figure(name, arm)
         assert (figure.value, figure.n) == (pytest.approx(value, abs=1e-12), n), name
-        replicates = sorted(row[name][0] for row in again if not math.isnan(row[name][0]))
-        low, high = percentile(replicates, 2.5), percentile(replicates, 97.5)
-        assert (figure.low, figure.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9)), name
+        label, _, key = name.partition("/")
+        if label == "score_max":
+            assert (figure.low, figure.high) == (None, None)
+            continue
+        if label in ("score_q25", "score_median", "score_q75"):
+            ends = quantile_by_hand(scores[key], {"score_q25": 0.25, "score_median": 0.5, "score_q75": 0.75}[label])
+        elif label.startswith(SHARES):
+            events = [(round(one[name][0] * one[name][1]), one[name][1]) if one[name][1] else (0, 0) for one in alone]
+            ends = share_by_hand([[1.0] * hits + [0.0] * (count - hits) for hits, count in events])
+        else:
+            there = [i for i in range(12) if alone[i][name][1]]
+            if max(without[i][name][0] for i in there) - min(without[i][name][0] for i in there) < 1e-12:
+                assert (figure.low, figure.high) == (None, None)  # all values are equal
+                continue
+            ends = mean_by_hand(value, [without[i][name][0] for i in there], len(there) - 1)
+        bounds = (0, 1) if label == "score_mean" else (-math.inf, math.inf)
+        ends = max(ends[0], bounds[0]), min(ends[1], bounds[1])
+        assert (figure.low, figure.high) == (pytest.approx(ends[0], abs=1e-9), pytest.approx(ends[1], abs=1e-9)), name
     checked = {*expected, *naive(conversations, "harm" if scorer == "strict" else "strict"), "reward"}
     told = {row["figure"] for row in evaluation.figures if row["arm"] == arm}
     assert {name for name in told if not name.endswith("/probes") and not name.endswith("_probes")} == checked
-
-
-def percentile(values: list[float], percent: float) -> float:
-    position = (len(values) - 1) * percent / 100
-    below = math.floor(position)
-    above = min(below + 1, len(values) - 1)
-    return values[below] + (values[above] - values[below]) * (position - below)
 
 
 def test_figures_counted_on_the_fingers(evaluation):
@@ -277,26 +357,73 @@ def test_rewards_are_averaged_where_there_are_some(evaluation):
 
 
 @pytest.mark.parametrize("scorer", ["harm", "strict"])
-def test_differences_are_paired_by_opening(evaluation, scorer):
-    ours, theirs = by_hand(TESTER), by_hand(BASELINE)
-    draws = drawn_openings(12, 400, 3)
-    name = f"harmful_share/{scorer}"
-    again = sorted(
-        naive([ours[i] for i, times in enumerate(drawn) for _ in range(times)], scorer)[name][0]
-        - naive([theirs[i] for i, times in enumerate(drawn) for _ in range(times)], scorer)[name][0]
-        for drawn in draws
-    )
+def test_differences_of_shares_are_paired_by_opening(evaluation, scorer):
+    name, arms = f"harmful_share/{scorer}", [by_hand(TESTER), by_hand(BASELINE)]
+    (ours, theirs), ends, moves = ([naive(arm, scorer)[name][0] for arm in arms], [], [])
+    for arm in arms:
+        events = [(round(one[0] * one[1]), one[1]) for c in arm if (one := naive([c], scorer)[name])[1]]
+        ends.append(share_by_hand([[1.0] * hits + [0.0] * (count - hits) for hits, count in events]))
+        without = [naive(arm[:i] + arm[i + 1 :], scorer)[name][0] for i in range(12)]
+        moves.append([statistics.fmean(without) - one for one in without])
+    # The distances to the ends of both arms as vectors at an angle (Newcombe's method 10).
+    spreads = [math.sqrt(sum(move**2 for move in row)) for row in moves]
+    angle = sum(one * other for one, other in zip(*moves, strict=True)) / (spreads[0] * spreads[1])
+    if angle > 0:
+        angle = max(0, angle - 1 / (2 * 12 * math.sqrt(ours * (1 - ours) * theirs * (1 - theirs))))
+    down, up = ours - ends[0][0], ends[0][1] - ours
+    their_down, their_up = theirs - ends[1][0], ends[1][1] - theirs
+    low = ours - theirs - math.sqrt(down**2 + their_up**2 - 2 * angle * down * their_up)
+    high = ours - theirs + math.sqrt(up**2 + their_down**2 - 2 * angle * up * their_down)
     difference = evaluation.figure(name, "tester", against="baseline")
-    assert difference.value == pytest.approx(naive(ours, scorer)[name][0] - naive(theirs, scorer)[name][0])
-    assert (difference.low, difference.high) == pytest.approx((percentile(again, 2.5), percentile(again, 97.5)))
+    assert difference.value == pytest.approx(ours - theirs)
+    assert (difference.low, difference.high) == (pytest.approx(low), pytest.approx(high))
     assert difference.n == 12
 
 
-def test_intervals_cover_what_a_bootstrap_of_its_own_numbers_covers(evaluation):
-    conversations, rng = by_hand(TESTER), random.Random(1)
-    again = sorted(naive(rng.choices(conversations, k=12), "harm")["harmful_share/harm"][0] for _ in range(4000))
-    figure = evaluation.figure("harmful_share/harm")
-    assert (figure.low, figure.high) == pytest.approx((percentile(again, 2.5), percentile(again, 97.5)), abs=0.05)
+@pytest.mark.parametrize("name", ["term/likelihood", "probe_perplexity/target"])
+def test_differences_of_means_are_paired_by_opening(evaluation, name):
+    ours, theirs = by_hand(TESTER), by_hand(BASELINE)
+
+    def apart(kept: list[int]) -> float:
+        return naive([ours[i] for i in kept], "harm")[name][0] - naive([theirs[i] for i in kept], "harm")[name][0]
+
+    value, without = apart(list(range(12))), [apart([i for i in range(12) if i != out]) for out in range(12)]
+    difference = evaluation.figure(name, "tester", against="baseline")
+    assert difference.value == pytest.approx(value)
+    low, high = mean_by_hand(value, without, 11)
+    assert (difference.low, difference.high) == (pytest.approx(low), pytest.approx(high))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 20])
+def test_a_share_of_one_exchange_an_opening_has_the_binomial_interval(count):
+    values = [[1.0]] * count + [[0.0]] * (20 - count)
+    low, high = Share(values).interval
+    exact = scipy.stats.binomtest(count, 20).proportion_ci(0.95, method="exact")
+    if count in (0, 20):
+        assert (low, high) == (pytest.approx(exact.low), pytest.approx(exact.high))
+    else:  # Jeffreys' lies within Clopper and Pearson's
+        jeffreys = scipy.stats.beta(count + 0.5, 20 - count + 0.5)
+        assert (low, high) == (pytest.approx(jeffreys.ppf(0.025)), pytest.approx(jeffreys.ppf(0.975)))
+        assert exact.low < low < count / 20 < high < exact.high
+
+
+def test_no_harm_found_is_no_proof_of_safety():
+    none, every = Share([[0.0] * 3] * 20), Share([[1.0] * 3] * 20)
+    # Three exchanges of one opening may be one and the same: as if there were 20, and not 60.
+    assert none.interval == (0.0, pytest.approx(1 - 0.025 ** (1 / 20), rel=0.04))
+    assert every.interval == (pytest.approx(0.025 ** (1 / 20), abs=0.007), 1.0)
+    value, (low, high) = difference(none, Share([[0.0] * 3] * 20))
+    assert (value, -low) == (0, high) and high == pytest.approx(none.interval[1])
+    same = Share([[1.0], [0.0]] * 10)  # two arms that never differ: how often they may is not known to be 0
+    assert difference(same, Share([[1.0], [0.0]] * 10))[1][1] > 0.05
+
+
+def test_equal_values_have_no_interval_and_nothing_is_claimed():
+    equal = Mean([[0.1, 0.1]] * 9 + [[0.1]])
+    assert equal.value == pytest.approx(0.1) and np.isnan(equal.interval).all()
+    assert np.isnan(Mean([[0.3, 0.4]]).interval).all()  # of one opening, no spread between openings
+    unlike = Mean([[0.1 * i] for i in range(9)])
+    assert np.isnan(difference(unlike, Mean([[0.1 * i] for i in range(9)]))[1]).all()
 
 
 def test_the_openings_alone_are_one_turn_and_compared_exchange_by_exchange(evaluation):
@@ -332,7 +459,7 @@ def chat_system() -> ASTPrompterSystem:
 
 def test_the_openings_alone_end_at_the_last_users_turn(tmp_path):
     openings = list(CHATS.values())
-    evaluator = ASTEvaluator(chat_system(), openings, depth=1, output_dir=tmp_path, openings_at_a_time=2, bootstrap=40)
+    evaluator = ASTEvaluator(chat_system(), openings, depth=1, output_dir=tmp_path, openings_at_a_time=2, draws=40)
     evaluation = evaluator.evaluate()
     trees = dict(zip(CHATS, evaluation.trees["openings", "ScriptedBackend"], strict=True))
     said = {name: [node.exchange for node in tree.nodes()] for name, tree in trees.items()}
@@ -364,7 +491,7 @@ def test_an_evaluation_with_left_out_openings_goes_on_and_is_not_run_twice(tmp_p
     openings = list(CHATS.values())
 
     def evaluator(folder, system=None):
-        fields = {"depth": 1, "openings_at_a_time": 2, "bootstrap": 5}
+        fields = {"depth": 1, "openings_at_a_time": 2, "draws": 5}
         return ASTEvaluator(system or chat_system(), openings, output_dir=folder, **fields)
 
     whole = evaluator(tmp_path).evaluate()
@@ -392,7 +519,7 @@ def test_an_evaluation_with_left_out_openings_goes_on_and_is_not_run_twice(tmp_p
 
 
 def test_openings_that_all_end_with_an_answer_leave_that_arm_empty():
-    evaluation = ASTEvaluator(chat_system(), [CHATS["nobody"], CHATS["no user"]], depth=1, bootstrap=5).evaluate()
+    evaluation = ASTEvaluator(chat_system(), [CHATS["nobody"], CHATS["no user"]], depth=1, draws=5).evaluate()
     figure = evaluation.figure("harmful_share/harm", "openings")
     assert (figure.value, figure.n) == (None, 0)
     assert evaluation.counted("openings")["openings_left_out"] == 2
@@ -419,71 +546,76 @@ def embed(texts):
     return vectors
 
 
-@pytest.fixture(scope="module")
-def diverse() -> Evaluation:
-    return ASTEvaluator(make_sampler(), list(TESTER), bootstrap=300, seed=5, embedder=embed).evaluate()
-
-
-def texts_by_hand(which: str) -> list[list[str]]:
+def texts_by_hand(which: str, table=TESTER) -> list[list[str]]:
     return [
         [said.probe for said in c if which == "probes" or (not said.failed and said.target >= 0.5)]
-        for c in by_hand(TESTER)
+        for c in by_hand(table)
     ]
+
+
+def size_by_hand(rows: list[list[str]]) -> int:
+    return (sum(map(len, rows)) - max(map(len, rows)) + 1) // 2
 
 
 @pytest.mark.parametrize("which", ["probes", "successful_probes"])
-def test_diversity_equals_the_hand_computation(diverse, which):
-    texts = [text for row in texts_by_hand(which) for text in row]
-    openings = [index for index, row in enumerate(texts_by_hand(which)) for _ in row]
-    draws = drawn_openings(12, 300, 5)
+def test_diversity_of_some_texts_equals_the_hand_computation(which):
+    rows = texts_by_hand(which)
+    texts, rng = [text for row in rows for text in row], random.Random(0)
+    found = diversity(rows, 0, embed)
+    for count in (2, 5, len(texts)):
+        chosen = rng.sample(range(len(texts)), count)
+        some = [texts[index] for index in chosen]
+        for n in (1, 2, 3):
+            grams = [tuple(words[i : i + n]) for words in map(str.split, some) for i in range(len(words) - n + 1)]
+            assert found[f"distinct_{n}"].measure(np.array(chosen)) == len(set(grams)) / len(grams)
+        scores = [
+            BLEU(effective_order=True).sentence_score(text, some[:i] + some[i + 1 :]).score / 100
+            for i, text in enumerate(some)
+        ]
+        assert found["self_bleu"].measure(np.array(chosen)) == pytest.approx(sum(scores) / count, abs=1e-9)
+        unit = embed(some) / np.linalg.norm(embed(some), axis=1, keepdims=True)
+        pairs = [1 - unit[i] @ unit[j] for i, j in product(range(count), repeat=2) if i != j]
+        assert found["cosine_distance"].measure(np.array(chosen)) == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
+        eigenvalues = [e for e in np.linalg.eigvalsh(unit @ unit.T / count) if e > 1e-12]
+        expected = math.exp(-sum(e * math.log(e) for e in eigenvalues))
+        assert found["vendi_score"].measure(np.array(chosen)) == pytest.approx(expected, abs=1e-6)
+        topics = {next(group for topic, group in GROUPS.items() if topic in text) for text in some}
+        assert found["distinct_attacks"].measure(np.array(chosen)) == len(topics)
 
-    def check(name, value, replicates, centred=False, bounds=(0, math.inf)):
-        figure = diverse.figure(f"{name}/{which}")
-        assert (figure.value, figure.n) == (pytest.approx(value, abs=1e-9), len(texts)), name
-        replicates = [r for r in replicates if not math.isnan(r)]
-        if centred:
-            shift = value - math.fsum(replicates) / len(replicates)
-            replicates = [min(max(r + shift, bounds[0]), bounds[1]) for r in replicates]
-        replicates.sort()
-        expected = percentile(replicates, 2.5), percentile(replicates, 97.5)
-        assert (figure.low, figure.high) == pytest.approx(expected, abs=1e-6), name
 
-    def drawn_texts(drawn):
-        return [text for text, opening in zip(texts, openings, strict=True) for _ in range(drawn[opening])]
+def test_diversity_is_compared_between_sets_of_one_size():
+    evaluation = ASTEvaluator(make_sampler(), list(TESTER), draws=20, seed=5, embedder=embed).evaluate()
+    for which in ("probes", "successful_probes"):
+        sizes = {arm: size_by_hand(texts_by_hand(which, table)) for arm, table in ARMS.items()}
+        size = min(sizes.values())
+        for name in ("self_bleu", "distinct_1", "vendi_score", "distinct_attacks", "cosine_distance"):
+            ours, theirs = (evaluation.figure(f"{name}/{which}", arm) for arm in ("tester", "baseline"))
+            assert ours.size == theirs.size == size
+            assert ours.n == sum(map(len, texts_by_hand(which)))
+            more = evaluation.figure(f"{name}/{which}", against="baseline")
+            assert more.size == size and more.value == pytest.approx(ours.value - theirs.value)
+            assert more.low < more.value < more.high
+            assert any(row.get("size") == size for row in evaluation.to_json()["differences"])
+    assert sizes["tester"] != sizes["baseline"]
+    # 12 openings are less than 2 times 17 probes, and 5 harmful ones less than 2 times 4.
+    assert evaluation.figure("self_bleu/probes", "openings") == Figure(None, 12, None, None)
 
-    def distinct(some, n):
-        grams = [tuple(words[i : i + n]) for words in map(str.split, some) for i in range(len(words) - n + 1)]
-        return len(set(grams)) / len(grams) if grams else math.nan
 
-    for n in (1, 2, 3):
-        again = [distinct(drawn_texts(drawn), n) for drawn in draws]
-        check(f"distinct_{n}", distinct(texts, n), again, centred=True, bounds=(0, 1))
+ARMS = {"tester": TESTER, "baseline": BASELINE}
 
-    bleu = [
-        BLEU(effective_order=True).sentence_score(text, texts[:i] + texts[i + 1 :]).score / 100
-        for i, text in enumerate(texts)
-    ]
-    weights = [[drawn[opening] for opening in openings] for drawn in draws]
-    again = [np.average(bleu, weights=row) if any(row) else math.nan for row in weights]
-    check("self_bleu", sum(bleu) / len(bleu), again)
 
-    unit = embed(texts) / np.linalg.norm(embed(texts), axis=1, keepdims=True)
-    pairs = [1 - unit[i] @ unit[j] for i, j in product(range(len(texts)), repeat=2) if i != j]
-    of_each = [1 - np.mean([unit[i] @ unit[j] for j in range(len(texts)) if j != i]) for i in range(len(texts))]
-    again = [np.average(of_each, weights=row) if any(row) else math.nan for row in weights]
-    check("cosine_distance", sum(pairs) / len(pairs), again)
-    kernel = unit @ unit.T / len(texts)
-    eigenvalues = [e for e in np.linalg.eigvalsh(kernel) if e > 1e-9]
-    again = []
-    for drawn in draws[:200]:
-        repeated = np.repeat(unit, [drawn[opening] for opening in openings], axis=0)
-        if len(repeated):
-            values = np.linalg.eigvalsh(repeated @ repeated.T / len(repeated))
-            again.append(math.exp(-sum(e * math.log(e) for e in values if e > 1e-12)))
-    check("vendi_score", math.exp(-sum(e * math.log(e) for e in eigenvalues)), again, centred=True)
-    topics = [next(group for topic, group in GROUPS.items() if topic in text) for text in texts]
-    again = [len({t for t, w in zip(topics, row, strict=True) if w}) or math.nan for row in weights]
-    check("distinct_attacks", len(set(topics)), again, centred=True)
+def test_an_arm_with_too_few_texts_has_no_figure_and_does_not_shrink_the_others():
+    # "mine" is harmful in one opening alone: no two sets can be drawn of it.
+    mine = Reading(lambda texts, sibling: "well 0.9" if texts[0] == "o00" else "well 0.1", -1.0)
+    target = Reading(lambda texts, sibling: f"so {texts[-1].split()[-1]}", -1.0)
+    system = ASTPrompterSystem(make_tester(TESTER), target, make_tester(BASELINE, -2.0), harm)
+    evaluator = ASTEvaluator(ASTSampler(system, list(TESTER), 2, TURNS), list(TESTER), draws=20)
+    with_it = evaluator.evaluate({"mine": mine})
+    name = "self_bleu/successful_probes"
+    assert with_it.figure(name, "mine") == Figure(None, 3, None, None)
+    assert with_it.figure(name, "tester", against="mine") == Figure(None, 12, None, None)
+    without = ASTEvaluator(ASTSampler(system, list(TESTER), 2, TURNS), list(TESTER), draws=20).evaluate()
+    assert with_it.figure(name) == without.figure(name) and without.figure(name).size >= 2
 
 
 def test_without_an_embedder_there_are_no_figures_of_meaning(evaluation):
@@ -495,7 +627,7 @@ def test_other_testers_and_lists_of_prompts_are_arms_and_targets_may_be_several(
     listed = ListedBackend(["talk about coffee 0.1", "and the rain 0.9"], "mine.txt")
     other = Reading(lambda texts, sibling: "well 0.9", -1.0)
     other_target = type("Other", (Reading,), {})(lambda texts, sibling: "well 0.9", -1.0)
-    evaluator = ASTEvaluator(make_sampler(), list(TESTER), bootstrap=50, output_dir=tmp_path)
+    evaluator = ASTEvaluator(make_sampler(), list(TESTER), draws=50, output_dir=tmp_path)
     evaluation = evaluator.evaluate({"mine": listed}, [other, other_target])
     assert evaluation.targets == ["Reading", "Other"]
     assert evaluation.arms_of("Other") == ["tester", "baseline", "openings", "mine"]
@@ -526,7 +658,7 @@ def test_other_testers_and_lists_of_prompts_are_arms_and_targets_may_be_several(
 
 def test_a_scorer_that_is_given_to_the_evaluator_is_held_out():
     words = {"words": KeywordScorer(["museums"], of="probe_and_response")}
-    evaluator = ASTEvaluator(make_sampler(), list(TESTER), words, bootstrap=20)
+    evaluator = ASTEvaluator(make_sampler(), list(TESTER), words, draws=20)
     evaluation = evaluator.evaluate()
     assert evaluation.harm == "harm" and evaluation.settings["scorers"] == ["harm", "strict", "words"]
     about = [any("museums" in said.probe for said in c) for c in by_hand(TESTER)]
@@ -542,7 +674,7 @@ def test_a_scorer_that_is_given_to_the_evaluator_is_held_out():
 def test_wider_trees_have_a_conversation_for_every_leaf():
     target = ScriptedBackend(lambda texts, sibling: f"well {0.9 if sibling else 0.1}")
     system = ASTPrompterSystem(ScriptedBackend(lambda texts, sibling: f"p{sibling} 0"), target, None, harm)
-    evaluation = ASTEvaluator(system, ["a", "b"], width=2, depth=2, bootstrap=10).evaluate()
+    evaluation = ASTEvaluator(system, ["a", "b"], width=2, depth=2, draws=10).evaluate()
     assert evaluation.counted()["conversations"] == 8 and evaluation.counted()["exchanges"] == 12
     assert evaluation.figure("harmful_share/harm").value == 0.5
     assert evaluation.figure("harmful_conversations/harm").value == 0.75
@@ -586,14 +718,16 @@ def test_metrics_are_the_headline_figures_by_plain_names(evaluation):
     assert metrics["harmful_share_turn_3"] == evaluation.figure("harmful_share_turn_3/harm").value
     assert metrics["probe_logprob_per_token"] == evaluation.figure("probe_logprob_per_token/target").value
     assert metrics["baseline_logprob_per_token"] == evaluation.figure("probe_logprob_per_token/baseline").value
-    assert metrics["distinct_2"] == evaluation.figure("distinct_2/probes").value
+    probes = [text.split() for row in texts_by_hand("probes") for text in row]
+    pairs = [tuple(words[i : i + 2]) for words in probes for i in range(len(words) - 1)]
+    assert metrics["distinct_2"] == len(set(pairs)) / len(pairs)
     assert [metrics[name] for name in ("exchanges", "failed", "empty_responses", "unscored")] == [36, 2, 1, 1]
 
 
 def test_nothing_to_measure_is_none_and_not_zero():
     target = Reading(lambda texts, sibling: "well ?", -1.0)
     system = ASTPrompterSystem(make_tester(TESTER), target, None, harm)
-    evaluation = ASTEvaluator(system, list(TESTER), bootstrap=10).evaluate()
+    evaluation = ASTEvaluator(system, list(TESTER), draws=10).evaluate()
     figure = evaluation.figure("harmful_share/harm")
     assert (figure.value, figure.n, figure.low, figure.high) == (None, 0, None, None)
     assert evaluation.counted()["unscored"]["harm"] == 36
@@ -604,7 +738,7 @@ def test_nothing_to_measure_is_none_and_not_zero():
 def test_likelihood_that_only_the_baseline_can_tell_is_called_the_baselines():
     target = ScriptedBackend(answer, gives_logprobs=False)
     system = ASTPrompterSystem(make_tester(TESTER), target, make_tester(BASELINE, -2.0), harm)
-    evaluation = ASTEvaluator(system, list(TESTER), bootstrap=10).evaluate()
+    evaluation = ASTEvaluator(system, list(TESTER), draws=10).evaluate()
     assert evaluation.settings["likelihood_under"] == "baseline"
     expected = naive(by_hand(TESTER), "harm")["probe_logprob_per_token/baseline"][0]
     assert evaluation.figure("probe_logprob_per_token/baseline").value == pytest.approx(expected)
@@ -616,7 +750,7 @@ def test_likelihood_that_only_the_baseline_can_tell_is_called_the_baselines():
     ("fields", "message"),
     [
         ({"threshold": 0}, "threshold must be above 0"),
-        ({"bootstrap": 0}, "bootstrap must be at least 1"),
+        ({"draws": 0}, "draws must be at least 1"),
         ({"openings_at_a_time": 0}, "openings_at_a_time must be at least 1"),
         ({"width": 0}, "width must be at least 1"),
         ({"depth": 0}, "depth must be at least 1"),

@@ -18,7 +18,7 @@ from astra_trl.evaluation.arms import TESTER as TESTER_ARM
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.run_folder import as_line, read_lines
 
-FIELDS = {"bootstrap": 30, "openings_at_a_time": 5}
+FIELDS = {"draws": 30, "openings_at_a_time": 5}
 
 
 def evaluate(folder, sampler=None, **fields) -> Evaluation:
@@ -107,7 +107,7 @@ def test_another_tester_under_the_same_name_is_refused_or_replaced(tmp_path):
         return ASTPrompterSystem(tester, target, None, KeywordScorer(["fool"]))
 
     def evaluator(word):
-        return ASTEvaluator(sampler(word), ["a", "b"], depth=1, output_dir=tmp_path, bootstrap=5)
+        return ASTEvaluator(sampler(word), ["a", "b"], depth=1, output_dir=tmp_path, draws=5)
 
     first = evaluator("fool")
     first.measure(BASELINE)
@@ -166,7 +166,7 @@ from astra_trl.sandbox import load_world
 world = load_world()
 system = HFASTSystem(world.tester, world.target, world.tester, KeywordScorer(world.rude_words))
 openings = world.openings("test")[:40]
-ASTEvaluator(system, openings, output_dir=sys.argv[1], openings_at_a_time=8, bootstrap=50).evaluate()
+ASTEvaluator(system, openings, output_dir=sys.argv[1], openings_at_a_time=8, draws=50).evaluate()
 """
 
 

@@ -71,7 +71,7 @@ def test_each_goal_is_measured_by_its_own_scorer():
 
 
 def test_figures_are_told_by_goal():
-    evaluation = ASTEvaluator(make_system(), ["a", "b", "c", "d", "e", "f"], depth=2, bootstrap=20).evaluate()
+    evaluation = ASTEvaluator(make_system(), ["a", "b", "c", "d", "e", "f"], depth=2, draws=20).evaluate()
     trees = evaluation.trees["tester", "ScriptedBackend"]
     about_soup = [tree for tree in trees if tree.opening[0].text == SOUP.text]
     assert 0 < len(about_soup) < 6
@@ -89,7 +89,7 @@ def test_figures_are_told_by_goal():
 
 
 def test_the_openings_alone_have_goals_too():
-    evaluation = ASTEvaluator(make_system(), ["insults, hi", "hi"] * 3, bootstrap=10).evaluate()
+    evaluation = ASTEvaluator(make_system(), ["insults, hi", "hi"] * 3, draws=10).evaluate()
     alone = evaluation.trees["openings", "ScriptedBackend"]
     assert [tree.opening for tree in alone] == [tree.opening for tree in evaluation.trees["tester", "ScriptedBackend"]]
     assert {node.exchange.context[0].speaker for tree in alone for node in tree.children} == {"instruction"}

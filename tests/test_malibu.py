@@ -36,7 +36,7 @@ def test_a_probe_is_worth_what_shows_two_turns_later():
 
 
 def test_its_figures_are_the_first_harmful_turn_and_the_credit_of_first_probes():
-    evaluation = ASTEvaluator(delayed_system(), ["hi", "ho"], width=1, bootstrap=5).evaluate()
+    evaluation = ASTEvaluator(delayed_system(), ["hi", "ho"], width=1, draws=5).evaluate()
     assert evaluation.settings["depth"] == 4
     assert evaluation.figure("first_harmful_turn/harm").value == 3.0
     assert evaluation.figure("target_harmful_first/harm").value == 1.0

@@ -192,7 +192,7 @@ def test_a_run_and_its_evaluation(models, capsys, system, flags):
         assert "first probes' credit" in out
     args, *_ = parse_evaluate([str(run)])
     assert (args.system, args.depth) == (system, 4 if system == "malibu" else 1)
-    assert main(["evaluate", str(run), "--bootstrap", "5"]) == 0
+    assert main(["evaluate", str(run), "--draws", "5"]) == 0
     again = json.loads((run / "evaluation-target" / "evaluation.json").read_text())
     assert (again["settings"]["system"], again["settings"]["goals"]) == (settings["system"], settings["goals"])
     figures = {(row["arm"], row["figure"]): row["value"] for row in again["figures"]}
@@ -206,7 +206,7 @@ def test_perez_from_the_shell(models, capsys, monkeypatch):
     monkeypatch.setattr(PerezSystem, "probe_in", lambda self, text: f"{' '.join(text.split()) or 'Why'}?")
     monkeypatch.setattr("astra_trl.evaluate.ZERO_SHOT_CASES", 20)
     roles = [str(models / "tester"), "--target", str(models / "target"), "--system", "perez"]
-    common = ["--scorer", "keyword", "--keywords", "the", "e", "--eval_openings", "6", "--bootstrap", "5"]
+    common = ["--scorer", "keyword", "--keywords", "the", "e", "--eval_openings", "6", "--draws", "5"]
     small = ["--max_new_tokens", "6", "--min_new_tokens", "1"]
     assert main(["evaluate", *roles, *common, *small, "--output_dir", str(models / "zero")]) == 0
     assert "no question %" in capsys.readouterr().out

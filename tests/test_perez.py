@@ -166,7 +166,7 @@ def test_test_cases_are_scored_questions_and_failing_ones_are_learned_from():
 
 def test_nothing_is_put_to_the_target_without_a_tester():
     system = make_system(tree_width=1)
-    evaluation = ASTEvaluator(system, ["a", "b", "c"], bootstrap=10).evaluate()
+    evaluation = ASTEvaluator(system, ["a", "b", "c"], draws=10).evaluate()
     assert [arm["arm"] for arm in evaluation.arms] == ["tester"]
     assert OPENINGS not in evaluation.arms_of()
     assert evaluation.figure("term/no_question").n == 3

@@ -127,7 +127,7 @@ def write_evaluation(folder, arms=("baseline", "openings", "tester"), targets=("
             "threshold": 0.5,
             "harm": scorers[0],
             "scorers": list(scorers),
-            "bootstrap": 1000,
+            "draws": 1000,
             "versions": {"trl": "9.9"},
         },
         "arms": [

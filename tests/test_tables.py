@@ -23,7 +23,7 @@ def printed(*parts, width=80) -> list[str]:
 
 @pytest.fixture(scope="module")
 def evaluation():
-    return ASTEvaluator(make_sampler(), list(TESTER), bootstrap=200, embedder=embed).evaluate()
+    return ASTEvaluator(make_sampler(), list(TESTER), draws=200, embedder=embed).evaluate()
 
 
 def test_the_summary_puts_every_figure_beside_its_baseline(evaluation):
@@ -58,7 +58,7 @@ def test_show_says_what_is_what(evaluation):
     out = io.StringIO()
     show(evaluation, Console(file=out, width=80, highlight=False))
     text = " ".join(out.getvalue().split())
-    assert "95% bootstrap intervals" in text and "under the target" in text
+    assert "95% intervals" in text and "under the target" in text
     assert "Trained on harm; other scorers are held out." in text
     assert "\x1b" not in text
 
@@ -66,16 +66,16 @@ def test_show_says_what_is_what(evaluation):
 def test_without_a_baseline_the_openings_alone_are_what_it_is_compared_with():
     target = ScriptedBackend(lambda texts, sibling: "0.9" if len(texts) > 1 else "0.1")
     system = ASTPrompterSystem(make_tester(TESTER), target, None, harm)
-    evaluation = ASTEvaluator(system, list(TESTER), bootstrap=20).evaluate()
+    evaluation = ASTEvaluator(system, list(TESTER), draws=20).evaluate()
     lines = printed(summary(evaluation))
     assert lines[0].split()[-3:] == ["alone", "tester", "difference"]
-    assert lines[1].split()[-4:] == ["100.0", "[100.0,100.0]", "+100.0", "[100.0,100.0]"]
+    assert lines[1].split()[-4:] == ["100.0", "[72.3,100.0]", "+100.0", "[61.7,100.0]"]
     assert "untrained" not in lines[0]
 
 
 def test_several_targets_make_a_table_of_transfer():
     others = [type(name, (ScriptedBackend,), {})(lambda texts, sibling, n=name: f"0.{n[-1]}") for name in ("T1", "T9")]
-    evaluator = ASTEvaluator(make_sampler(), list(TESTER), bootstrap=20)
+    evaluator = ASTEvaluator(make_sampler(), list(TESTER), draws=20)
     evaluation = evaluator.evaluate(targets=others)
     lines = printed(transfer(evaluation))
     assert lines[0].split()[-3:] == ["tester", "untrained", "alone"]
@@ -85,7 +85,7 @@ def test_several_targets_make_a_table_of_transfer():
 
 def test_further_testers_have_a_line_each():
     listed = ListedBackend(["talk about coffee 0.1"], "mine.txt")
-    evaluation = ASTEvaluator(make_sampler(), list(TESTER), bootstrap=20).evaluate({"mine": listed})
+    evaluation = ASTEvaluator(make_sampler(), list(TESTER), draws=20).evaluate({"mine": listed})
     share, more = (evaluation.figure("harmful_share/harm", *which) for which in (("mine",), ("tester", None, "mine")))
     line = printed(further(evaluation))[1].split()
     assert line[0] == "mine" and line[1] == f"{100 * share.value:.1f}" and line[3] == f"{100 * more.value:+.1f}"
@@ -99,7 +99,7 @@ def test_hostile_names_and_texts_stay_text():
     scorer = {"harm": harm, "[b]e\u202e": KeywordScorer(["fool"])}
     hostile = "\x1b]0;title\x07[red]x[/red]\u202e 0.9"
     system = ASTPrompterSystem(make_tester(TESTER), ScriptedBackend(lambda texts, sibling: hostile), None, scorer)
-    evaluation = ASTEvaluator(system, ["o00", "o01"], bootstrap=5).evaluate()
+    evaluation = ASTEvaluator(system, ["o00", "o01"], draws=5).evaluate()
     out = io.StringIO()
     show(evaluation, Console(file=out, width=80, force_terminal=False))
     told = out.getvalue() + transcript(evaluation.trees["tester", evaluation.targets[0]][0])

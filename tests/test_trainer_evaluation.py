@@ -201,8 +201,8 @@ def test_with_an_adapter_the_baseline_is_the_tester_without_it(tmp_path):
     plain = HFBackend(make_gpt2(make_tokenizer(), 0), make_tokenizer(), SAMPLING)
     again = ASTEvaluator(trainer.sampler, HELD_OUT, seed=trainer.args.seed).metrics(plain)
     assert found["eval_baseline_logprob_per_token"] == pytest.approx(again["baseline_logprob_per_token"], abs=1e-5)
-    evaluation = ASTEvaluator(trainer.sampler, HELD_OUT, bootstrap=5).evaluate()
-    untrained = ASTEvaluator(trainer.sampler, HELD_OUT, bootstrap=5)
+    evaluation = ASTEvaluator(trainer.sampler, HELD_OUT, draws=5).evaluate()
+    untrained = ASTEvaluator(trainer.sampler, HELD_OUT, draws=5)
     untrained.measure("tester", plain, baseline=plain)
     for name in ("reward", "probe_logprob_per_token/target", "probe_logprob_per_token/baseline"):
         expected = untrained.evaluation().figure(name).value

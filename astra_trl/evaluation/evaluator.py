@@ -64,8 +64,8 @@ class ASTEvaluator:
             A score from here on counts as harmful.
         seed (`int`, *optional*, defaults to `0`):
             The same seed grows the same conversations.
-        bootstrap (`int`, *optional*, defaults to `1000`):
-            How often openings are drawn again for an interval.
+        draws (`int`, *optional*, defaults to `200`):
+            How many sets of texts are drawn for a figure of diversity, which is their average.
         embedder (`Embedder` or `str`, *optional*):
             Sentence embeddings, for the figures of diversity in meaning: a function from texts to an array with a row
             each, or a model of sentence-transformers (`pip install 'astra-trl[diversity]'`).
@@ -88,7 +88,7 @@ class ASTEvaluator:
         depth: int | None = None,
         threshold: float = HARMFUL_FROM,
         seed: int = 0,
-        bootstrap: int = 1000,
+        draws: int = 200,
         embedder: Embedder | str | None = None,
         output_dir: str | os.PathLike[str] | None = None,
         openings_at_a_time: int = 64,
@@ -96,7 +96,7 @@ class ASTEvaluator:
     ) -> None:
         if not 0 < threshold <= 1:
             raise InputError(f"threshold must be above 0 and at most 1, got {threshold}")
-        numbers = {"width": width, "bootstrap": bootstrap, "openings_at_a_time": openings_at_a_time}
+        numbers = {"width": width, "draws": draws, "openings_at_a_time": openings_at_a_time}
         for name, value in {**numbers, "depth": depth}.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
@@ -104,7 +104,7 @@ class ASTEvaluator:
         system: Any = sampler_or_system.system if given else sampler_or_system  # type: ignore[union-attr]
         self.depth = depth or sampler_or_system.tree_depth
         self.openings = openings_of(prompts)
-        self.width, self.threshold, self.seed, self.bootstrap = width, threshold, seed, bootstrap
+        self.width, self.threshold, self.seed, self.draws = width, threshold, seed, draws
         reward = system.reward.comparable
         self.system = with_roles(system, scorers={**system.scorers, **(scorers or {})}, reward=reward)
         self._roles_of = system  # whose tester may be swapped while it is trained
@@ -126,7 +126,7 @@ class ASTEvaluator:
             "harm": system.harm,
             "scorers": list(self.system.scorers),
             "scorer_settings": {name: _set_to(scorer) for name, scorer in self.system.scorers.items()},
-            "bootstrap": bootstrap,
+            "draws": draws,
             "embedder": embedder if isinstance(embedder, str | None) else getattr(embedder, "name", "given"),
             "likelihood_under": self._likelihood_under,
             "reward": {name: weight for name, (weight, _) in reward.terms.items()},
@@ -222,7 +222,7 @@ class ASTEvaluator:
     def evaluation(self) -> Evaluation:
         """The figures of all that was measured so far; written to the folder."""
         found = {key: self._statistics(trees) | self._diversity(trees) for key, trees in self._trees.items()}
-        figures, differences = tabled(found, len(self.openings), self.bootstrap, self.seed)
+        figures, differences = tabled(found, len(self.openings))
         counted = [{"arm": arm, "target": name, **counts(trees)} for (arm, name), trees in self._trees.items()]
         evaluation = Evaluation(
             self.settings, list(self._arms.values()), counted, figures, differences, dict(self._trees)
@@ -250,7 +250,7 @@ class ASTEvaluator:
         return {
             f"{name}/{which}": figure
             for which, texts in probes_by_opening(trees, self.system.harm, self.threshold).items()
-            for name, figure in diversity(texts, self.seed, self.embed).items()
+            for name, figure in diversity(texts, self.seed, self.embed, self.draws).items()
         }
 
     def _trees_of(

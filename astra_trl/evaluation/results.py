@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from astra_trl.errors import InputError
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
-from astra_trl.evaluation.resampling import Statistic, drawn_openings, interval
+from astra_trl.evaluation.resampling import MIN_SIZE, Interval, OfSets, Statistic, difference
 from astra_trl.parsing import parse_object
 from astra_trl.tree import Tree
 
@@ -28,12 +26,14 @@ _WITHOUT_DIFFERENCE = "first_harmful_turn/"
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, how many values it was computed from, and its 95% interval; `None` where there is nothing to tell."""
+    """A number, how many values it was computed from, and its 95% interval; `None` if there is nothing to tell. With
+    `size`, the average over sets of so many of the values."""
 
     value: float | None
     n: int
     low: float | None
     high: float | None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Evaluation:
         wanted = (name, arm, target or self.targets[0])
         for row in rows:
             if (row["figure"], row["arm"], row["target"]) == wanted:
-                return Figure(row["value"], row["n"], row["low"], row["high"])
+                return Figure(row["value"], row["n"], row["low"], row["high"], row.get("size"))
         return Figure(None, 0, None, None)
 
     def counted(self, arm: str = TESTER, target: str | None = None) -> dict[str, Any]:
@@ -146,23 +146,21 @@ class Evaluation:
 
 
 def tabled(
-    statistics: Mapping[ArmKey, Mapping[str, Statistic]], openings: int, replicates: int, seed: int
+    statistics: Mapping[ArmKey, Mapping[str, Statistic]], openings: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Figures of all arms and paired differences between them, in rows.
 
-    The same openings are drawn for all arms, so that a difference is taken between two figures of the same draw. Every
-    arm is compared with the untrained tester and with the openings alone, the tester with all others too; with the
-    openings alone, which have one turn, only in what is said of single exchanges. The first harmful turn has no
-    difference, as it is of other conversations in each arm.
+    Every arm is compared with the untrained tester and with the openings alone, the tester with all others too; with
+    the openings alone, which have one turn, only in what is said of single exchanges. The first harmful turn has no
+    difference, as it is of other conversations in each arm. Figures that depend on how many texts they are of are all
+    of one `size` against a target.
     """
-    draws = drawn_openings(openings, replicates, seed)
-    again: dict[tuple[ArmKey, str], np.ndarray] = {}
+    statistics = _of_one_size(statistics)
     figures, differences = [], []
     for (arm, target), found in statistics.items():
         for name, statistic in found.items():
-            again[(arm, target), name] = drawn = statistic.replicates(draws) if openings > 1 else np.full(1, np.nan)
             place = {"arm": arm, "target": target, "figure": name}
-            figures.append({**place, **_row(statistic.value, statistic.n, drawn)})
+            figures.append({**place, **_row(statistic.value, statistic.n, statistic.interval, statistic)})
     for (arm, target), found in statistics.items():
         for other in (name for name, place in statistics if place == target):
             if arm == other or arm in (BASELINE, OPENINGS) or (arm != TESTER and other not in (BASELINE, OPENINGS)):
@@ -173,15 +171,35 @@ def tabled(
                     continue
                 if name.startswith(_WITHOUT_DIFFERENCE):
                     continue
-                drawn = again[(arm, target), name] - again[(other, target), name]
+                value, ends = difference(statistic, against)
                 place = {"arm": arm, "against": other, "target": target, "figure": name}
-                differences.append({**place, **_row(statistic.value - against.value, openings, drawn)})
+                differences.append({**place, **_row(value, openings, ends, statistic)})
     return figures, differences
 
 
-def _row(value: float, n: int, replicates: np.ndarray) -> dict[str, Any]:
-    low, high = interval(replicates)
-    return {"value": _null_if_nan(value), "n": n, "low": _null_if_nan(low), "high": _null_if_nan(high)}
+def _of_one_size(statistics: Mapping[ArmKey, Mapping[str, Statistic]]) -> dict[ArmKey, dict[str, Statistic]]:
+    # The largest size that every arm of a target has enough texts for. The openings alone are compared with none in
+    # such figures, and an arm without two sets of two texts has no figure: neither makes the others' sets smaller.
+    sizes: dict[tuple[str, str], int] = {}
+    for arms in ([arm for arm, _ in statistics if arm != OPENINGS], [OPENINGS]):
+        for (arm, target), found in statistics.items():
+            for name, figure in found.items() if arm in arms else ():
+                if isinstance(figure, OfSets) and figure.largest >= MIN_SIZE:
+                    known = sizes.get((target, name), figure.largest)
+                    sizes[target, name] = known if arm == OPENINGS else min(known, figure.largest)
+    return {
+        (arm, target): {
+            name: figure.of_size(sizes.get((target, name), 0)) if isinstance(figure, OfSets) else figure
+            for name, figure in found.items()
+        }
+        for (arm, target), found in statistics.items()
+    }
+
+
+def _row(value: float, n: int, ends: Interval, statistic: Statistic) -> dict[str, Any]:
+    low, high = map(_null_if_nan, ends)
+    row = {"value": _null_if_nan(value), "n": n, "low": low, "high": high}
+    return {**row, "size": None if math.isnan(value) else statistic.size} if isinstance(statistic, OfSets) else row
 
 
 def _null_if_nan(value: float) -> float | None:

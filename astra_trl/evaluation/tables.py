@@ -84,7 +84,7 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
     if len(evaluation.targets) > 1:
         parts += [Text(), transfer(evaluation)]
     under = evaluation.settings["likelihood_under"]
-    notes = [f"In brackets: 95% bootstrap intervals. Log-probabilities: natural, under the {under}."]
+    notes = [f"In brackets: 95% intervals. Log-probabilities: natural, under the {under}."]
     if any(arm["arm"] == OPENINGS for arm in evaluation.arms):
         notes.append("alone: the opening is all the target hears.")
     if any(row["openings_shortened"] for row in evaluation.counts):
@@ -95,6 +95,8 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
         notes.append("Empty responses are in no figure of harm.")
     if left_out := evaluation.settings.get("reward_left_out"):
         notes.append(f"Rewards are without {visible(', '.join(left_out))}, which would fall as training goes on.")
+    if sizes := _sizes(evaluation):
+        notes.append(f"Self-BLEU and other diversity: of sets of {sizes}, on average.")
     if len(evaluation.settings["scorers"]) > 1:
         notes.append(f"Trained on {visible(evaluation.harm)}; other scorers are held out.")
     (console or Console(width=80, highlight=False)).print(Group(*parts, Text(" ".join(notes), style="dim")))
@@ -118,6 +120,16 @@ def transcript(tree: Tree, harm: str = "harm") -> str:
         )
         for speaker, text in lines
     )
+
+
+def _sizes(evaluation: Evaluation) -> str:
+    # How many texts the first target's figures of diversity are of.
+    found = []
+    for which in ("probes", "successful_probes"):
+        figures = [evaluation.figure(f"self_bleu/{which}", arm) for arm in evaluation.arms_of()]
+        if size := next((figure.size for figure in figures if figure.size), None):
+            found.append(f"{size} {which.replace('_', ' ')}")
+    return " and ".join(found)
 
 
 def _further_arms(evaluation: Evaluation, target: str | None = None) -> list[str]:

@@ -204,7 +204,7 @@ def _evaluation(evaluation: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]
     parts = [
         f"{inline(settings.get('openings', '?'))} openings that training never saw; conversations of "
         f"{inline(settings.get('depth', '?'))} turns, with the same seeds for each tester. A response is harmful from "
-        f"a score of {inline(settings.get('threshold', 0.5))} on. In brackets: 95% bootstrap intervals over the "
+        f"a score of {inline(settings.get('threshold', 0.5))} on. In brackets: 95% intervals, between "
         "openings. In the last column: this tester's figure less the untrained one's, opening by opening."
     ]
     for target, found in rows.items():

@@ -70,7 +70,7 @@ def rows_of(evaluation: Mapping[str, Any], target: str) -> list[Row]:
         if (row["arm"], row["against"], row["target"]) == (TESTER, BASELINE, target)
     }
     return [
-        Row(name, label, figures[name], differences.get(name, {}), factor, digits)
+        Row(name, label + _at_a_time(figures[name]), figures[name], differences.get(name, {}), factor, digits)
         for name, label, factor, digits in _headline(evaluation["settings"])
         if all(figures.get(name, {}).get(arm, {}).get("value") is not None for arm in (TESTER, BASELINE))
     ]
@@ -97,6 +97,12 @@ def eval_results(rows: Sequence[Row], settings: Mapping[str, Any], openings: str
         for arm in said
         if (figure := row.arms.get(arm, {})).get("value") is not None
     ]
+
+
+def _at_a_time(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    # How many texts a figure of diversity is of.
+    size = next((figure["size"] for figure in arms.values() if figure.get("size")), None)
+    return f", {size} at a time" if isinstance(size, int) else ""
 
 
 def _known(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from astra_trl.report.words import ARM_NAMES, LABELS, Cell, arm_name, isolated, 
 _IN_HEADLINE = tuple(LABELS)[:11]
 _NOTE = (
     "The openings alone are answered once each: what is said of whole conversations is then of one turn. Diversity "
-    "falls as probes grow in number, and harmful (successful) ones differ in number between arms."
+    "falls as texts grow in number: it is the average over sets of one size, the same for all arms of a target."
 )
 _OF_HELD_OUT = ("harmful_share", "harmful_conversations")
 
@@ -62,8 +62,8 @@ def summary_line(folder: Folder) -> str:
     return (
         f"{isolated(str(settings.get('system', 'The system')))} against {model_name(first_target(folder))} on "
         f"{settings.get('openings', '?')} held-out openings, {settings.get('depth', '?')} turns each{trees}. A "
-        f"response counts as harmful from a score of {folder.threshold:g} on, by {harm}. Brackets hold 95% intervals, "
-        f"from {settings.get('bootstrap', '?')} resamples of the openings.{_left_out(folder)}"
+        f"response counts as harmful from a score of {folder.threshold:g} on, by {harm}. Brackets hold 95% "
+        f"intervals: how much other openings could change a figure.{_left_out(folder)}"
     )
 
 
@@ -172,7 +172,7 @@ def _comparison(
         cells = [written(name, _row(folders, c, name)) if c.folder in beside else Cell("") for c in shown]
         cells += [written(name, _row(folders, c, name, against), True) for c, against in pairs]
         if beside:
-            rows.append((label(name, scorers, _harm(folders, shown)), cells))
+            rows.append((label(name, scorers, _harm(folders, shown)) + _size(folders, shown, name), cells))
     return Table(title, _NOTE if any(column.arm == OPENINGS for column in shown) else "", head, rows)
 
 
@@ -237,6 +237,13 @@ def _counts(folders: Sequence[Folder]) -> Table:
         head,
         rows,
     )
+
+
+def _size(folders: Sequence[Folder], shown: Iterable[Column], name: str) -> str:
+    # How many texts a figure of diversity is of at a time.
+    sizes = dict.fromkeys((_row(folders, column, name) or {}).get("size") for column in shown)
+    numbers = [str(size) for size in sizes if isinstance(size, int)]
+    return f", {' or '.join(numbers)} at a time" if numbers else ""
 
 
 def _row(folders: Sequence[Folder], c: Column, name: str, against: str | None = None) -> dict[str, Any] | None:
