@@ -16,6 +16,7 @@ from accelerate import PartialState
 from trl import ModelConfig, get_peft_config
 
 from astra_trl.backends.hf.cache import can_branch
+from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.backends.named import api_model, refuse_idle_address
 from astra_trl.building import tester_and_target
 from astra_trl.conversation import Opening, as_conversation
@@ -24,7 +25,16 @@ from astra_trl.flags import TRAIN_GROUPS, RunArguments
 from astra_trl.prompts.base import sampled
 from astra_trl.sandbox import World, named_world
 from astra_trl.scorers.named import ScorerArguments
-from astra_trl.sizes import Loading, Role, adapter_parameters, empty_model, size_text, sized, tokenizer_of
+from astra_trl.sizes import (
+    Loading,
+    Role,
+    adapter_config,
+    adapter_parameters,
+    empty_model,
+    size_text,
+    sized,
+    tokenizer_of,
+)
 
 MOST_OPENINGS = 1000  # whose tokens are counted
 
@@ -122,12 +132,14 @@ def _roles(
     target: str,
     loading: Loading,
 ) -> dict[str, Role]:
-    peft, same = model_args.use_peft, Role("the tester's weights with the adapter off")
+    base = adapter_base(tester, "tester", loading.revision)
+    peft, same = model_args.use_peft or base is not None, Role("the tester's weights with the adapter off")
     roles = {"tester": sized(tester, "tester", loading)}
     untrained = roles["tester"].size_bytes
     if peft:
-        trained = adapter_parameters(tester, get_peft_config(model_args), loading)
-        told = f"{roles['tester'].told}; trained: {trained:,} more of an adapter"
+        adapter = get_peft_config(model_args) if base is None else adapter_config(tester, loading)
+        trained = adapter_parameters(tester, adapter, loading)
+        told = f"{roles['tester'].told}; trained: {trained:,} more of an adapter" + (" that is there" if base else "")
         roles["tester"] = Role(told, untrained + 4 * trained)  # peft keeps adapters in float32
     else:
         roles["tester"] = Role(f"{roles['tester'].told}; trained: all", untrained)
@@ -135,10 +147,14 @@ def _roles(
         way = "chat completions" if args.target_api == "chat" else "completions"
         roles["target"] = Role(f"{behind_api} at {args.target_base_url or 'OpenAI'}, by {way}: no weights here")
     else:
-        roles["target"] = same if peft and target == tester else sized(target, "target", loading)
+        roles["target"] = same if peft and target == (base or tester) else sized(target, "target", loading)
     if args.baseline is not None:
         shared = args.baseline == target and roles["target"] is not same
         roles["baseline"] = Role("the target's weights") if shared else sized(args.baseline, "baseline", loading)
+    elif base is not None:
+        roles["baseline"] = Role(
+            f"the tester's weights with a copy of the adapter, {size_text(4 * trained)}", 4 * trained
+        )
     elif peft:
         roles["baseline"] = same
     elif algorithm in ("grpo", "rloo") and not training_args.beta:

@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import find_adapter_config_file
 
+from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.errors import InputError
 from astra_trl.untrusted import told
 
@@ -69,12 +69,18 @@ def empty_model(
     auto_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
     with told(f"the config of the {role}", source, MEND):
-        base = source
-        if find_adapter_config_file(source, revision=revision) is not None:  # an adapter alone has no config
-            base = PeftConfig.from_pretrained(source, revision=revision).base_model_name_or_path
-        config = AutoConfig.from_pretrained(base, **where)
+        base = adapter_base(source, role, revision)  # an adapter alone has no config
+        config = AutoConfig.from_pretrained(base or source, **where)
         with torch.device("meta"):
             return auto_class.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def adapter_config(source: str, loading: Loading) -> PeftConfig:
+    """The config of the adapter of a Hub id or a folder."""
+    with told("the adapter of the tester", source, MEND):
+        config = PeftConfig.from_pretrained(source, revision=loading.revision)
+    config.inference_mode = False  # it is saved as True, and would count as nothing that is trained
+    return config
 
 
 def adapter_parameters(tester: str, peft_config: Any, loading: Loading) -> int:

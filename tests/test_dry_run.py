@@ -143,6 +143,20 @@ def test_a_folder_of_an_adapter_is_its_base_model(bare, gpt2_folder, tmp_path):
     )
 
 
+@pytest.mark.parametrize("use_peft", ["true", "false"])
+def test_a_tester_that_is_an_adapter_is_trained_further(bare, gpt2_folder, tmp_path, use_peft):
+    model = AutoModelForCausalLM.from_pretrained(gpt2_folder)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["c_attn"], r=4, task_type="CAUSAL_LM"))
+    count = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    adapted.save_pretrained(tmp_path / "a")
+    AutoTokenizer.from_pretrained(gpt2_folder).save_pretrained(tmp_path / "a")
+    flags = ["--tester", str(tmp_path / "a"), "--target", str(gpt2_folder), "--use_peft", use_peft]
+    found = about(told(flags))
+    assert found["tester"].endswith(f"trained: {count:,} more of an adapter that is there")
+    assert found["target"] == "the tester's weights with the adapter off"
+    assert found["baseline"].startswith("the tester's weights with a copy of the adapter")
+
+
 def test_scorers_are_told(bare, guard_folder, detoxify_files, tmp_path):
     classifier = save_classifier(tmp_path / "classifier", ["nothate", "hate"])
     flags = ["--tester", bare, "--target", bare, "--detoxify_config_path", str(detoxify_files)]
