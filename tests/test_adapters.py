@@ -7,6 +7,7 @@ import torch
 from conftest import make_gpt2, make_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from test_dpo import _StopAfter
 from test_groups import make_trainer as make_group_trainer
 from test_run import FLAGS
 from transformers import AutoModelForCausalLM
@@ -45,20 +46,21 @@ def harm(exchanges):
     return [len(e.probe) % 5 / 4 for e in exchanges]
 
 
-def make_trainer(folder, algorithm, tester, target, peft_config=None):
+def make_trainer(folder, algorithm, tester, target, peft_config=None, callbacks=None, **config):
     system = HFASTSystem(str(tester), str(target), None, harm, device="cpu")
     if algorithm in ("grpo", "rloo"):
-        config = {**CONFIG, "beta": 0.1, "per_device_train_batch_size": 4}
-        return make_group_trainer(folder, algorithm, system, peft_config=peft_config, prompts=PROMPTS, **config)
+        settings = {**CONFIG, "beta": 0.1, "per_device_train_batch_size": 4, **config}
+        settings |= {"peft_config": peft_config, "callbacks": callbacks}
+        return make_group_trainer(folder, algorithm, system, prompts=PROMPTS, **settings)
     if algorithm == "ppo":
         pytest.importorskip("trl.experimental.ppo")
         args = astra_trl.ASTPPOConfig(
             str(folder), **CONFIG, per_device_train_batch_size=2, gradient_accumulation_steps=2, bf16=False
         )
         return astra_trl.ASTPPOTrainer(ASTSampler(system, PROMPTS, 2, 2), args, peft_config=peft_config)
-    args = {"dpo": (ASTDPOTrainer, ASTDPOConfig), "sft": (ASTSFTTrainer, ASTSFTConfig)}[algorithm]
-    trainer, config = args
-    return trainer(ASTSampler(system, PROMPTS, 2, 2), config(str(folder), **CONFIG), peft_config=peft_config)
+    trainer, args = {"dpo": (ASTDPOTrainer, ASTDPOConfig), "sft": (ASTSFTTrainer, ASTSFTConfig)}[algorithm]
+    sampler = ASTSampler(system, PROMPTS, 2, 2)
+    return trainer(sampler, args(str(folder), **{**CONFIG, **config}), peft_config=peft_config, callbacks=callbacks)
 
 
 def logits_of(folder, base):
@@ -91,6 +93,20 @@ def test_training_goes_on_with_the_adapter(tmp_path, gpt2_folder, adapter, algor
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "run"))
     assert before.keys() == after.keys() and all((before[name] != after[name]).any() for name in before)
     assert all(parameter.requires_grad == (".default." in name) for name, parameter in trained_of(trainer))
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "grpo"])
+def test_a_resumed_run_keeps_the_adapter_that_it_started_from(tmp_path, gpt2_folder, adapter, algorithm):
+    saving = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 3}
+    whole = make_trainer(tmp_path / "whole", algorithm, adapter, gpt2_folder, **saving)
+    whole.train()
+    stopped = make_trainer(tmp_path / "run", algorithm, adapter, gpt2_folder, callbacks=[_StopAfter(3)], **saving)
+    stopped.train()
+    resumed = make_trainer(tmp_path / "run", algorithm, adapter, gpt2_folder, **saving)
+    resumed.train(resume_from_checkpoint=True)
+    for one, other in zip(trained_of(whole), trained_of(resumed), strict=True):
+        assert one[0] == other[0] and torch.equal(one[1], other[1])
+    torch.testing.assert_close(logits_by(resumed.baseline()), logits_of(adapter, gpt2_folder))
 
 
 def trained_of(trainer):
