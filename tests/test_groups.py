@@ -21,6 +21,7 @@ from astra_trl import (
     HFASTSystem,
     HFBackend,
     InputError,
+    PerezSystem,
     SamplingParams,
 )
 from astra_trl.backends import ScriptedBackend
@@ -418,6 +419,16 @@ def test_fields_of_sampling_are_the_testers(tmp_path):
     assert (trainer.args.temperature, trainer.args.max_completion_length, trainer.args.top_p) == (0.7, 6, 0.9)
     assert (trainer.num_generations, trainer.temperature) == (4, 0.7)
     make_trainer(tmp_path, "grpo", temperature=0.7, num_generations=4)  # the same is no contradiction
+
+
+@BOTH
+def test_probes_that_the_system_ends_are_not_taken_for_truncated(tmp_path, algorithm):
+    tokenizer = make_tokenizer()
+    tester = HFBackend(make_gpt2(tokenizer), tokenizer, SAMPLING)
+    system = PerezSystem(tester, ScriptedBackend(lambda texts, sibling: "x"), None, hand_made)
+    with pytest.raises(InputError, match="mask_truncated_completions leaves out probes"):
+        make_trainer(tmp_path, algorithm, system, depth=1, mask_truncated_completions=True)
+    make_trainer(tmp_path, algorithm, make_system(), mask_truncated_completions=True)
 
 
 @BOTH

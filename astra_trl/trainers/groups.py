@@ -18,7 +18,8 @@ from astra_trl.backends.base import derive_seed
 from astra_trl.errors import InputError
 from astra_trl.records import Record, group_records
 from astra_trl.sampler import ASTSampler
-from astra_trl.trainers.roles import dropouts, reference_model, tester_to_train, use_sampling
+from astra_trl.systems.base import System
+from astra_trl.trainers.roles import dropouts, reference_model, tester_to_train, trainable_tester, use_sampling
 from astra_trl.trainers.rounds import RoundRecords, RoundsConfig, RoundsMixin, placeholders
 from astra_trl.tree import Tree
 
@@ -259,6 +260,12 @@ def _check(sampler: ASTSampler, args: Any) -> tuple[int, int]:
     for name in ("use_vllm", "use_transformers_continuous_batching", "min_p", "generation_kwargs"):
         if getattr(args, name):
             raise InputError(f"{name} would sample probes, and the trees hold them already: leave it out")
+    shortens = type(sampler.system).probe_in is not System.probe_in
+    if args.mask_truncated_completions and (shortens or trainable_tester(sampler.system).sampling.stop_strings):
+        raise InputError(
+            "mask_truncated_completions leaves out probes without an end of sequence, and the system ends them by "
+            "itself: leave it out"
+        )
     if args.remove_unused_columns:
         raise InputError("remove_unused_columns would remove what the trees hold: leave it out")
     args.num_generations = width
