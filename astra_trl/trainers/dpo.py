@@ -29,8 +29,8 @@ class ASTDPOConfig(RoundsConfig, DPOConfig):
     `loss_type="ipo"` divides log-ratios by the completion's length, where ASTPrompter sums them: its beta of 0.01 over
     about 24 tokens is about 0.24 here.
 
-    `sync_ref_model=True` moves a copy of the reference. Figures under the baseline are then left out, unless the system
-    has a baseline of its own.
+    `sync_ref_model=True` moves a copy of the reference. Figures under the baseline are then left out, unless the
+    system has a baseline of its own.
     """
 
     unit: ClassVar[str] = "pair"
