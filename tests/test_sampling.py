@@ -71,8 +71,78 @@ def test_draws_have_the_distribution_of_transformers_processors(name):
     tokens, logprobs = sampler(logits.repeat(rows, 1), torch.arange(rows), 0)
     expected = rows * processed(params, context, [], logits, eos)[0]
     assert fit_probability(tokens.bincount(minlength=vocabulary), expected) > 1e-3
-    uncut = (logits / params.temperature).log_softmax(-1)[0]
-    assert torch.allclose(logprobs, uncut[tokens], atol=1e-5)
+    for column, temperature in enumerate((params.temperature, 1.0)):
+        uncut = (logits / temperature).log_softmax(-1)[0]
+        assert torch.allclose(logprobs[:, column], uncut[tokens], atol=1e-5)
+
+
+# Each processor by itself, and together; "random" logits have no ties, "tied" ones have a few values only.
+PROCESSORS = {
+    "plain": {},
+    "penalty": {"repetition_penalty": 1.1},
+    "reward for repeating": {"repetition_penalty": 0.8},
+    "top_k": {"top_k": 9},
+    "top_p": {"top_p": 0.7},
+    "min_new_tokens": {"min_new_tokens": 2},
+    "penalty and top_k": {"repetition_penalty": 1.3, "top_k": 9},
+    "penalty and top_p": {"repetition_penalty": 1.1, "top_p": 0.7},
+    "all": {"repetition_penalty": 1.1, "top_k": 20, "top_p": 0.9, "min_new_tokens": 2},
+}
+
+
+def spread_evenly(rows, draws):
+    """Numbers (rows, draws) that fill the unit cube evenly, by an additive recurrence: no sampling error to speak of."""
+    root = 2.0
+    for _ in range(50):
+        root = (1 + root) ** (1 / (draws + 1))
+    steps = torch.tensor([root ** -(draw + 1) for draw in range(draws)], dtype=torch.double)
+    numbers = (0.5 + torch.arange(1, rows + 1)[:, None] * steps) % 1
+    return numbers.float().clamp(max=1 - 2**-23)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("random", torch.float32), ("tied", torch.bfloat16)])
+@pytest.mark.parametrize("temperature", [0.01, 0.3, 1.0, 2.0])
+@pytest.mark.parametrize("name", list(PROCESSORS))
+def test_at_every_temperature_the_distribution_is_that_of_transformers(name, temperature, kind, dtype):
+    params = SamplingParams(max_new_tokens=3, temperature=temperature, **PROCESSORS[name])
+    rows, vocabulary = 4000, 64
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(1, vocabulary, generator=generator)
+    logits = (2 * logits).round() / 2 if kind == "tied" else logits
+    logits = logits.to(dtype)
+    # What the penalty is about and what is held back are the likeliest tokens, or it would not show.
+    likeliest = logits[0].float().argsort(descending=True).tolist()
+    context, eos = [likeliest[0], 9, likeliest[2]], [likeliest[1], 40]
+    sampler = TokenSampler(params, eos, range(rows), [context] * rows, torch.device("cpu"))
+    sampler.uniforms = spread_evenly(rows, sampler.uniforms.shape[-1])[:, None]
+    tokens, logprobs = sampler(logits.repeat(rows, 1), torch.arange(rows), 0)
+    expected = processed(params, context, [], logits.float(), eos)[0]
+    shares = tokens.bincount(minlength=vocabulary) / rows
+    if kind == "tied":
+        # Which of equally likely tokens the nucleus ends with is left to an unstable sort: only how many are in it.
+        shares, expected = shares.sort().values, expected.sort().values
+    assert shares[expected == 0].sum() == 0
+    assert (shares - expected).abs().max() < 5e-3
+    for column, divisor in enumerate((temperature, 1.0)):
+        uncut = (logits.double() / divisor).log_softmax(-1)[0]
+        torch.testing.assert_close(logprobs[:, column].double(), uncut[tokens], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.3}, {"repetition_penalty": 1.3, "min_new_tokens": 4}])
+@pytest.mark.parametrize("branches", [True, False])
+def test_greedy_utterances_are_those_of_generate(settings, branches):
+    """Of the engine, and of what feeds a model that it cannot hold."""
+    tokenizer = make_tokenizer(270)
+    model = make_gpt2(tokenizer)
+    params = SamplingParams(max_new_tokens=12, temperature=0.0, **settings)
+    backend = HFBackend(model, tokenizer, params)
+    session = backend.open(["Good morning", "soup"], seeds=[0, 1])
+    session.branches = branches
+    for sample in session.sample():
+        whole = model.generate(
+            torch.tensor([sample.prompt_ids]), do_sample=False, max_new_tokens=12, pad_token_id=0, **settings
+        )
+        assert sample.ids == whole[0, len(sample.prompt_ids) :].tolist()
 
 
 @pytest.mark.parametrize("name", ["plain", "top_k and top_p", "all"])

@@ -59,6 +59,8 @@ class Sample:
         logprobs (`list[float]`):
             Natural log-probability of each sampled id under the model at the sampling temperature, before top-k, top-p
             and penalties cut the distribution: what TRL's trainers compute again. Empty where a backend gives none.
+        untempered_logprobs (`list[float]`):
+            The same at temperature 1, whatever the sampling temperature is.
         error (`str`, *optional*):
             Why there is no utterance; its text is empty then.
     """
@@ -68,6 +70,7 @@ class Sample:
     ids: list[int]
     logprobs: list[float] = field(default_factory=list)
     error: str | None = None
+    untempered_logprobs: list[float] = field(default_factory=list, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

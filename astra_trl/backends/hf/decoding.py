@@ -20,9 +20,9 @@ def decode(
     logits: torch.Tensor,
     prompts: list[list[int]],
     keys: list[int],
-) -> tuple[list[list[int]], list[list[float]], list[int]]:
-    """Sampled ids and their log-probabilities, a row each, up to and including the first end of sequence; and the
-    slots where the rows lie now.
+) -> tuple[list[list[int]], list[list[list[float]]], list[int]]:
+    """Sampled ids and their log-probabilities (see `TokenSampler`), a row each, up to and including the first end of
+    sequence; and the slots where the rows lie now.
 
     `held` holds the prompts in these slots, with room for the utterance, and `logits` (slots, vocabulary) follow them.
     Afterwards it holds what the conversation goes on from: no end of sequence, and nothing after it. Rows that have
@@ -33,7 +33,7 @@ def decode(
     sampler = TokenSampler(backend.sampling, sorted(backend.eos), keys, prompts, device)
     # By row: a row keeps its number, whatever slot it goes to.
     ids = torch.zeros((count, steps), dtype=torch.long, device=device)
-    logprobs = torch.zeros((count, steps), device=device)
+    logprobs = torch.zeros((count, steps, 2), device=device)
     position = held.mask.sum(-1)[torch.tensor(slots, device=device)]
     lengths, fed = [steps] * count, [0] * count
     start, active = held.length, count

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 def generate(
     backend: "HFBackend", prompts: list[list[int]], keys: list[int]
-) -> tuple[list[list[int]], list[list[float]]]:
-    """Sampled ids and their log-probabilities, a row each, up to and including the first end of sequence."""
+) -> tuple[list[list[int]], list[list[list[float]]]]:
+    """Sampled ids and their log-probabilities (see `TokenSampler`), a row each, up to and including the first end of
+    sequence."""
     sampled: list[list[int]] = [[] for _ in prompts]
-    logprobs: list[list[float]] = [[] for _ in prompts]
+    logprobs: list[list[list[float]]] = [[] for _ in prompts]
     for rows in backend.batches(prompts):
         batch = [prompts[row] for row in rows]
         ids, mask = backend.left_padded(batch)
@@ -63,7 +64,7 @@ class _DrawInGenerate(LogitsProcessor):
         self.sampler = TokenSampler(backend.sampling, sorted(backend.eos), keys, prompts, device)
         self.rows = torch.arange(len(prompts), device=device)
         self.ids = torch.zeros((len(prompts), backend.sampling.max_new_tokens), dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(self.ids.shape, device=device)
+        self.logprobs = torch.zeros((*self.ids.shape, 2), device=device)
         self.lengths = torch.full_like(self.rows, backend.sampling.max_new_tokens)
         self.step = 0
 

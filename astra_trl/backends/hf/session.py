@@ -83,8 +83,11 @@ class HFSession:
                 self.logits = None
             else:
                 sampled, logprobs = generate(backend, prompts, keys)
-        texts = backend.texts(sampled)
-        samples = [Sample(*sample) for sample in zip(texts, prompts, sampled, logprobs, strict=True)]
+        tempered, untempered = ([[pair[which] for pair in row] for row in logprobs] for which in (0, 1))
+        rows = zip(backend.texts(sampled), prompts, sampled, tempered, untempered, strict=True)
+        samples = [
+            Sample(text, prompt, ids, of_ids, untempered_logprobs=plain) for text, prompt, ids, of_ids, plain in rows
+        ]
         self.say(samples)
         return samples
 
