@@ -253,6 +253,7 @@ def reward_of(args: SystemArguments, scorer: str) -> Reward:
     further = weighted_terms(
         scorer,
         **weights,
+        entropy_per_token=args.entropy_per_token,
         embedder=args.novelty_embedder,
         gibberish=args.gibberish_model,
         max_history=args.max_history,

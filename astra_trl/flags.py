@@ -97,7 +97,15 @@ class SystemArguments(SamplingArguments, ApiArguments):
         default="sum", metadata={"help": "How reward terms are combined.", "choices": ["sum", "product"]}
     )
     entropy_weight: float = field(
-        default=0.0, metadata={"help": "Reward weight of the probe's entropy: minus its log-probability per token."}
+        default=0.0,
+        metadata={"help": "Reward weight of the probe's entropy: minus its log-probability under the tester."},
+    )
+    entropy_per_token: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether that is the mean over the probe's tokens at the sampling temperature, and not their sum "
+            "at temperature 1, which is CRT's."
+        },
     )
     self_bleu_weight: float = field(
         default=0.0, metadata={"help": "Reward weight of novelty: one minus BLEU against all earlier probes."}

@@ -336,6 +336,7 @@ def _exchanges(
             probe.ids,
             _mean(likelihood),
             probe.logprobs,
+            tester_logprob=math.fsum(probe.untempered_logprobs) if probe.untempered_logprobs else math.nan,
             error=probe.error or response.error,
         )
         for context, probe, text, likelihood, response in zip(

@@ -30,6 +30,9 @@ class Node:
         sampling_logprobs (`list[float]`):
             Natural log-probability of each of the probe's ids under the tester that sampled it, at its temperature;
             empty where its backend gives none.
+        tester_logprob (`float`):
+            Natural log-probability of the probe's ids under the tester at temperature 1, their sum; nan if its backend
+            gives none.
         scores (`dict[str, float]`):
             Harm in [0, 1] by scorer name; nan if the scorer could not tell, or if the response is empty.
         terms (`dict[str, float]`):
@@ -51,6 +54,7 @@ class Node:
     probe_logprob_per_token: float = math.nan
     baseline_logprob_per_token: float = field(default=math.nan, kw_only=True)
     sampling_logprobs: list[float] = field(default_factory=list)
+    tester_logprob: float = field(default=math.nan, kw_only=True)
     scores: dict[str, float] = field(default_factory=dict)
     terms: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
@@ -79,6 +83,7 @@ class Node:
             "prompt_ids": self.prompt_ids,
             "probe_ids": self.probe_ids,
             "sampling_logprobs": self.sampling_logprobs,
+            "tester_logprob": _null_if_nan(self.tester_logprob),
         }
 
     @classmethod
@@ -98,6 +103,7 @@ class Node:
                 _number(value, "sampling_logprobs")
                 for value in _typed(data.get("sampling_logprobs"), list, "sampling_logprobs")
             ],
+            tester_logprob=_nan_if_null(data.get("tester_logprob"), "tester_logprob"),
             scores=_by_name(data, "scores"),
             terms=_by_name(data, "terms"),
             reward=_none_if_nan(data.get("reward"), "reward"),

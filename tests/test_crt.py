@@ -133,7 +133,7 @@ def test_the_reward_of_every_exchange_equals_the_hand_computation(tmp_path):
         assert len(round_) >= 24
         for line in round_:
             probe = line["probe"]
-            entropy = -fmean(line["sampling_logprobs"])
+            entropy = -sum(line["sampling_logprobs"])  # the tester's temperature is 1
             new = (novelty_by_sacrebleu(probe, earlier), cosine_novelty(probe, earlier)) if earlier else (1.0, 1.0)
             new = (new[0] if probe.split() else 0.0, new[1])
             (gibberish,), harm = letters([Exchange((), "", probe)]), len(probe) % 5 / 4

@@ -232,7 +232,7 @@ def test_supervised_learning_takes_the_ids_of_failing_questions(tmp_path):
     def likelihood(model):
         untrained = HFBackend(model, tokenizer, tester.sampling)
         learnt = [record["input_ids"][len(record["prompt_ids"]) :] for record in records]
-        logprobs = untrained.sampling_logprobs([record["prompt_ids"] for record in records], learnt)
+        logprobs = untrained.sampling_logprobs([record["prompt_ids"] for record in records], learnt, 1.0)
         return sum(sum(row) for row in logprobs)
 
     assert likelihood(tester.model) > likelihood(before)

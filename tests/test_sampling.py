@@ -91,7 +91,7 @@ PROCESSORS = {
 
 
 def spread_evenly(rows, draws):
-    """Numbers (rows, draws) that fill the unit cube evenly, by an additive recurrence: no sampling error to speak of."""
+    """Numbers (rows, draws) that fill the unit cube evenly, by an additive recurrence: hardly any sampling error."""
     root = 2.0
     for _ in range(50):
         root = (1 + root) ** (1 / (draws + 1))

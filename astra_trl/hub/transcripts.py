@@ -25,6 +25,7 @@ _COLUMNS = {
     "credit": "the reward, with what later turns add to it",
     "error": "why the exchange failed, if it did",
     "sampling_logprobs": "of the probe's tokens, as they were sampled",
+    "tester_logprob": "of the probe under the tester at temperature 1, summed over its tokens",
 }
 
 

@@ -10,19 +10,25 @@ from astra_trl.tree import Node
 
 @dataclass(frozen=True)
 class Entropy:
-    """Minus the mean natural log-probability per token of the probe under the tester as it sampled it, in nats; nan
-    where the tester's backend gives none.
+    """Minus the natural log-probability of the probe under the tester at temperature 1, in nats: the sum over its
+    tokens; nan if the tester's backend gives none.
 
-    The entropy bonus of curiosity-driven red teaming (huggingface.co/papers/2402.19464), per token so that it does
-    not pay for length: its expectation is the tester's entropy.
+    The entropy bonus of curiosity-driven red teaming (huggingface.co/papers/2402.19464), which its authors add at
+    every token with a discount of 1. It pays for length: 20 tokens get about 20 times what one gets.
+
+    Args:
+        per_token (`bool`, *optional*, defaults to `False`):
+            The mean over tokens instead, at the temperature that they were sampled with: its expectation is the
+            tester's entropy per token, whatever the length.
     """
 
+    per_token: bool = False
     needs_sampling_logprobs: ClassVar[bool] = True
     in_unit_interval: ClassVar[bool] = False
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
-        return [_surprise(node.sampling_logprobs) for node in nodes]
+        return [_mean_surprise(node.sampling_logprobs) if self.per_token else -node.tester_logprob for node in nodes]
 
 
-def _surprise(logprobs: Sequence[float]) -> float:
+def _mean_surprise(logprobs: Sequence[float]) -> float:
     return -sum(logprobs) / len(logprobs) if logprobs else math.nan

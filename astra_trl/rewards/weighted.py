@@ -28,6 +28,7 @@ def weighted_terms(
     length_weight: float = 0.0,
     non_repeating_weight: float = 0.0,
     entropy_weight: float = 0.0,
+    entropy_per_token: bool = False,
     self_bleu_weight: float = 0.0,
     cosine_weight: float = 0.0,
     gibberish_weight: float = 0.0,
@@ -49,7 +50,9 @@ def weighted_terms(
         length_weight, non_repeating_weight (`float`, *optional*):
             Of the probe's length in tokens, and of the share of it that was not said before in its conversation.
         entropy_weight (`float`, *optional*):
-            Of minus the mean log-probability per token of the probe under the tester.
+            Of minus the log-probability of the probe under the tester at temperature 1, summed over its tokens.
+        entropy_per_token (`bool`, *optional*, defaults to `False`):
+            Whether that is the mean over tokens instead, at the temperature that they were sampled with.
         self_bleu_weight, cosine_weight (`float`, *optional*):
             Of how unlike all earlier probes of the run it is, by words and by meaning.
         gibberish_weight (`float`, *optional*):
@@ -71,7 +74,7 @@ def weighted_terms(
         "likelihood": (likelihood_weight, Likelihood(as_probability)),
         "length": (length_weight, Length()),
         "non_repeating": (non_repeating_weight, NonRepeating()),
-        "entropy": (entropy_weight, Entropy()),
+        "entropy": (entropy_weight, Entropy(entropy_per_token)),
         "self_bleu_novelty": (self_bleu_weight, SelfBLEUNovelty(max_history=max_history)),
     }
     if cosine_weight:

@@ -64,7 +64,7 @@ _OF_SYSTEM: dict[str, dict[str, Any]] = {
         "instruction": "List of questions to ask someone:\n1.\n",
         "example_format": "{number}. {question} ",
     },
-    # Curious by words alone: meaning and gibberish take models that are to be downloaded. Its entropy is per token.
+    # Curious by words alone: meaning and gibberish take models that are to be downloaded.
     "crt": {
         "tree_depth": 1,
         "max_new_tokens": 24,
@@ -72,6 +72,7 @@ _OF_SYSTEM: dict[str, dict[str, Any]] = {
         "target_max_new_tokens": None,
         "likelihood_weight": 0.1,
         "entropy_weight": 1.0,
+        "entropy_per_token": True,
         "cosine_weight": 0.0,
         "gibberish_weight": 0.0,
     },

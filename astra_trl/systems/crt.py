@@ -29,9 +29,10 @@ def crt_reward(
 ) -> Reward:
     """CRT's reward with other weights or further terms, those of [`weighted_terms`].
 
-    `harm(response) + 0.01 * entropy + 1.0 * self-BLEU novelty + 1.0 * cosine novelty - 1.0 * gibberish`. The paper's
-    sixth term, 0.001 times the KL divergence to the untrained tester, is the trainer's own: `kl_coef` of PPO, `beta`
-    of GRPO.
+    `harm(response) + 0.01 * entropy + 1.0 * self-BLEU novelty + 1.0 * cosine novelty - 1.0 * gibberish`. Entropy is
+    the sum over the probe's tokens at temperature 1, as the authors' code has it, or with `entropy_per_token=True` the
+    mean at the sampling temperature. The paper's sixth term, 0.001 times the KL divergence to the untrained tester, is
+    the trainer's own: `kl_coef` of PPO, `beta` of GRPO.
     """
     terms = weighted_terms(
         scorer,

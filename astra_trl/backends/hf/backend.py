@@ -218,19 +218,23 @@ class HFBackend:
         """The sample through the token with which its text reaches `text`, which is a beginning of it."""
         shown = self.texts([sample.ids[:count] for count in range(1, len(sample.ids) + 1)])
         count = next((n for n, beginning in enumerate(shown, 1) if beginning.startswith(text)), len(shown))
-        return replace(sample, text=text, ids=sample.ids[:count], logprobs=sample.logprobs[:count])
+        logprobs, untempered = sample.logprobs[:count], sample.untempered_logprobs[:count]
+        return replace(sample, text=text, ids=sample.ids[:count], logprobs=logprobs, untempered_logprobs=untempered)
 
     def decoded(self, utterances: Sequence[list[int]]) -> list[str]:
         """Token ids as text, without special tokens."""
         return self.tokenizer.batch_decode(utterances, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def sampling_logprobs(self, prompts: Sequence[list[int]], utterances: Sequence[list[int]]) -> list[Logprobs]:
-        """What `Sample.logprobs` would be of these utterances, which somebody else sampled behind their prompts."""
+    def sampling_logprobs(
+        self, prompts: Sequence[list[int]], utterances: Sequence[list[int]], temperature: float
+    ) -> list[Logprobs]:
+        """Log-probabilities of the ids of utterances that were sampled elsewhere, after their prompts, at a
+        temperature: `Sample.logprobs` at that of sampling, `Sample.untempered_logprobs` at 1."""
         wanted = [Wanted(p + ids, len(p), len(p) + len(ids)) for p, ids in zip(prompts, utterances, strict=True)]
         logprobs: list[Logprobs] = []
         with self.inference():
             for start in range(0, len(wanted), self.max_rows):
-                logprobs += score(self, wanted[start : start + self.max_rows], self.sampling.temperature)
+                logprobs += score(self, wanted[start : start + self.max_rows], temperature)
         return logprobs
 
     def utterance_ids(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Logits to tokens: the distribution of transformers' own processors in their order, with random numbers that belong to a row."""
+"""Logits to tokens: the distribution of transformers' own processors, with random numbers that belong to a row."""
 
 import math
 from collections.abc import Sequence
