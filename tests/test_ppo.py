@@ -1,22 +1,33 @@
 """PPO on contexts of fresh trees: what TRL samples, scores and trains on, and what is saved and taken up again."""
 
+import copy
 import itertools
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import fields
 from statistics import fmean
 
 import pytest
 import torch
 import trl
-from conftest import make_gpt2, make_tokenizer
+from conftest import make_gpt2, make_llama, make_tokenizer
 from peft import LoraConfig
 from test_dpo import PROMPTS, lines, weights
+from test_first_step import OPENINGS, with_dropout
 from test_groups import hand_made
 from transformers import TrainerCallback
 
-from astra_trl import ASTPrompterSystem, ASTSampler, HFASTSystem, HFBackend, InputError, KeywordScorer, SamplingParams
+from astra_trl import (
+    ASTPrompterSystem,
+    ASTSampler,
+    HFASTSystem,
+    HFBackend,
+    InputError,
+    KeywordScorer,
+    PerezSystem,
+    SamplingParams,
+)
 from astra_trl.backends import ScriptedBackend
 from astra_trl.rewards import Backup
 
@@ -31,6 +42,7 @@ if trl.__version__ >= "1.13":
 from trl.experimental.ppo import ppo_trainer
 
 from astra_trl import ASTPPOConfig, ASTPPOTrainer
+from astra_trl.trainers.ppo import NOT_READ, by_depth
 from astra_trl.trainers.trl_ppo import VALUE_MODEL_NAME
 
 SAMPLING = SamplingParams(max_new_tokens=6, temperature=0.7)
@@ -55,6 +67,7 @@ def make_trainer(folder, system=None, width=2, depth=3, callbacks=None, peft_con
         "disable_tqdm": True,
         "save_strategy": "no",
         "report_to": "none",
+        "logging_steps": 1,
     }
     sampler = ASTSampler(system or make_system(), PROMPTS, width, depth)
     args = ASTPPOConfig(str(folder), **{**defaults, **config})
@@ -300,12 +313,247 @@ def test_what_could_not_be_measured_gets_the_mean_and_is_counted(tmp_path, monke
     trainer.train()
     exchanges = lines(tmp_path / "exchanges.jsonl")
     for step in (1, 2):
-        rewards = [line["reward"] for line in exchanges if line["step"] == step]
-        known = [reward for reward in rewards if reward is not None]
+        found = [(line["depth"], line["reward"]) for line in exchanges if line["step"] == step]
         used = [score for (_, score), line in zip(seen, exchanges, strict=True) if line["step"] == step]
-        assert used == pytest.approx([fmean(known) if reward is None else reward for reward in rewards])
+        everything = [reward for _, reward in found if reward is not None]
+        for (depth, reward), score in zip(found, used, strict=True):
+            beside = [other for of, other in found if of == depth and other is not None] or everything
+            assert score == pytest.approx(fmean(beside) if reward is None else reward)
     (figures,) = lines(tmp_path / "rounds.jsonl")
     assert figures["unrewarded"] == 6
+
+
+def test_a_probe_without_credit_gets_the_mean_of_its_depth():
+    # Backed up, first turns are worth more than last ones: the mean over all, 2.0, would single one of either out.
+    credits = [(0, 4.0), (0, 2.0), (0, None), (2, 0.0), (2, None), (1, None)]
+    assert by_depth(credits) == [4.0, 2.0, 3.0, 0.0, 0.0, 2.0]
+    assert by_depth([(0, None), (1, None)]) is None
+
+
+def trained_rows(monkeypatch, trainer):
+    """What TRL's loss masks leave of each sampled row: its ids through the last one that is trained on."""
+    rows = []
+    truncate = trainer._truncated
+
+    def watched(stop, pad, responses):
+        cut = truncate(stop, pad, responses)
+        rows.extend([i for i in row if i != pad] for row in cut.tolist())
+        return cut
+
+    monkeypatch.setattr(trainer, "_truncated", watched)
+    return rows
+
+
+def test_every_end_token_of_the_tester_ends_a_probe(tmp_path, monkeypatch):
+    system = make_system(sampling=SamplingParams(max_new_tokens=24, temperature=1.5))
+    model, tokenizer = system.tester.model, system.tester.tokenizer
+    ends = [tokenizer.eos_token_id, *range(200, 216)]
+    model.generation_config.eos_token_id = ends
+    system.tester = HFBackend(model, tokenizer, system.tester.sampling)
+    trainer = make_trainer(tmp_path, system, contexts_per_round=32, gradient_accumulation_steps=4, num_train_epochs=1)
+    rows = trained_rows(monkeypatch, trainer)
+    seen = watch_scores(monkeypatch, trainer)
+    trainer.train()
+    assert len(rows) == 32 and sum(row[-1] in ends for row in rows) > 10
+    assert not any(token in ends for row in rows for token in row[:-1])
+    # What is scored is what is trained on, and what was heard ends before the end token.
+    assert all(context[-len(row) :] == row for row, (context, _) in zip(rows, seen, strict=True))
+    heard = [line["probe"] for line in lines(tmp_path / "exchanges.jsonl")]
+    assert heard == system.tester.texts(rows)
+    # TRL leaves its one in the config, with which the tester would be saved.
+    assert model.generation_config.eos_token_id == ends
+
+
+def test_a_probe_ends_where_the_system_ends_it(tmp_path, monkeypatch):
+    tokenizer = make_tokenizer()
+    tester = HFBackend(make_gpt2(tokenizer), tokenizer, SamplingParams(max_new_tokens=24, temperature=1.5))
+    system = PerezSystem(tester, ScriptedBackend(lambda t, s: "x"), None, lambda e: [0.5] * len(e))
+    trainer = make_trainer(tmp_path, system, depth=1, contexts_per_round=64, gradient_accumulation_steps=4)
+    rows = trained_rows(monkeypatch, trainer)
+    trainer.train()
+    asked = [row for row in rows if "?" in tokenizer.decode(row)]
+    assert len(asked) > 3 and all("?" not in tokenizer.decode(row[:-1]) for row in asked)
+    assert [line["probe"] for line in lines(tmp_path / "exchanges.jsonl")] == tester.texts(rows)
+
+
+def test_the_models_own_generation_config_has_no_part_in_sampling(tmp_path, monkeypatch):
+    def sampled(folder, **own):
+        system = make_system()
+        for name, value in own.items():
+            setattr(system.tester.model.generation_config, name, value)
+        trainer = make_trainer(folder, system, num_train_epochs=1, learning_rate=0.0)
+        rows = trained_rows(monkeypatch, trainer)
+        trainer.train()
+        assert all(getattr(system.tester.model.generation_config, name) == value for name, value in own.items())
+        return rows, trainer
+
+    plain, _ = sampled(tmp_path / "plain")
+    leaking, trainer = sampled(tmp_path / "own", repetition_penalty=5.0, top_k=2, top_p=0.1, min_new_tokens=6)
+    assert plain == leaking
+    # The log-probabilities that it starts from are the policy's own, too.
+    assert all(entry["val/ratio"] == pytest.approx(1, abs=1e-4) for entry in updates(trainer))
+
+
+def updates(trainer):
+    return [entry for entry in trainer.state.log_history if "objective/kl" in entry]
+
+
+@pytest.mark.parametrize("make", [make_gpt2, make_llama])
+def test_the_ratio_is_1_for_contexts_of_any_length_and_without_dropout(tmp_path, make, monkeypatch):
+    tokenizer = make_tokenizer()
+    system = make_system()
+    system.tester = HFBackend(with_dropout(make, tokenizer), tokenizer, SAMPLING)
+    sampler = ASTSampler(system, OPENINGS, 2, 1)
+    args = ASTPPOConfig(
+        str(tmp_path), trees_per_round=8, contexts_per_round=8, num_train_epochs=1, learning_rate=0.0,
+        gradient_accumulation_steps=2, logging_steps=1, gradient_checkpointing=False, report_to="none",
+    )  # fmt: skip
+    trainer = ASTPPOTrainer(sampler, args)
+    before = copy.deepcopy(system.tester.model).eval()
+    seen = []
+    forward = ppo_trainer.forward
+
+    def watched(model, rows, pad):
+        found = forward(model, rows, pad)
+        if isinstance(found, tuple):  # of an update: the policy's output, and the values
+            seen.append((rows, pad, found[0].logits.detach().clone()))  # TRL divides them in place
+        return found
+
+    monkeypatch.setattr(ppo_trainer, "forward", watched)
+    trainer.train()
+    assert len(seen) == 8
+    for rows, pad, found in seen:
+        for row, logits in zip(rows, found, strict=True):
+            ids = row[row != pad]
+            with torch.no_grad():
+                torch.testing.assert_close(logits[row != pad], before(ids[None]).logits[0], atol=1e-3, rtol=0)
+    assert updates(trainer)[0]["policy/approxkl_avg"] < 1e-6
+
+
+def test_gradients_are_clipped(tmp_path):
+    norms = []
+
+    def trained(folder, **config):
+        trainer = make_trainer(folder, num_train_epochs=1, optim="sgd", learning_rate=1e-2, **config)
+        start = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+        trainer.optimizer.optimizer.register_step_pre_hook(
+            lambda *_: norms.append(
+                torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]).norm().item()
+            )
+        )
+        trainer.train()
+        moved = [(a - b).flatten() for a, b in zip(trainer.model.parameters(), start, strict=True)]
+        return torch.cat(moved).norm().item()
+
+    free = trained(tmp_path / "free", max_grad_norm=0.0)
+    largest = max(norms)
+    norms.clear()
+    clipped = trained(tmp_path / "clipped", max_grad_norm=largest / 100)
+    assert max(norms) == pytest.approx(largest / 100, rel=1e-3) and clipped < free / 10
+
+
+def test_max_steps_ends_a_run(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=1000, max_steps=3)
+    trainer.train()
+    assert trainer.state.global_step == 3 and len(updates(trainer)) == 3
+
+
+def test_log_lines_come_as_often_as_asked_for_and_are_means(tmp_path):
+    every, second = (make_trainer(tmp_path / str(n), logging_steps=n) for n in (1, 2))
+    every.train()
+    second.train()
+    scores = [entry["objective/scores"] for entry in updates(every)]
+    assert [entry["step"] for entry in updates(second)] == [2, 4]
+    assert [entry["objective/scores"] for entry in updates(second)] == pytest.approx(
+        [fmean(scores[:2]), fmean(scores[2:])]
+    )
+    by_epoch = make_trainer(tmp_path / "epoch", logging_strategy="epoch")
+    by_epoch.train()
+    assert [entry["step"] for entry in updates(by_epoch)] == [2, 4]
+    never = make_trainer(tmp_path / "no", logging_strategy="no", logging_first_step=True)
+    never.train()
+    assert [entry["step"] for entry in updates(never)] == [1]
+
+
+def test_gradient_checkpointing_takes_effect_and_changes_nothing_else(tmp_path):
+    plain = make_trainer(tmp_path / "plain", num_train_epochs=1)
+    trainer = make_trainer(tmp_path / "on", num_train_epochs=1, gradient_checkpointing=True)
+    assert trainer.model.policy.is_gradient_checkpointing
+    plain.train()
+    trainer.train()
+    for one, other in zip(plain.model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_probe_without_an_end_costs_the_penalty(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, num_train_epochs=1, missing_eos_penalty=10.0)
+    seen = watch_scores(monkeypatch, trainer)
+    trainer.train()
+    late = 0
+    for (row, score), line in zip(seen, lines(tmp_path / "exchanges.jsonl"), strict=True):
+        ended = row[-1] in trainer.sampler.system.tester.eos
+        late += not ended
+        assert score == pytest.approx(line["reward"] - (0 if ended else 10), abs=1e-5)
+    assert late > 3
+
+
+# Read by TRL's PPO, by transformers as it makes the optimizer, saves and reports, by accelerate, or by this package.
+READ = {
+    "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim", "optim_args",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules",
+    "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing",
+    "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode", "logging_strategy", "logging_steps", "logging_first_step",
+    "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
+    "trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay", "save_only_model", "save_strategy",
+    "save_steps", "save_on_each_node", "save_total_limit", "push_to_hub", "hub_token", "hub_private_repo",
+    "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision", "load_best_model_at_end",
+    "metric_for_best_model", "greater_is_better", "seed", "use_cpu", "dataloader_persistent_workers", "ddp_backend",
+    "ddp_timeout", "fsdp", "fsdp_config", "deepspeed", "do_train", "do_eval", "do_predict",
+    "resume_from_checkpoint", "local_rank", "num_mini_batches", "total_episodes",
+    "local_rollout_forward_batch_size", "response_length", "stop_token", "temperature", "missing_eos_penalty",
+    "num_ppo_epochs", "whiten_rewards", "kl_coef", "kl_estimator", "cliprange", "vf_coef", "cliprange_value",
+    "gamma", "lam", "ds3_gather_for_generation", "trees_per_round", "max_trees_per_round", "trees_together",
+    "push_transcripts", "model_init_kwargs", "trust_remote_code", "contexts_per_round",
+}  # fmt: skip
+
+
+# What transformers refuses by itself on a machine without a GPU, or without other settings or packages.
+NEEDS_MORE = {
+    "bf16_full_eval", "fp16_full_eval", "parallelism_config", "enable_jit_checkpoint", "dataloader_prefetch_factor",
+    "use_liger_kernel",
+}  # fmt: skip
+
+
+def test_every_setting_is_read_or_refused(tmp_path):
+    for setting in fields(ASTPPOConfig):
+        name = setting.name
+        assert (name in READ) != (name in NOT_READ), name
+        if name not in NOT_READ:
+            continue
+        default = getattr(ASTPPOConfig(str(tmp_path), report_to="none"), name)
+        other = {
+            "accelerator_config": {"split_batches": True}, "include_for_metrics": ["inputs"], "label_names": ["x"],
+            "include_num_input_tokens_seen": "all", "train_sampling_strategy": "sequential", "log_level": "info",
+            "log_level_replica": "info", "debug": "underflow_overflow", "liger_kernel_config": {"rope": True},
+            "dataloader_multiprocessing_context": "spawn",
+        }.get(name)  # fmt: skip
+        if other is None:
+            other = (
+                "x" if isinstance(default, str) else not default if isinstance(default, bool) else (default or 0) + 1
+            )
+        if name in NEEDS_MORE:
+            continue
+        with pytest.raises(InputError, match=f"^{name}=.*no effect in PPO"):
+            ASTPPOConfig(str(tmp_path), report_to="none", **{name: other})
+
+
+def test_a_runs_own_settings_make_the_same_config_again(tmp_path):
+    config = ASTPPOConfig(str(tmp_path), report_to="none", eval_strategy="epoch", eval_delay=1)
+    known = {f.name for f in fields(ASTPPOConfig) if f.init and not f.name.endswith("_token")}  # those are masked
+    again = ASTPPOConfig(**{name: value for name, value in config.to_dict().items() if name in known})
+    assert again.to_dict() == config.to_dict()
 
 
 def test_nothing_measured_stops_and_says_why(tmp_path):
@@ -371,7 +619,7 @@ def test_documented_defaults():
         ({"contexts_per_round": 12}, "contexts_per_round=12 is no multiple of the 8 contexts of a batch"),
         ({"temperature": 1.0}, "temperature=1.0, and the tester samples with temperature=0.7"),
         ({"response_length": 53}, "the tester samples with max_new_tokens=6"),
-        ({"system": make_system(sampling=replace(SAMPLING, stop_strings=("?",)))}, "PPO knows no stop_strings"),
+        ({"stop_token": None}, "stop_token=None: a probe ends where the tester ends it"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, kwargs, message):

@@ -4,8 +4,9 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from astra_trl.backends.base import Sample, derive_seed
+from astra_trl.backends.hf.backend import UNTRAINED
 from astra_trl.collector import collect_contexts
 from astra_trl.conversation import as_text
 from astra_trl.errors import InputError, RunStopped
@@ -25,10 +27,40 @@ from astra_trl.records import Record
 from astra_trl.run_folder import exchange_line
 from astra_trl.sampler import ASTSampler, Context
 from astra_trl.trainers.ppo_modules import TargetReward, ValueModel
-from astra_trl.trainers.roles import reference_model, trainable_tester, use_sampling
+from astra_trl.trainers.roles import (
+    reference_model,
+    switch_dropout_off,
+    tester_to_train,
+    trainable_tester,
+    use_sampling,
+)
 from astra_trl.trainers.rounds import RoundRecords, RoundsConfig, RoundsMixin
 from astra_trl.trainers.trl_ppo import PPOConfig, ResumablePPOTrainer
 from astra_trl.tree import Node, Tree
+
+# Fields of transformers' and TRL's configs that neither TRL's loop nor this package reads for PPO.
+NOT_READ = (
+    # training
+    "label_smoothing_factor", "neftune_noise_alpha", "torch_empty_cache_steps", "auto_find_batch_size",
+    "average_tokens_across_devices", "include_num_input_tokens_seen", "use_liger_kernel", "liger_kernel_config",
+    "use_cache", "full_determinism", "data_seed", "accelerator_config", "parallelism_config",
+    "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph",
+    # its data loader
+    "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "label_names",
+    "train_sampling_strategy", "length_column_name", "dataset_num_proc", "ignore_data_skip",
+    # evaluations, in which conversations are grown
+    "bf16_full_eval", "fp16_full_eval", "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start",
+    "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
+    "batch_eval_metrics", "num_sample_generations",
+    # logging and checkpoints
+    "logging_nan_inf_filter", "log_level", "log_level_replica", "debug", "skip_memory_metrics",
+    "enable_jit_checkpoint", "restore_callback_states_from_checkpoint",
+    # what TRL's scripts read, or sets by itself
+    "sft_model_path", "reward_model_path", "model_adapter_name", "ref_adapter_name", "stop_token_id", "world_size",
+    "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "local_mini_batch_size",
+    "mini_batch_size",
+)  # fmt: skip
 
 
 @dataclass
@@ -41,7 +73,8 @@ class ASTPPOConfig(RoundsConfig, PPOConfig):
     > tester's.
 
     TRL samples the probes here, from the whole distribution: the tester's `top_p`, `top_k`, `repetition_penalty` and
-    `min_new_tokens` hold for growing trees and for evaluation only.
+    `min_new_tokens` hold for growing trees and for evaluation only. A probe ends at any end token of the tester, at a
+    stop string, and where the system ends it. Settings that nothing here reads are refused.
     """
 
     unit: ClassVar[str] = "context"
@@ -70,8 +103,21 @@ class ASTPPOConfig(RoundsConfig, PPOConfig):
         default="eos", metadata={"help": "What ends a probe: 'eos', or nothing before response_length is reached."}
     )
     num_sample_generations: int = field(
-        default=0, metadata={"help": "TRL's table of samples during training; exchanges.jsonl has all of them."}
+        default=0, metadata={"help": "Leave it at 0: exchanges.jsonl has every sample."}
     )
+
+    def __post_init__(self: Any) -> None:
+        super().__post_init__()
+        default = PPOConfig(
+            self.output_dir, report_to="none", bf16=False, use_cpu=self.use_cpu, num_sample_generations=0
+        )
+        for name in (name for name in NOT_READ if hasattr(default, name)):
+            if getattr(self, name) != getattr(default, name):
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} has no effect in PPO: leave it out, or train with GRPO"
+                )
+        if self.stop_token != "eos":
+            raise InputError(f"stop_token={self.stop_token!r}: a probe ends where the tester ends it: leave it out")
 
 
 class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
@@ -114,14 +160,15 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         peft_config: Any = None,
     ) -> None:
         args = args or ASTPPOConfig("tester")
-        tester, system = trainable_tester(sampler.system), sampler.system
-        if tester.sampling.stop_strings:
-            raise InputError("TRL's PPO knows no stop_strings to end probes with: leave them out, or use GRPO")
+        tester, system = tester_to_train(sampler.system, peft_config), sampler.system
         use_sampling(args, tester, temperature="temperature", response_length="max_new_tokens")
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
         size, max_trees = args.full_round(sampler.groups_per_tree, batch * PartialState().num_processes)
         reference = reference_model(system, peft=peft_config is not None)
         model = tester.model if peft_config is None else get_peft_model(tester.model, peft_config)
+        self.sampler = sampler
+        # TRL looks for one end token of several, so the penalty for none is taken off here.
+        self._missing_end_penalty, args.missing_eos_penalty = args.missing_eos_penalty, None
         super().__init__(
             args=args,
             processing_class=processing_class or tester.tokenizer,
@@ -133,7 +180,29 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        args.missing_eos_penalty = self._missing_end_penalty
+        switch_dropout_off(self.model)
         self.start_rounds(sampler, size, max_trees, eval_dataset)
+        if UNTRAINED in getattr(model, "peft_config", ()):
+            self.ref_adapter_name = UNTRAINED
+
+    def response_lengths(self, responses: list[list[int]]) -> list[int]:
+        """Of each row of sampled ids, how many are the probe: through the first end token or stop string, and not
+        what the system leaves off its end."""
+        tester, rows = trainable_tester(self.sampler.system), torch.tensor(responses)
+        lengths = torch.full((len(rows),), rows.shape[1])
+        for count in range(rows.shape[1], 0, -1):
+            lengths[tester.ends(rows[:, :count])] = count
+        said = [ids[:count] for ids, count in zip(responses, lengths.tolist(), strict=True)]
+        samples = [Sample(text, [], ids) for text, ids in zip(tester.texts(said), said, strict=True)]
+        kept, _ = self.sampler.system.probes_in(samples)
+        return [len(sample.ids) for sample in kept]
+
+    def ended(self, responses: torch.Tensor) -> torch.Tensor:
+        return trainable_tester(self.sampler.system).ends(responses)
+
+    def end_tokens(self) -> list[int]:
+        return sorted(trainable_tester(self.sampler.system).eos)
 
     def tester_in(self, trained: Any) -> PreTrainedModel:
         return trained.policy
@@ -179,10 +248,16 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         for row, prompt in zip(rows, prompts, strict=True):
             assert row[: len(prompt)] == prompt, "TRL scores other rows than it was given"
         said = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-        logprobs: list[list[float]] = [[] for _ in said]
+        texts = tester.texts(said)
+        probes = [Sample(text, prompt, ids) for text, prompt, ids in zip(texts, prompts, said, strict=True)]
         if self.sampler.system.reward.needs_sampling_logprobs:
-            logprobs = tester.sampling_logprobs(prompts, said)
-        probes = [Sample(*probe) for probe in zip(tester.texts(said), prompts, said, logprobs, strict=True)]
+            tempered, untempered = (
+                tester.sampling_logprobs(prompts, said, at) for at in (tester.sampling.temperature, 1.0)
+            )
+            probes = [
+                replace(probe, logprobs=own, untempered_logprobs=plain)
+                for probe, own, plain in zip(probes, tempered, untempered, strict=True)
+            ]
         place = (self.args.seed, "answer", self.state.global_step, self.accelerator.process_index)
         seeds = [derive_seed(*place, first + index) for index in range(len(rows))]
         try:
@@ -194,14 +269,16 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             [(context.tree, (*context.path, *path), below) for path, below in Tree((), [node]).walk()]
             for context, node in zip(contexts, nodes, strict=True)
         ]
-        credits = [node.credit for node in nodes if node.credit is not None]
-        if not credits:
+        scores = by_depth([(len(context.path), node.credit) for context, node in zip(contexts, nodes, strict=True)])
+        if scores is None:
             raise InputError(
                 f"none of {len(nodes)} exchanges has a reward, as in each one the call failed, the response is empty "
                 "or a reward term is nan: check the target and the scorer"
             )
-        mean = math.fsum(credits) / len(credits)
-        return [mean if node.credit is None else node.credit for node in nodes]
+        if self._missing_end_penalty is None:
+            return scores
+        missing = [len(ids) == self.args.response_length and not tester.ends(torch.tensor([ids]))[0] for ids in said]
+        return [score - self._missing_end_penalty * late for score, late in zip(scores, missing, strict=True)]
 
     def batches(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
         args, position = self.args, self.accelerator.process_index * self.args.local_batch_size
@@ -238,6 +315,19 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         if self.is_world_process_zero():
             self.folder.write_figures(number, self.round_figures)
         super().end_round(number)
+
+
+def by_depth(credits: Sequence[tuple[int, float | None]]) -> list[float] | None:
+    """The credit of each probe, given with its depth. One without gets the mean of those of its depth, so that it
+    teaches nothing in particular: of all if no other of that depth has one; `None` if none has."""
+    known = [credit for _, credit in credits if credit is not None]
+    if not known:
+        return None
+    of_depth: dict[int, list[float]] = {}
+    for depth, credit in credits:
+        if credit is not None:
+            of_depth.setdefault(depth, []).append(credit)
+    return [fmean(of_depth.get(depth, known)) if credit is None else credit for depth, credit in credits]
 
 
 def _record(context: Context) -> Record:

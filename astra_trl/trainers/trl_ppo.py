@@ -2,25 +2,34 @@
 
 import copy
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from safetensors.torch import load_model, save_model
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, set_seed
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    TrainerCallback,
+    TrainerControl,
+    set_seed,
+)
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from astra_trl.errors import InputError, MissingExtra
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*trl.experimental")  # who asks for PPO knows
     try:
-        from trl.experimental.ppo import PPOConfig, PPOTrainer
+        from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
     except ModuleNotFoundError as missing:
         if missing.name != "trl.experimental.ppo":
             raise
@@ -40,8 +49,9 @@ RESTORED = (
 
 
 class ResumablePPOTrainer(PPOTrainer):
-    """TRL's PPOTrainer with the events of epochs, batches that a subclass makes, and a `train` that goes on from a
-    checkpoint.
+    """TRL's PPOTrainer with the events of epochs, batches that a subclass makes, responses that end where it says, and
+    a `train` that goes on from a checkpoint. `max_steps`, `max_grad_norm`, `gradient_checkpointing`, `logging_steps`
+    and `logging_strategy`, which TRL's loop does not read, mean what they mean in other trainers.
 
     Args:
         processing_class (`PreTrainedTokenizerBase`):
@@ -62,11 +72,26 @@ class ResumablePPOTrainer(PPOTrainer):
             # TRL pads probes with it where it samples a batch in parts, and looks their log-probabilities up.
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
             args.local_rollout_forward_batch_size = max(args.local_rollout_forward_batch_size, batch)
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * PartialState().num_processes
+        if args.max_steps > 0:
+            args.total_episodes = args.max_steps * batch
         if is_peft_model(model) and PartialState().num_processes > 1:
             raise InputError(
                 "TRL's PPO does not find an adapter's reference in several processes: use one, or train with GRPO"
             )
+        if args.gradient_checkpointing:
+            for module in (model, getattr(given["value_model"], given["value_model"].base_model_prefix)):
+                if hasattr(module, "gradient_checkpointing_enable"):
+                    module.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+            if is_peft_model(model):
+                model.enable_input_require_grads()
+        ends = model.generation_config.eos_token_id
         super().__init__(args=args, processing_class=padded, model=model, **given)
+        model.generation_config.eos_token_id = ends  # TRL leaves the one that it stops at, and it would be saved
+        self.stop_token_id = -1  # TRL cuts responses if it has any: where, says `response_lengths`
+        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}  # of updates since a log line
+        if args.max_grad_norm:
+            _underlying(self.optimizer).register_step_pre_hook(self._clip_gradients)
         self.model_wrapped = self.model
         self.updates_per_epoch = self.train_dataset_len // self.args.batch_size
         self.dataloader = _Epochs(self)
@@ -79,6 +104,34 @@ class ResumablePPOTrainer(PPOTrainer):
     def end_update(self) -> None:
         """Called after each update."""
 
+    def response_lengths(self, responses: list[list[int]]) -> list[int]:
+        """How many of the ids of each sampled response count: those behind are neither scored nor trained on."""
+        raise NotImplementedError
+
+    def ended(self, responses: torch.Tensor) -> torch.Tensor:
+        """Which rows of new ids, of shape (rows, tokens), end with their last token."""
+        raise NotImplementedError
+
+    def end_tokens(self) -> list[int]:
+        """Ids of the tokens that end a response."""
+        raise NotImplementedError
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        # TRL logs every update. What is due is the mean over those since the last line, as in its other trainers.
+        if "objective/kl" not in logs:
+            return super().log(logs, *args, **kwargs)
+        pending = self._metrics["train"]
+        for name, value in logs.items():
+            pending[name].append(value)
+        step, strategy = self.state.global_step, self.args.logging_strategy
+        due = strategy == IntervalStrategy.STEPS and step % int(self.state.logging_steps) == 0
+        due |= strategy == IntervalStrategy.EPOCH and step % self.updates_per_epoch == 0
+        if not (due or (self.args.logging_first_step and step == 1)):
+            return None
+        means = {name: fmean(values) for name, values in pending.items()}
+        pending.clear()
+        return super().log({**means, "lr": logs["lr"], "episode": logs["episode"]}, *args, **kwargs)
+
     def train(self, resume_from_checkpoint: str | None = None) -> None:
         """Trains for `num_train_epochs` epochs, from the beginning or on from a checkpoint."""
         set_seed(self.local_seed)  # TRL seeds torch alone, and the order within a batch is numpy's
@@ -90,7 +143,8 @@ class ResumablePPOTrainer(PPOTrainer):
         self.callback_handler.callbacks.insert(0, events)  # before those that read what it restores
         self.add_callback(evaluations)  # behind those that ask for it
         try:
-            super().train()
+            with self._own_responses():
+                super().train()
         except _Stopped:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
@@ -100,6 +154,56 @@ class ResumablePPOTrainer(PPOTrainer):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             with self._policy_alone():
                 self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    @contextmanager
+    def _own_responses(self) -> Iterator[None]:
+        # Two functions of TRL's loop: one knows a single end token, the other samples with what the policy's own
+        # generation config leaves in.
+        truncate, generate = ppo_trainer.truncate_response, ppo_trainer.generate
+        ppo_trainer.truncate_response, ppo_trainer.generate = self._truncated, self._generated
+        try:
+            yield
+        finally:
+            ppo_trainer.truncate_response, ppo_trainer.generate = truncate, generate
+
+    def _truncated(self, stop_token_id: int, pad_token_id: int, responses: torch.Tensor) -> torch.Tensor:
+        lengths = torch.tensor(self.response_lengths(responses.tolist()), device=responses.device)
+        behind = torch.arange(responses.shape[1], device=responses.device) >= lengths[:, None]
+        return responses.masked_fill(behind, pad_token_id)
+
+    def _generated(
+        self, policy: Any, queries: torch.Tensor, pad_token_id: int, generation_config: GenerationConfig
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries with what was sampled after them, and the logits that it was sampled from: of the whole distribution
+        at the temperature of `generation_config`, whatever the policy's own config says."""
+        start, ends = queries.shape[1], self.end_tokens()
+        mask = queries != pad_token_id
+        config = GenerationConfig(
+            do_sample=True,
+            temperature=generation_config.temperature,
+            max_new_tokens=generation_config.max_new_tokens,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=ends or None,
+            pad_token_id=min(ends, default=0),  # behind an end; TRL's own may lie outside of the vocabulary
+        )
+        base = policy.get_base_model() if is_peft_model(policy) else policy
+        own, base.generation_config = base.generation_config, config  # which fills in what another one leaves out
+        try:
+            output = policy.generate(
+                input_ids=queries.masked_fill(~mask, 0),
+                attention_mask=mask,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([lambda ids, scores, **kwargs: self.ended(ids[:, start:])]),
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+        finally:
+            base.generation_config = own
+        return torch.cat((queries, output.sequences[:, start:]), dim=1), torch.stack(output.scores, 1)
+
+    def _clip_gradients(self, *_: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
 
     def restore_state(self) -> None:
         """Lets the loop, which TRL starts from nothing, go on from the checkpoint."""
@@ -155,6 +259,10 @@ class ResumablePPOTrainer(PPOTrainer):
             yield
         finally:
             self.model = whole
+
+
+def _underlying(optimizer: Any) -> torch.optim.Optimizer:
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 class _Stopped(Exception):
