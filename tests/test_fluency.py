@@ -44,7 +44,7 @@ def test_a_negative_weight_makes_it_a_penalty_in_sums_and_products():
         return [0.5 if exchange.response == "odd" else 0.0 for exchange in exchanges]
 
     for combine, expected in (("sum", [-1.0, 0.0]), ("product", [0.25, 1.0])):
-        nodes = [node("odd"), node("fine", "odd")]
+        nodes = [node("odd", "fine"), node("fine", "odd")]
         Reward({"gibberish": (-2.0, Gibberish(half))}, combine)(nodes)
         assert [n.reward for n in nodes] == expected
 

@@ -67,8 +67,8 @@ class GroupsConfig(RoundsConfig):
     disable_dropout: bool = field(
         default=True,
         metadata={
-            "help": "Whether dropout is off in training. Probes are sampled without it: with GPT-2's 0.1, 13% of the "
-            "tokens are clipped before the first update, and the gradient is that of other probabilities."
+            "help": "Whether dropout is off in training. Probes are sampled without it: with GPT-2's 0.1, one token "
+            "in eight is clipped before the first update, and the gradient is that of other probabilities."
         },
     )
 

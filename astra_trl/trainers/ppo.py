@@ -46,20 +46,24 @@ NOT_READ = (
     "use_cache", "full_determinism", "data_seed", "accelerator_config", "parallelism_config",
     "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph",
     # its data loader
-    "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
-    "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "label_names",
-    "train_sampling_strategy", "length_column_name", "dataset_num_proc", "ignore_data_skip",
+    "dataloader_drop_last", "remove_unused_columns", "label_names", "train_sampling_strategy", "length_column_name",
+    "ignore_data_skip",
     # evaluations, in which conversations are grown
-    "bf16_full_eval", "fp16_full_eval", "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start",
-    "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
-    "batch_eval_metrics", "num_sample_generations",
+    "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches",
+    "eval_use_gather_object", "include_for_metrics", "batch_eval_metrics", "num_sample_generations",
     # logging and checkpoints
-    "logging_nan_inf_filter", "log_level", "log_level_replica", "debug", "skip_memory_metrics",
-    "enable_jit_checkpoint", "restore_callback_states_from_checkpoint",
+    "logging_nan_inf_filter", "log_level", "log_level_replica", "debug", "enable_jit_checkpoint",
+    "restore_callback_states_from_checkpoint",
     # what TRL's scripts read, or sets by itself
     "sft_model_path", "reward_model_path", "model_adapter_name", "ref_adapter_name", "stop_token_id", "world_size",
     "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "local_mini_batch_size",
     "mini_batch_size",
+)  # fmt: skip
+# Of work that there is none of, and no result depends on: they may stand in a file that other algorithms share.
+ONLY_SPEED = (
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_in_order",
+    "dataloader_multiprocessing_context", "dataset_num_proc", "per_device_eval_batch_size",
+    "eval_accumulation_steps", "skip_memory_metrics",
 )  # fmt: skip
 
 
