@@ -59,48 +59,59 @@ class TokenSampler:
         `logits` (rows, vocabulary) follow `step` earlier tokens of the rows whose numbers are in `rows`. Changes
         `logits`.
         """
+        # In half precision tokens are often equally likely; that they are in float32 is too rare to be looked for.
+        self.ties = logits.dtype != torch.float32
         logits = logits.float()
-        untempered = logits.log_softmax(-1)
-        tempered = self._tempered(untempered)
-        if tempered is not untempered:
-            tempered = tempered.log_softmax(-1)
-        penalised = self._penalise(logits, rows, step)
+        temperature = self.params.temperature or 1.0  # greedy tokens are told at temperature 1
+        scaled = logits if temperature == 1 else logits / temperature
+        weights = scaled.softmax(-1)
+        log_total = _log_total(scaled, weights)
+        untempered_log_total = log_total if temperature == 1 else _log_total(logits, logits.softmax(-1))
+        changed = self._penalised(logits, rows, step)
         if self.params.temperature == 0:
-            tokens = logits.argmax(-1)
+            tokens = changed.argmax(-1)
+        elif 0 < self.params.top_k < logits.shape[-1]:
+            tokens = self._draw_from_top_k(changed / temperature, self.uniforms[rows, step])
         else:
-            weights = self._weights(logits) if penalised or self.params.top_k else tempered.exp()
+            # The logits are divided before the softmax: in the other order, low temperatures leave nothing but zeros.
+            weights = weights if changed is logits else changed.div_(temperature).softmax(-1)
             tokens = self._draw(weights, self.uniforms[rows, step])
         if self.seen is not None:
             self.seen[rows, self.start + step] = tokens
-        return tokens, torch.cat([logprobs.gather(-1, tokens[:, None]) for logprobs in (tempered, untempered)], dim=-1)
+        own = tokens[:, None]
+        tempered = scaled.gather(-1, own) - log_total
+        return tokens, torch.cat([tempered, logits.gather(-1, own) - untempered_log_total], dim=-1)
 
-    def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
-        # Greedy tokens are told at temperature 1.
-        return logits if self.params.temperature in (0, 1) else logits / self.params.temperature
-
-    def _penalise(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> bool:
-        """Changes logits as transformers' logits processors do; whether any may have changed."""
+    def _penalised(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+        """The logits as transformers' logits processors change them: a copy, or themselves if nothing changes."""
+        held_back = step < self.params.min_new_tokens and len(self.eos) > 0
+        if self.seen is None and not held_back:
+            return logits
+        changed = logits.clone()
         if self.seen is not None:
             seen = self.seen[rows, : self.start + step]
             values, penalty = logits.gather(-1, seen), self.params.repetition_penalty
-            logits.scatter_(-1, seen, torch.where(values < 0, values * penalty, values / penalty))
-        held_back = step < self.params.min_new_tokens and len(self.eos) > 0
-        if held_back:
-            logits.index_fill_(-1, self.eos, -torch.inf)
-        return self.seen is not None or held_back
+            changed.scatter_(-1, seen, torch.where(values < 0, values * penalty, values / penalty))
+        return changed.index_fill_(-1, self.eos, -torch.inf) if held_back else changed
 
-    def _weights(self, logits: torch.Tensor) -> torch.Tensor:
-        # The logits are divided before the softmax: in the other order, low temperatures leave nothing but zeros.
-        logits = self._tempered(logits)
-        if 0 < self.params.top_k < logits.shape[-1]:
+    def _draw_from_top_k(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        top_k = self.params.top_k
+        values, tokens = logits.topk(top_k + 1, dim=-1)
+        if (values[:, top_k] == values[:, top_k - 1]).any():
             # All that are as likely as the last of the k, as in transformers.
-            logits = logits.masked_fill(logits < logits.topk(self.params.top_k, dim=-1).values[:, -1:], -torch.inf)
-        return logits.log_softmax(-1).exp_()
+            rest = logits < values[:, top_k - 1, None]
+            return self._draw(logits.masked_fill(rest, -torch.inf).softmax(-1), uniforms)
+        return tokens.gather(-1, self._draw(values[:, :top_k].softmax(-1), uniforms)[:, None])[:, 0]
 
     def _draw(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         if self.params.top_p == 1:
             return _inverse_cdf(weights, uniforms[:, 0])
-        return _draw_from_nucleus(weights, uniforms, self.params.top_p)
+        return _draw_from_nucleus(weights, uniforms, self.params.top_p, self.ties)
+
+
+def _log_total(logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """The logarithm (rows, 1) of the sum of exponentiated logits, by the likeliest token: less work than anew."""
+    return logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
 
 
 def _inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -110,14 +121,14 @@ def _inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return tokens.clamp_(max=weights.shape[-1] - 1)  # of a row that has been drawn and has no weight left
 
 
-def _draw_from_nucleus(weights: torch.Tensor, uniforms: torch.Tensor, top_p: float) -> torch.Tensor:
+def _draw_from_nucleus(weights: torch.Tensor, uniforms: torch.Tensor, top_p: float, ties: bool) -> torch.Tensor:
     """Tokens (rows,) from the smallest set of likeliest tokens that holds `top_p` of the weight.
 
     A token belongs to it if those likelier than it hold less than `top_p`: one sum, where finding the set would sort
-    the vocabulary. Of equally likely tokens, some of which may be outside, the one of the higher id counts as
-    likelier. So a token is drawn and tested; if it is outside, so is all that is not likelier, and the next is drawn
-    from the rest. `uniforms` (rows, draws) bounds the draws; that they do not suffice has a probability of less than
-    1e-9, and the likeliest token is taken then.
+    the vocabulary. Of equally likely tokens, some of which may be outside, the one of the higher id counts as likelier
+    if there are `ties`. So a token is drawn and tested; if it is outside, so is all that is not likelier, and the next
+    is drawn from the rest. `uniforms` (rows, draws) bounds the draws; that they do not suffice has a probability of
+    less than 1e-9, and the likeliest token is taken then.
     """
     limit = top_p * weights.sum(-1)
     rows, ids = (torch.arange(size, device=weights.device) for size in weights.shape)
@@ -126,8 +137,9 @@ def _draw_from_nucleus(weights: torch.Tensor, uniforms: torch.Tensor, top_p: flo
     for draw in range(uniforms.shape[1]):
         drawn = _inverse_cdf(weights, uniforms[rows, draw])
         own = weights.gather(-1, drawn[:, None])
-        first = (weights > own) | ((weights == own) & (ids > drawn[:, None]))
-        likelier = torch.where(first, weights, 0)
+        likelier = torch.where(weights > own, weights, 0)
+        if ties:
+            likelier = torch.where((weights == own) & (ids > drawn[:, None]), weights, likelier)
         inside = likelier.sum(-1) < limit[rows]
         tokens[rows] = torch.where(inside & ~settled, drawn, tokens[rows])
         settled = settled | inside
