@@ -17,7 +17,7 @@ from astra_trl import ASTDPOConfig, ASTDPOTrainer, ASTSampler, ASTSFTConfig, AST
 from astra_trl.run import main as train
 from astra_trl.trainers import roles
 
-LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", r=4)
+LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", r=4, lora_dropout=0.2)
 PROMPTS = ["Good morning", "The train was late again", "Thanks"]
 CONFIG = {
     "num_train_epochs": 2,
@@ -55,7 +55,12 @@ def make_trainer(folder, algorithm, tester, target, peft_config=None, callbacks=
     if algorithm == "ppo":
         pytest.importorskip("trl.experimental.ppo")
         args = astra_trl.ASTPPOConfig(
-            str(folder), **CONFIG, per_device_train_batch_size=2, gradient_accumulation_steps=2, bf16=False
+            str(folder),
+            **CONFIG,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            bf16=False,
+            logging_steps=1,
         )
         return astra_trl.ASTPPOTrainer(ASTSampler(system, PROMPTS, 2, 2), args, peft_config=peft_config)
     trainer, args = {"dpo": (ASTDPOTrainer, ASTDPOConfig), "sft": (ASTSFTTrainer, ASTSFTConfig)}[algorithm]
@@ -93,6 +98,9 @@ def test_training_goes_on_with_the_adapter(tmp_path, gpt2_folder, adapter, algor
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "run"))
     assert before.keys() == after.keys() and all((before[name] != after[name]).any() for name in before)
     assert all(parameter.requires_grad == (".default." in name) for name, parameter in trained_of(trainer))
+    if algorithm == "ppo":  # the reference is what the policy was, without the dropout of either adapter
+        first = next(entry for entry in trainer.state.log_history if "objective/kl" in entry)
+        assert first["objective/kl"] == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "grpo"])

@@ -185,8 +185,8 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             optimizers=optimizers,
         )
         args.missing_eos_penalty = self._missing_end_penalty
-        switch_dropout_off(self.model)
         self.start_rounds(sampler, size, max_trees, eval_dataset)
+        switch_dropout_off(self.model)
         if UNTRAINED in getattr(model, "peft_config", ()):
             self.ref_adapter_name = UNTRAINED
 

@@ -157,10 +157,10 @@ class RoundsMixin(CheckpointsMixin):
         given = trainable_tester(sampler.system).model
         trained = self.tester_in(self.accelerator.unwrap_model(self.model))
         check_trainable(trained)
-        if getattr(self.args, "disable_dropout", False):
-            switch_dropout_off(trained)
         if is_peft_model(given):
             keep_untrained_adapter(trained)
+        if getattr(self.args, "disable_dropout", False):
+            switch_dropout_off(trained)
         bind_tester(sampler.system, trained)
         for model in (trained, getattr(self, "ref_model", None)):
             if model is not None:
