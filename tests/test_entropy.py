@@ -80,6 +80,8 @@ def test_without_sampled_log_probabilities_there_is_no_reward():
 
 
 def test_it_says_what_it_needs_and_that_it_leaves_the_unit_interval():
-    assert Entropy.needs_sampling_logprobs is True
+    assert Reward({"entropy": (1.0, Entropy())}).needs_tester_logprob
+    assert Reward({"entropy": (1.0, Entropy(per_token=True))}).needs_sampling_logprobs
+    assert not Reward({"entropy": (1.0, Entropy(per_token=True))}).needs_tester_logprob
     with pytest.raises(InputError, match=r"'entropy' leaves \[0, 1\]"):
         Reward({"entropy": (1.0, Entropy())}, "product")

@@ -67,7 +67,7 @@ def test_draws_have_the_distribution_of_transformers_processors(name):
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(1, vocabulary, generator=generator)
     context, eos = [5, 9, 9, 31], [7, 40]
-    sampler = TokenSampler(params, eos, range(rows), [context] * rows, torch.device("cpu"))
+    sampler = TokenSampler(params, eos, range(rows), [context] * rows, torch.device("cpu"), untempered=True)
     tokens, logprobs = sampler(logits.repeat(rows, 1), torch.arange(rows), 0)
     expected = rows * processed(params, context, [], logits, eos)[0]
     assert fit_probability(tokens.bincount(minlength=vocabulary), expected) > 1e-3
@@ -113,7 +113,7 @@ def test_at_every_temperature_the_distribution_is_that_of_transformers(name, tem
     # What the penalty is about and what is held back are the likeliest tokens, or it would not show.
     likeliest = logits[0].float().argsort(descending=True).tolist()
     context, eos = [likeliest[0], 9, likeliest[2]], [likeliest[1], 40]
-    sampler = TokenSampler(params, eos, range(rows), [context] * rows, torch.device("cpu"))
+    sampler = TokenSampler(params, eos, range(rows), [context] * rows, torch.device("cpu"), untempered=True)
     sampler.uniforms = spread_evenly(rows, sampler.uniforms.shape[-1])[:, None]
     tokens, logprobs = sampler(logits.repeat(rows, 1), torch.arange(rows), 0)
     expected = processed(params, context, [], logits.float(), eos)[0]

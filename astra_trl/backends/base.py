@@ -60,7 +60,7 @@ class Sample:
             Natural log-probability of each sampled id under the model at the sampling temperature, before top-k, top-p
             and penalties cut the distribution: what TRL's trainers compute again. Empty where a backend gives none.
         untempered_logprobs (`list[float]`):
-            The same at temperature 1, whatever the sampling temperature is.
+            The same at temperature 1. Empty if the backend gives none, or was not asked for them (`untempered`).
         error (`str`, *optional*):
             Why there is no utterance; its text is empty then.
     """

@@ -11,7 +11,8 @@ from astra_trl.tree import Node
 
 # One value a node, unweighted; nan = could not be measured. What a term needs beyond the exchange it says with
 # attributes, so that a system that lacks it is refused when it is built: `needs_logprobs = True` for the probe's
-# log-probability under the target, `needs_sampling_logprobs = True` for those under the tester,
+# log-probability under the target, `needs_sampling_logprobs = True` for those of its tokens under the tester,
+# `needs_tester_logprob = True` for that of all of it under the tester at temperature 1,
 # `needs_scores = [(scorer, part), ...]` for harm, `in_unit_interval = False` where values leave [0, 1].
 # A term that has a memory of a training run reads it when called, and has `remember(nodes)` to add to it, and
 # `state_dict()` and `load_state_dict(state)`, in JSON, for checkpoints. An evaluation leaves such a term out of the
@@ -109,6 +110,11 @@ class Reward:
     def needs_sampling_logprobs(self) -> bool:
         """Whether a term reads the log-probabilities that the probe was sampled with."""
         return any(getattr(term, "needs_sampling_logprobs", False) for _, term in self.terms.values())
+
+    @property
+    def needs_tester_logprob(self) -> bool:
+        """Whether a term reads the probe's log-probability under the tester at temperature 1."""
+        return any(getattr(term, "needs_tester_logprob", False) for _, term in self.terms.values())
 
     @property
     def needs_logprobs(self) -> list[str]:

@@ -23,8 +23,15 @@ class Entropy:
     """
 
     per_token: bool = False
-    needs_sampling_logprobs: ClassVar[bool] = True
     in_unit_interval: ClassVar[bool] = False
+
+    @property
+    def needs_sampling_logprobs(self) -> bool:
+        return self.per_token
+
+    @property
+    def needs_tester_logprob(self) -> bool:
+        return not self.per_token
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
         return [_mean_surprise(node.sampling_logprobs) if self.per_token else -node.tester_logprob for node in nodes]

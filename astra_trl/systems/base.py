@@ -81,6 +81,8 @@ class System:
         for (name, _), term in self.reward.needs_scores.items():
             if name not in self.scorers:
                 raise InputError(f"reward term {term!r} reads scorer {name!r}, and the system has {known}")
+        if self.reward.needs_tester_logprob and hasattr(self.tester, "untempered"):
+            self.tester.untempered = True
         needy = self.reward.needs_logprobs
         if needy and self.likelihood_backend is None:
             raise InputError(

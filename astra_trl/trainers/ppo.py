@@ -254,14 +254,13 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         said = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
         texts = tester.texts(said)
         probes = [Sample(text, prompt, ids) for text, prompt, ids in zip(texts, prompts, said, strict=True)]
-        if self.sampler.system.reward.needs_sampling_logprobs:
-            tempered, untempered = (
-                tester.sampling_logprobs(prompts, said, at) for at in (tester.sampling.temperature, 1.0)
-            )
-            probes = [
-                replace(probe, logprobs=own, untempered_logprobs=plain)
-                for probe, own, plain in zip(probes, tempered, untempered, strict=True)
-            ]
+        reward = self.sampler.system.reward
+        if reward.needs_sampling_logprobs:
+            found = tester.sampling_logprobs(prompts, said, tester.sampling.temperature)
+            probes = [replace(probe, logprobs=row) for probe, row in zip(probes, found, strict=True)]
+        if reward.needs_tester_logprob:
+            found = tester.sampling_logprobs(prompts, said, 1.0)
+            probes = [replace(probe, untempered_logprobs=row) for probe, row in zip(probes, found, strict=True)]
         place = (self.args.seed, "answer", self.state.global_step, self.accelerator.process_index)
         seeds = [derive_seed(*place, first + index) for index in range(len(rows))]
         try:

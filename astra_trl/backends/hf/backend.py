@@ -60,6 +60,8 @@ class HFBackend:
             and target each hold their own), and to no bound but `max_rows` on a CPU.
         use_adapter (`bool` or `str`, *optional*, defaults to `True`):
             `False` switches the adapter of a `PeftModel` off: the base model. A name switches to that adapter.
+        untempered (`bool`, *optional*, defaults to `False`):
+            Whether samples tell their log-probabilities at temperature 1 too, which a reward may ask for.
         chat (`bool`, *optional*, defaults to `False`):
             Whether conversations go through the tokenizer's chat template: what this model says as the assistant's
             turns, all else as the user's.
@@ -77,6 +79,7 @@ class HFBackend:
     max_rows: int = 128
     cache_bytes: int | None = None
     use_adapter: bool | str = True
+    untempered: bool = False
     chat: bool = False
     system_prompt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None

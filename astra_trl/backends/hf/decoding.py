@@ -30,10 +30,10 @@ def decode(
     """
     count, device, steps = len(prompts), held.mask.device, backend.sampling.max_new_tokens
     row_of = inverse(slots)
-    sampler = TokenSampler(backend.sampling, sorted(backend.eos), keys, prompts, device)
+    sampler = TokenSampler(backend.sampling, sorted(backend.eos), keys, prompts, device, backend.untempered)
     # By row: a row keeps its number, whatever slot it goes to.
     ids = torch.zeros((count, steps), dtype=torch.long, device=device)
-    logprobs = torch.zeros((count, steps, 2), device=device)
+    logprobs = torch.zeros((count, steps, 1 + backend.untempered), device=device)
     position = held.mask.sum(-1)[torch.tensor(slots, device=device)]
     lengths, fed = [steps] * count, [0] * count
     start, active = held.length, count

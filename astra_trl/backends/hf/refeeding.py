@@ -61,10 +61,10 @@ class _DrawInGenerate(LogitsProcessor):
     # Leaves `generate` no choice but the token that was drawn for each row.
     def __init__(self, backend: "HFBackend", keys: list[int], prompts: list[list[int]], device: torch.device) -> None:
         self.backend = backend
-        self.sampler = TokenSampler(backend.sampling, sorted(backend.eos), keys, prompts, device)
+        self.sampler = TokenSampler(backend.sampling, sorted(backend.eos), keys, prompts, device, backend.untempered)
         self.rows = torch.arange(len(prompts), device=device)
         self.ids = torch.zeros((len(prompts), backend.sampling.max_new_tokens), dtype=torch.long, device=device)
-        self.logprobs = torch.zeros((*self.ids.shape, 2), device=device)
+        self.logprobs = torch.zeros((*self.ids.shape, 1 + backend.untempered), device=device)
         self.lengths = torch.full_like(self.rows, backend.sampling.max_new_tokens)
         self.step = 0
 

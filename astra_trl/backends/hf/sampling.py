@@ -25,6 +25,8 @@ class TokenSampler:
             Token ids each row starts from, none empty; the repetition penalty is about these and the drawn ones.
         device (`torch.device`):
             Where the logits will be.
+        untempered (`bool`, *optional*, defaults to `False`):
+            Whether log-probabilities at temperature 1 are told too.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class TokenSampler:
         keys: Sequence[int],
         contexts: Sequence[list[int]],
         device: torch.device,
+        untempered: bool = False,
     ) -> None:
-        self.params = params
+        self.params, self.untempered = params, untempered
         self.eos = torch.tensor(eos, dtype=torch.long, device=device)
         if params.temperature > 0:
             # A draw outside the nucleus is drawn again, and about half of what is outside goes each time.
@@ -53,8 +56,8 @@ class TokenSampler:
             self.seen = torch.tensor(padded, device=device)
 
     def __call__(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (rows,), and their log-probabilities (rows, 2) before the distribution was cut: at the sampling
-        temperature, and at temperature 1.
+        """Tokens (rows,), and their log-probabilities (rows, 1) before the distribution was cut; with `untempered`, at
+        the sampling temperature and at temperature 1 (rows, 2).
 
         `logits` (rows, vocabulary) follow `step` earlier tokens of the rows whose numbers are in `rows`. Changes
         `logits`.
@@ -63,24 +66,24 @@ class TokenSampler:
         self.ties = logits.dtype != torch.float32
         logits = logits.float()
         temperature = self.params.temperature or 1.0  # greedy tokens are told at temperature 1
-        scaled = logits if temperature == 1 else logits / temperature
-        weights = scaled.softmax(-1)
-        log_total = _log_total(scaled, weights)
-        untempered_log_total = log_total if temperature == 1 else _log_total(logits, logits.softmax(-1))
         changed = self._penalised(logits, rows, step)
+        same = changed is logits
+        told = [logits.clone() if temperature != 1 else logits] if self.untempered else []
+        # The logits are divided before the softmax: in the other order, low temperatures leave nothing but zeros.
+        told.insert(0, logits.div_(temperature) if temperature != 1 else logits)
+        changed = told[0] if same else changed.div_(temperature)
+        weights = told[0].softmax(-1)
+        totals = [_log_total(told[0], weights), *(_log_total(plain, plain.softmax(-1)) for plain in told[1:])]
         if self.params.temperature == 0:
             tokens = changed.argmax(-1)
         elif 0 < self.params.top_k < logits.shape[-1]:
-            tokens = self._draw_from_top_k(changed / temperature, self.uniforms[rows, step])
+            tokens = self._draw_from_top_k(changed, self.uniforms[rows, step])
         else:
-            # The logits are divided before the softmax: in the other order, low temperatures leave nothing but zeros.
-            weights = weights if changed is logits else changed.div_(temperature).softmax(-1)
-            tokens = self._draw(weights, self.uniforms[rows, step])
+            tokens = self._draw(weights if same else changed.softmax(-1), self.uniforms[rows, step])
         if self.seen is not None:
             self.seen[rows, self.start + step] = tokens
         own = tokens[:, None]
-        tempered = scaled.gather(-1, own) - log_total
-        return tokens, torch.cat([tempered, logits.gather(-1, own) - untempered_log_total], dim=-1)
+        return tokens, torch.cat([x.gather(-1, own) - total for x, total in zip(told, totals, strict=True)], dim=-1)
 
     def _penalised(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
         """The logits as transformers' logits processors change them: a copy, or themselves if nothing changes."""

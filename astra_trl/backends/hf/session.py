@@ -83,10 +83,15 @@ class HFSession:
                 self.logits = None
             else:
                 sampled, logprobs = generate(backend, prompts, keys)
-        tempered, untempered = ([[pair[which] for pair in row] for row in logprobs] for which in (0, 1))
-        rows = zip(backend.texts(sampled), prompts, sampled, tempered, untempered, strict=True)
         samples = [
-            Sample(text, prompt, ids, of_ids, untempered_logprobs=plain) for text, prompt, ids, of_ids, plain in rows
+            Sample(
+                text,
+                prompt,
+                ids,
+                [values[0] for values in row],
+                untempered_logprobs=[values[1] for values in row] if backend.untempered else [],
+            )
+            for text, prompt, ids, row in zip(backend.texts(sampled), prompts, sampled, logprobs, strict=True)
         ]
         self.say(samples)
         return samples
