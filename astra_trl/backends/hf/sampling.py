@@ -26,7 +26,7 @@ class TokenSampler:
         device (`torch.device`):
             Where the logits will be.
         untempered (`bool`, *optional*, defaults to `False`):
-            Whether log-probabilities at temperature 1 are told too.
+            Whether log-probabilities at temperature 1 are returned too.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TokenSampler:
         # In half precision tokens are often equally likely; that they are in float32 is too rare to be looked for.
         self.ties = logits.dtype != torch.float32
         logits = logits.float()
-        temperature = self.params.temperature or 1.0  # greedy tokens are told at temperature 1
+        temperature = self.params.temperature or 1.0  # of greedy tokens, those at temperature 1 are returned
         changed = self._penalised(logits, rows, step)
         same = changed is logits
         told = [logits.clone() if temperature != 1 else logits] if self.untempered else []
