@@ -13,7 +13,17 @@ from test_run import FLAGS
 from transformers import AutoModelForCausalLM
 
 import astra_trl
-from astra_trl import ASTDPOConfig, ASTDPOTrainer, ASTSampler, ASTSFTConfig, ASTSFTTrainer, HFASTSystem, InputError
+from astra_trl import (
+    ASTDPOConfig,
+    ASTDPOTrainer,
+    ASTSampler,
+    ASTSFTConfig,
+    ASTSFTTrainer,
+    HFASTSystem,
+    HFBackend,
+    InputError,
+    SamplingParams,
+)
 from astra_trl.run import main as train
 from astra_trl.trainers import roles
 
@@ -151,6 +161,41 @@ def test_roles_that_share_a_peft_model_stay_what_they_were(gpt2_folder, adapter)
     assert (logits_by(system.tester) - start).abs().max() > 0.1
     torch.testing.assert_close(logits_by(system.target), start)
     torch.testing.assert_close(logits_by(trainer.baseline()), start)
+
+
+@pytest.mark.parametrize("role", ["target", "baseline"])
+def test_a_role_on_the_base_of_the_testers_adapter_has_no_adapter(tmp_path, gpt2_folder, adapter, role):
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(gpt2_folder), make_tokenizer()
+    start = logits_by(HFBackend(base, tokenizer, SamplingParams()))
+    model = PeftModel.from_pretrained(base, adapter, is_trainable=True)  # puts the adapter into `base` itself
+    target = base if role == "target" else str(gpt2_folder)
+    baseline = base if role == "baseline" else None
+    system = HFASTSystem(model, target, baseline, harm, processing_class=tokenizer)
+    sampler, args = ASTSampler(system, PROMPTS, 2, 1), ASTDPOConfig(str(tmp_path), **CONFIG)
+    if role == "baseline":
+        with pytest.raises(InputError, match="baseline is the tester's base without its adapter.*model of its own"):
+            ASTDPOTrainer(sampler, args)
+        return
+    trainer = ASTDPOTrainer(sampler, args)
+    torch.testing.assert_close(logits_by(system.target), start)
+    assert (logits_by(system.tester) - start).abs().max() > 0.1
+    trainer.train()
+    torch.testing.assert_close(logits_by(system.target), start)
+
+
+def test_without_its_adapter_a_peft_model_is_no_tester_and_no_reference(tmp_path, gpt2_folder, adapter):
+    def peft_model():
+        base = AutoModelForCausalLM.from_pretrained(gpt2_folder)
+        return PeftModel.from_pretrained(base, adapter, is_trainable=True)
+
+    tokenizer, args = make_tokenizer(), ASTDPOConfig(str(tmp_path), **CONFIG)
+    system = HFASTSystem(peft_model(), str(gpt2_folder), None, harm, processing_class=tokenizer)
+    system.baseline = HFBackend(peft_model(), tokenizer, SamplingParams(), use_adapter=False)
+    with pytest.raises(InputError, match="baseline has an adapter that it does not use.*load its base alone"):
+        ASTDPOTrainer(ASTSampler(system, PROMPTS, 2, 1), args)
+    system.tester.use_adapter = False
+    with pytest.raises(InputError, match="tester samples without the adapter.*use_adapter=True"):
+        ASTDPOTrainer(ASTSampler(system, PROMPTS, 2, 1), args)
 
 
 def test_what_would_train_nothing_is_refused(tmp_path, gpt2_folder, adapter):

@@ -225,9 +225,10 @@ def share_by_hand(values: list[list[float]], share: float | None = None) -> tupl
     found = sum(map(sum, rows)) / n
     usual = n / len(rows)
     more = [(sum(row), len(row)) for row in rows] + [(usual if found <= 0.5 else 0.0, usual)]
-    total = sum(count for _, count in more)
-    p = sum(events for events, _ in more) / total
-    variance = len(more) / (len(more) - 1) * sum((events - p * count) ** 2 for events, count in more) / total**2
+    total, events = sum(count for _, count in more), sum(events for events, _ in more)
+    p = events / total
+    without = [(events - hits) / (total - count) for hits, count in more]
+    variance = (len(more) - 1) / len(more) * sum((p - one) ** 2 for one in without)
     alike = max(1.0, variance / (p * (1 - p) / (total - 1)))
     quantile = 1.0
     if n > len(rows) and 0 < found < 1:
@@ -277,6 +278,12 @@ def solve_independent(values: list[list[float]]) -> float:
 
 
 SHARES = ("harmful_share", "harmful_conversations", "target_harmful_first", "harmless_looking")
+BOUNDS = {
+    "score_mean": (0, 1),
+    "first_harmful_turn": (1, 3),
+    "probe_logprob_per_token": (-math.inf, 0),
+    "probe_perplexity": (1, math.inf),
+}
 
 
 @pytest.mark.parametrize(("arm", "table"), [("tester", TESTER), ("baseline", BASELINE)])
@@ -304,8 +311,13 @@ def test_every_figure_and_interval_equals_the_hand_computation(evaluation, arm, 
             if max(without[i][name][0] for i in there) - min(without[i][name][0] for i in there) < 1e-12:
                 assert (figure.low, figure.high) == (None, None)  # all values are equal
                 continue
-            ends = mean_by_hand(value, [without[i][name][0] for i in there], len(there) - 1)
-        bounds = (0, 1) if label == "score_mean" else (-math.inf, math.inf)
+            each = [without[i][name][0] for i in there]
+            if label == "probe_perplexity":  # the ends of the mean of which it is the exponential
+                ends = mean_by_hand(math.log(value), [math.log(one) for one in each], len(there) - 1)
+                ends = math.exp(ends[0]), math.exp(ends[1])
+            else:
+                ends = mean_by_hand(value, each, len(there) - 1)
+        bounds = BOUNDS.get(label, (-math.inf, math.inf))
         ends = max(ends[0], bounds[0]), min(ends[1], bounds[1])
         assert (figure.low, figure.high) == (pytest.approx(ends[0], abs=1e-9), pytest.approx(ends[1], abs=1e-9)), name
     checked = {*expected, *naive(conversations, "harm" if scorer == "strict" else "strict"), "reward"}

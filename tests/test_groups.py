@@ -429,6 +429,11 @@ def test_probes_that_the_system_ends_are_not_taken_for_truncated(tmp_path, algor
     with pytest.raises(InputError, match="mask_truncated_completions leaves out probes"):
         make_trainer(tmp_path, algorithm, system, depth=1, mask_truncated_completions=True)
     make_trainer(tmp_path, algorithm, make_system(), mask_truncated_completions=True)
+    system = make_system()  # with an end of sequence that TRL does not know
+    system.tester.model.generation_config.eos_token_id = [tokenizer.eos_token_id, 200]
+    system.tester = HFBackend(system.tester.model, system.tester.tokenizer, SAMPLING)
+    with pytest.raises(InputError, match="mask_truncated_completions leaves out probes"):
+        make_trainer(tmp_path, algorithm, system, mask_truncated_completions=True)
 
 
 @BOTH

@@ -86,6 +86,31 @@ def test_ids_are_cut_for_any_system_that_shortens_what_was_said():
     assert system.probes_in([same]) == ([same], ["no mark"])
 
 
+class LastLine(PerezSystem):
+    def probe_in(self, text: str) -> str:
+        return text.splitlines()[-1] if text else text
+
+
+class FirstWord(PerezSystem):
+    def probe_in(self, text: str) -> str:
+        return text.split(" ")[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "kept"),
+    [
+        (LastLine, "A pot of soup\nsoup", "A pot of soup\nsoup"),  # nothing stands behind it
+        (FirstWord, "soup and soup", "soup"),
+    ],
+)
+def test_a_probe_that_stands_twice_is_cut_where_the_system_took_it(kind, text, kept):
+    tokenizer = make_tokenizer()
+    backend = HFBackend(make_gpt2(tokenizer), tokenizer, SamplingParams(max_new_tokens=4))
+    system = kind(backend, ScriptedBackend(lambda t, s: "answer"), None, score)
+    (sample,), probes = system.probes_in([Sample(text, [1], tokenizer(text)["input_ids"])])
+    assert probes == ["soup"] and sample.text == kept and tokenizer.decode(sample.ids) == kept
+
+
 def test_the_instruction_is_continued_where_it_ends():
     tokenizer = make_tokenizer()
     backend = HFBackend(make_gpt2(tokenizer), tokenizer, SamplingParams(max_new_tokens=4))

@@ -364,6 +364,20 @@ def test_every_end_token_of_the_tester_ends_a_probe(tmp_path, monkeypatch):
     assert model.generation_config.eos_token_id == ends
 
 
+def test_an_end_token_that_is_the_pad_token_is_trained_on(tmp_path, monkeypatch):
+    # As Qwen's <|endoftext|>, which is an end token of its models and the tokenizer's pad token.
+    tokenizer, ends = make_tokenizer(), [*range(200, 232)]
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(200)
+    system = make_system(tokenizer=tokenizer, sampling=SamplingParams(max_new_tokens=24, temperature=1.5))
+    model = system.tester.model
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+    system.tester = HFBackend(model, tokenizer, system.tester.sampling)
+    trainer = make_trainer(tmp_path, system, contexts_per_round=64, gradient_accumulation_steps=4, num_train_epochs=1)
+    rows = trained_rows(monkeypatch, trainer)
+    trainer.train()
+    assert sum(row[-1:] == [200] for row in rows) > 0
+
+
 def test_a_probe_ends_where_the_system_ends_it(tmp_path, monkeypatch):
     tokenizer = make_tokenizer()
     tester = HFBackend(make_gpt2(tokenizer), tokenizer, SamplingParams(max_new_tokens=24, temperature=1.5))

@@ -89,7 +89,9 @@ def statistics(
             found[f"harmful_share_turn_{turn}/{name}"] = Share(values(harmful, partial(_at, turn)))
         turns = [[_first_harmful(path, name, threshold) for path in _scored(tree, (name,))] for tree in trees]
         found[f"harmful_conversations/{name}"] = Share([[turn is not None for turn in row] for row in turns])
-        found[f"first_harmful_turn/{name}"] = Mean([[turn for turn in row if turn is not None] for row in turns])
+        found[f"first_harmful_turn/{name}"] = Mean(
+            [[turn for turn in row if turn is not None] for row in turns], bounds=(1, max(deepest, 1))
+        )
         found[f"target_harmful_first/{name}"] = Share(
             [[_target_first(path, name, probe, threshold) for path in _scored(tree, (name, probe))] for tree in trees]
         )
@@ -112,8 +114,8 @@ def statistics(
     if likelihood_under == "target":
         under["target"] = values(lambda node: _number(node.probe_logprob_per_token))
     for model, logprobs in under.items():
-        found[f"probe_logprob_per_token/{model}"] = Mean(logprobs)
-        found[f"probe_perplexity/{model}"] = Mean(logprobs, transform=lambda value: np.exp(-value))
+        found[f"probe_logprob_per_token/{model}"] = Mean(logprobs, bounds=(-np.inf, 0))
+        found[f"probe_perplexity/{model}"] = Mean(logprobs, transform=lambda value: np.exp(-value), bounds=(1, np.inf))
     return found
 
 

@@ -36,6 +36,10 @@ class Statistic(Protocol):
     def interval(self) -> Interval:
         """The ends of its 95% interval; nan if the values do not tell."""
 
+    @property
+    def bounds(self) -> Interval:
+        """Between which it must lie."""
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -49,7 +53,7 @@ class Mean:
         values (`Sequence[Sequence[float]]`):
             The values by opening, of each as many as were measured.
         transform (`Callable`, *optional*):
-            Of the mean.
+            Of the mean, monotone; its interval is that of the mean, transformed.
         bounds (`tuple[float, float]`, *optional*):
             Between which the figure must lie.
     """
@@ -68,8 +72,9 @@ class Mean:
 
     @cached_property
     def interval(self) -> Interval:
-        ends = _of_influences(self.value, self.influences, int((self.sizes > 0).sum()), abs(self.value))
-        low, high = np.clip(ends, *self.bounds)
+        plain = self if self.transform is np.asarray else replace(self, transform=np.asarray)
+        ends = _of_influences(plain.value, plain.influences, int((self.sizes > 0).sum()), abs(plain.value))
+        low, high = np.clip(np.sort(self.transform(np.array(ends))), *self.bounds)
         return float(low), float(high)
 
     @cached_property
@@ -101,6 +106,8 @@ class Share(Mean):
     is read from the data with one opening added whose exchanges are all of the rarer kind, since a few events do not
     show it.
     """
+
+    bounds: Interval = (0.0, 1.0)
 
     @cached_property
     def interval(self) -> Interval:
@@ -134,8 +141,8 @@ class Quantile(Mean):
 
     @cached_property
     def interval(self) -> Interval:
-        if not self.n or self.q in (0, 1):
-            return UNKNOWN
+        if not self.n or self.q in (0, 1) or 2 * self.sizes.max() > self.n > self.sizes.max():
+            return UNKNOWN  # nor does one have values of which most are of one opening
         independent = effective_n(self.influences + self.q * self.sizes, self.sizes)
         low, high = share_limits(self.q, independent)
         return (
@@ -175,6 +182,8 @@ class OfSets:
             Texts in a set; defaults to the largest of which there are two sets.
         bounds (`tuple[float, float]`, *optional*):
             Between which the figure must lie.
+        at_most_size (`bool`, *optional*, defaults to `False`):
+            Whether it cannot exceed the number of texts in a set.
     """
 
     opening: np.ndarray
@@ -183,6 +192,7 @@ class OfSets:
     seed: int = 0
     size: int | None = None
     bounds: Interval = (0.0, np.inf)
+    at_most_size: bool = False
 
     @property
     def n(self) -> int:
@@ -211,7 +221,11 @@ class OfSets:
             return np.nan, UNKNOWN
         orders = [np.array([self.measure(texts) for texts in sets]) for sets in self._orders(size)]
         every = np.concatenate(orders)
-        value = float(every.mean())
+        if np.isnan(every).all():
+            return np.nan, UNKNOWN
+        value = float(np.clip(np.nanmean(every), *self.bounds))
+        if np.isnan(every).any():  # a set without any n-gram, of which there is no share
+            return value, UNKNOWN
         within = np.mean([found.var(ddof=1) / len(found) for found in orders])
         between = np.var([found.mean() for found in orders], ddof=1) if len(orders) > 1 else 0.0
         freedom = 1 / (1 / (len(np.unique(self.opening)) - 1) + 1 / (len(every) - len(orders)))
@@ -222,7 +236,8 @@ class OfSets:
             low, high = expit(logit(value) + np.array((-half, half)) / (value * (1 - value)))
         else:
             low, high = value - half, value + half
-        return value, (max(float(low), self.bounds[0]), min(float(high), self.bounds[1]))
+        highest = min(self.bounds[1], size) if self.at_most_size else self.bounds[1]
+        return value, (max(float(low), self.bounds[0]), min(float(high), highest))
 
     def _orders(self, size: int) -> Iterable[list[np.ndarray]]:
         rng = np.random.default_rng(self.seed)
@@ -248,16 +263,17 @@ def difference(one: Statistic, other: Statistic) -> tuple[float, Interval]:
     Figures of sets are taken for independent, which errs on the wide side where openings make both arms alike.
     """
     value = one.value - other.value
-    if isinstance(one, Mean) and isinstance(other, Mean):
-        paired = one.influences - other.influences
-        if not isinstance(one, Share | Quantile):
-            openings = min(int((figure.sizes > 0).sum()) for figure in (one, other))
-            return value, _of_influences(value, paired, openings, max(abs(one.value), abs(other.value)))
+    lowest, highest = one.bounds[0] - other.bounds[1], one.bounds[1] - other.bounds[0]
+    if type(one) is Mean and type(other) is Mean:
+        openings = min(int((figure.sizes > 0).sum()) for figure in (one, other))
+        scale, paired = max(abs(one.value), abs(other.value)), one.influences - other.influences
+        low, high = np.clip(_of_influences(value, paired, openings, scale), lowest, highest)
+        return value, (float(low), float(high))
     common = _correlation(one, other)
     (low, high), (other_low, other_high) = one.interval, other.interval
     below = _apart(one.value - low, other_high - other.value, common)
     above = _apart(high - one.value, other.value - other_low, common)
-    return value, (value - below, value + above)
+    return value, (max(value - below, lowest), min(value + above, highest))
 
 
 def share_limits(share: float, n: float) -> Interval:
@@ -278,7 +294,9 @@ def effective_n(sums: np.ndarray, sizes: np.ndarray) -> float:
     sizes = np.append(sizes, usual)
     total = sizes.sum()
     share = sums.sum() / total
-    variance = (openings + 1) / openings * np.sum((sums - share * sizes) ** 2) / total**2
+    # What is left of an opening's own pull on the share, without which one that holds most values would show nothing.
+    apart = (sums - share * sizes) / (1 - sizes / total)
+    variance = openings / (openings + 1) * np.sum(apart**2) / total**2
     alike = variance * (total - 1) / (share * (1 - share)) if total > 1 else 1.0
     few = t.ppf(1 - TAIL, n - 1) / t.ppf(1 - TAIL, openings - 1) if several else 1.0
     return float(n / max(alike, 1) * few**2)
@@ -308,7 +326,8 @@ def _correlation(one: Statistic, other: Statistic) -> float:
     found = float(np.sum(one.influences * other.influences) / spread) if spread > 0 else 0.0
     if found > 0 and isinstance(one, Share) and isinstance(other, Share):  # Newcombe's correction for continuity
         variances = one.value * (1 - one.value) * other.value * (1 - other.value)
-        found = max(0.0, found - 1 / (2 * len(one.sizes) * np.sqrt(variances)))
+        openings = int(((one.sizes > 0) & (other.sizes > 0)).sum())
+        found = max(0.0, found - 1 / (2 * openings * np.sqrt(variances)))
     return found
 
 

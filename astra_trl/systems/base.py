@@ -132,7 +132,9 @@ class System:
         kept, probes = [], []
         for sample in sampled:
             probe = self.probe_in(sample.text)
-            end = sample.text.find(probe) + len(probe)
+            end = sample.text.rfind(probe) + len(probe)
+            if sample.text.startswith(probe):
+                end = len(probe)
             # What is no part of the text was rewritten, and an empty probe has no end: then all was sampled for it.
             shortened = probe and probe in sample.text and end < len(sample.text)
             kept.append(cut(sample, sample.text[:end]) if shortened else sample)

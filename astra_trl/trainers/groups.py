@@ -260,11 +260,13 @@ def _check(sampler: ASTSampler, args: Any) -> tuple[int, int]:
     for name in ("use_vllm", "use_transformers_continuous_batching", "min_p", "generation_kwargs"):
         if getattr(args, name):
             raise InputError(f"{name} would sample probes, and the trees hold them already: leave it out")
+    tester = trainable_tester(sampler.system)
+    known = {tester.tokenizer.eos_token_id, tester.tokenizer.pad_token_id}
     shortens = type(sampler.system).probe_in is not System.probe_in
-    if args.mask_truncated_completions and (shortens or trainable_tester(sampler.system).sampling.stop_strings):
+    if args.mask_truncated_completions and (shortens or tester.sampling.stop_strings or tester.eos - known):
         raise InputError(
-            "mask_truncated_completions leaves out probes without an end of sequence, and the system ends them by "
-            "itself: leave it out"
+            "mask_truncated_completions leaves out probes without the tokenizer's end of sequence, and these end in "
+            "other ways too: leave it out"
         )
     if args.remove_unused_columns:
         raise InputError("remove_unused_columns would remove what the trees hold: leave it out")

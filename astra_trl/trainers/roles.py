@@ -33,6 +33,10 @@ def tester_to_train(system: System, peft_config: Any) -> HFBackend:
             f"the tester's adapter is called {tester.model.active_adapter!r}, and TRL trains the one called "
             "'default': load it under that name"
         )
+    if given and tester.use_adapter is not True:
+        raise InputError(
+            "the tester samples without the adapter that would be trained: build its HFBackend with use_adapter=True"
+        )
     if peft_config is None:
         check_trainable(tester.model)
     check_target_apart(system, peft_config is not None)
@@ -66,7 +70,7 @@ def check_trainable(model: torch.nn.Module) -> None:
 def check_target_apart(system: System, peft: bool) -> None:
     """`InputError` where training the tester would change the target."""
     tester = trainable_tester(system).model
-    if not (peft or is_peft_model(tester)) and getattr(system.target, "model", None) is tester:
+    if not (peft or is_peft_model(tester)) and _share_weights(system.target, tester):
         raise InputError(
             "tester and target are one loaded model, so training would change the target: pass peft_config, which "
             "trains an adapter beside it, or load the target a second time"
@@ -80,10 +84,13 @@ def bind_tester(system: System, model: PreTrainedModel) -> None:
     tester.model = model
     untrained = tester.before_training()
     for role in (system.target, system.baseline):
-        if isinstance(role, HFBackend) and role.model is before:
-            role.model = model
-            if untrained is not None and role.use_adapter is True:
-                role.use_adapter = untrained.use_adapter
+        if not (isinstance(role, HFBackend) and _share_weights(role, before)):
+            continue
+        if role.model is not before:  # the base model, into which peft has put the tester's adapter
+            role.use_adapter = False
+        elif untrained is not None and role.use_adapter is True:
+            role.use_adapter = untrained.use_adapter
+        role.model = model
 
 
 def keep_untrained_adapter(model: Any) -> None:
@@ -104,14 +111,32 @@ def reference_model(system: System, peft: bool, synced: bool = False) -> PreTrai
     off or with the copy of that adapter.
 
     A reference that TRL moves after the tester (`synced`) is a model of its own: others may share the baseline's.
+    Raises `InputError` if the baseline is a model without its adapter, which TRL would use with it.
     """
-    tester = trainable_tester(system).model
-    baseline = getattr(system.baseline, "model", None)
-    if baseline is not None and baseline is not tester:
-        return _frozen_copy(baseline) if synced else baseline
-    if peft or is_peft_model(tester):
-        return None
-    return _frozen_copy(tester)
+    tester, baseline = trainable_tester(system).model, system.baseline
+    if isinstance(baseline, HFBackend) and not _share_weights(baseline, tester):
+        if is_peft_model(baseline.model) and baseline.use_adapter is not True:
+            raise InputError(
+                "the baseline has an adapter that it does not use, and TRL's reference would: load its base alone"
+            )
+        return _frozen_copy(baseline.model) if synced else baseline.model
+    without = isinstance(baseline, HFBackend) and (baseline.model is not tester or baseline.use_adapter is not True)
+    if without and is_peft_model(tester):
+        raise InputError(
+            "the baseline is the tester's base without its adapter, and the reference of training is that adapter as "
+            "it was before: leave the baseline out, or load it as a model of its own"
+        )
+    return None if peft or is_peft_model(tester) else _frozen_copy(tester)
+
+
+def _share_weights(backend: Any, model: Any) -> bool:
+    # peft puts an adapter into the base model itself, so that whoever holds that has the adapter too.
+    other = getattr(backend, "model", None)
+    return isinstance(other, torch.nn.Module) and _base(other) is _base(model)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -125,7 +150,7 @@ def count_positions(model: Any) -> None:
     What passes `position_ids` by itself is left alone.
     """
     # The decoder is called by every way through the model: PEFT and TRL's Liger losses call no module around it.
-    decoder = (model.get_base_model() if is_peft_model(model) else model).base_model
+    decoder = _base(model).base_model
     if "position_ids" in inspect.signature(type(decoder).forward).parameters:
         decoder.register_forward_pre_hook(_with_position_ids, with_kwargs=True)
 

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -67,7 +67,7 @@ class ResumablePPOTrainer(PPOTrainer):
 
     def __init__(self, args: PPOConfig, processing_class: PreTrainedTokenizerBase, model: Any, **given: Any) -> None:
         self.saved_processing_class = processing_class
-        padded = with_pad_token(processing_class)
+        padded = with_pad_token(processing_class, self.end_tokens())
         if padded.pad_token_id >= model.config.get_text_config().vocab_size:
             # TRL pads probes with it where it samples a batch in parts, and looks their log-probabilities up.
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -313,10 +313,10 @@ class _Evaluations(TrainerCallback):
                 control.should_save = better
 
 
-def with_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy with a pad token that no text holds, by whose id TRL tells padding; the tokenizer itself where it has
-    one that does not end texts too."""
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+def with_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> PreTrainedTokenizerBase:
+    """A copy with a pad token that no text holds, by whose id TRL tells padding; the tokenizer itself if it has one
+    that does not end texts too."""
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, *ends):
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.add_special_tokens({"pad_token": "<|no text|>"})
     return tokenizer
