@@ -212,6 +212,15 @@ def test_what_would_train_nothing_is_refused(tmp_path, gpt2_folder, adapter):
         roles.tester_to_train(system, None)
 
 
+@pytest.mark.parametrize("role", ["target", "baseline"])
+def test_a_role_that_training_would_change_is_refused(gpt2_folder, role):
+    system = HFASTSystem(str(gpt2_folder), str(gpt2_folder), None, harm, device="cpu")
+    setattr(system, role, HFBackend(system.tester.model, system.tester.tokenizer, SamplingParams()))
+    with pytest.raises(InputError, match=f"tester and {role} are one loaded model.*would change the {role}"):
+        roles.tester_to_train(system, None)
+    roles.tester_to_train(system, LORA)
+
+
 def test_float16_is_refused_unless_an_adapter_is_trained(gpt2_folder):
     half = {"model_init_kwargs": {"dtype": "float16"}, "device": "cpu"}
     system = HFASTSystem(str(gpt2_folder), str(gpt2_folder), None, harm, **half)

@@ -19,7 +19,7 @@ def tester_to_train(system: System, peft_config: Any) -> HFBackend:
     """The system's tester, which a trainer is about to train, with a new adapter if there is a `peft_config`.
 
     Raises `InputError` if TRL cannot train it, if nothing of it would be trained, if its trained weights are float16,
-    or if training it would change the target.
+    or if training it would change the target or the baseline.
     """
     tester = trainable_tester(system)
     given = is_peft_model(tester.model)
@@ -39,7 +39,7 @@ def tester_to_train(system: System, peft_config: Any) -> HFBackend:
         )
     if peft_config is None:
         check_trainable(tester.model)
-    check_target_apart(system, peft_config is not None)
+    check_roles_apart(system, peft_config is not None)
     return tester
 
 
@@ -67,14 +67,17 @@ def check_trainable(model: torch.nn.Module) -> None:
         )
 
 
-def check_target_apart(system: System, peft: bool) -> None:
-    """`InputError` where training the tester would change the target."""
+def check_roles_apart(system: System, peft: bool) -> None:
+    """`InputError` if training the tester would change the target or the baseline."""
     tester = trainable_tester(system).model
-    if not (peft or is_peft_model(tester)) and _share_weights(system.target, tester):
-        raise InputError(
-            "tester and target are one loaded model, so training would change the target: pass peft_config, which "
-            "trains an adapter beside it, or load the target a second time"
-        )
+    if peft or is_peft_model(tester):
+        return
+    for name, remedy in (("target", "load the target a second time"), ("baseline", "leave the baseline out")):
+        if _share_weights(getattr(system, name), tester):
+            raise InputError(
+                f"tester and {name} are one loaded model, so training would change the {name}: pass peft_config, "
+                f"which trains an adapter beside it, or {remedy}"
+            )
 
 
 def bind_tester(system: System, model: PreTrainedModel) -> None:
