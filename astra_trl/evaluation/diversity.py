@@ -29,7 +29,7 @@ def diversity(
     words = [words_of(text) for text in flat]
 
     def of_sets(measure: Callable[[np.ndarray], float], low: float = 0.0, high: float = np.inf) -> OfSets:
-        return OfSets(opening, measure, draws, seed, bounds=(low, high), at_most_size=high == np.inf)
+        return OfSets(opening, measure, draws, seed, bounds=(low, high))
 
     found = {f"distinct_{n}": of_sets(Distinct(words, n), high=1.0) for n in (1, 2, 3)}
     found["self_bleu"] = of_sets(SelfBLEU(words), high=1.0)

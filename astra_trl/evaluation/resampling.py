@@ -74,8 +74,7 @@ class Mean:
     def interval(self) -> Interval:
         plain = self if self.transform is np.asarray else replace(self, transform=np.asarray)
         ends = _of_influences(plain.value, plain.influences, int((self.sizes > 0).sum()), abs(plain.value))
-        low, high = np.clip(np.sort(self.transform(np.array(ends))), *self.bounds)
-        return float(low), float(high)
+        return _within(self.bounds, np.sort(self.transform(np.array(ends))))
 
     @cached_property
     def sums(self) -> np.ndarray:
@@ -181,9 +180,7 @@ class OfSets:
         size (`int`, *optional*):
             Texts in a set; defaults to the largest of which there are two sets.
         bounds (`tuple[float, float]`, *optional*):
-            Between which the figure must lie.
-        at_most_size (`bool`, *optional*, defaults to `False`):
-            Whether it cannot exceed the number of texts in a set.
+            Between which the figure must lie. None exceeds the number of texts in a set.
     """
 
     opening: np.ndarray
@@ -192,7 +189,6 @@ class OfSets:
     seed: int = 0
     size: int | None = None
     bounds: Interval = (0.0, np.inf)
-    at_most_size: bool = False
 
     @property
     def n(self) -> int:
@@ -236,8 +232,7 @@ class OfSets:
             low, high = expit(logit(value) + np.array((-half, half)) / (value * (1 - value)))
         else:
             low, high = value - half, value + half
-        highest = min(self.bounds[1], size) if self.at_most_size else self.bounds[1]
-        return value, (max(float(low), self.bounds[0]), min(float(high), highest))
+        return value, _within((self.bounds[0], min(self.bounds[1], size)), (low, high))
 
     def _orders(self, size: int) -> Iterable[list[np.ndarray]]:
         rng = np.random.default_rng(self.seed)
@@ -263,17 +258,16 @@ def difference(one: Statistic, other: Statistic) -> tuple[float, Interval]:
     Figures of sets are taken for independent, which errs on the wide side where openings make both arms alike.
     """
     value = one.value - other.value
-    lowest, highest = one.bounds[0] - other.bounds[1], one.bounds[1] - other.bounds[0]
+    bounds = one.bounds[0] - other.bounds[1], one.bounds[1] - other.bounds[0]
     if type(one) is Mean and type(other) is Mean:
         openings = min(int((figure.sizes > 0).sum()) for figure in (one, other))
         scale, paired = max(abs(one.value), abs(other.value)), one.influences - other.influences
-        low, high = np.clip(_of_influences(value, paired, openings, scale), lowest, highest)
-        return value, (float(low), float(high))
+        return value, _within(bounds, _of_influences(value, paired, openings, scale))
     common = _correlation(one, other)
     (low, high), (other_low, other_high) = one.interval, other.interval
     below = _apart(one.value - low, other_high - other.value, common)
     above = _apart(high - one.value, other.value - other_low, common)
-    return value, (max(value - below, lowest), min(value + above, highest))
+    return value, _within(bounds, (value - below, value + above))
 
 
 def share_limits(share: float, n: float) -> Interval:
@@ -300,6 +294,11 @@ def effective_n(sums: np.ndarray, sizes: np.ndarray) -> float:
     alike = variance * (total - 1) / (share * (1 - share)) if total > 1 else 1.0
     few = t.ppf(1 - TAIL, n - 1) / t.ppf(1 - TAIL, openings - 1) if several else 1.0
     return float(n / max(alike, 1) * few**2)
+
+
+def _within(bounds: Interval, ends: Sequence[float] | np.ndarray) -> Interval:
+    low, high = np.clip(ends, *bounds)
+    return float(low), float(high)
 
 
 def _of_influences(value: float, influences: np.ndarray, openings: int, scale: float) -> Interval:

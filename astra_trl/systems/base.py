@@ -132,11 +132,10 @@ class System:
         kept, probes = [], []
         for sample in sampled:
             probe = self.probe_in(sample.text)
-            end = sample.text.rfind(probe) + len(probe)
-            if sample.text.startswith(probe):
-                end = len(probe)
+            start = 0 if sample.text.startswith(probe) else sample.text.rfind(probe)
+            end = start + len(probe)
             # What is no part of the text was rewritten, and an empty probe has no end: then all was sampled for it.
-            shortened = probe and probe in sample.text and end < len(sample.text)
+            shortened = probe and start >= 0 and end < len(sample.text)
             kept.append(cut(sample, sample.text[:end]) if shortened else sample)
             probes.append(probe)
         return kept, probes

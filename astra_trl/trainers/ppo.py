@@ -104,7 +104,7 @@ class ASTPPOConfig(RoundsConfig, PPOConfig):
     temperature: float | None = field(default=None, metadata={"help": "As the tester samples."})
     response_length: int | None = field(default=None, metadata={"help": "Longest probe: the tester's max_new_tokens."})
     stop_token: str | None = field(
-        default="eos", metadata={"help": "What ends a probe: 'eos', or nothing before response_length is reached."}
+        default="eos", metadata={"help": "Leave it at 'eos': a probe ends where the tester ends it."}
     )
     num_sample_generations: int = field(
         default=0, metadata={"help": "Leave it at 0: exchanges.jsonl has every sample."}

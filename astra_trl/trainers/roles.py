@@ -10,7 +10,7 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
 from astra_trl.backends.hf import HFBackend
-from astra_trl.backends.hf.backend import UNTRAINED
+from astra_trl.backends.hf.backend import UNTRAINED, base_of
 from astra_trl.errors import InputError
 from astra_trl.systems.base import System
 
@@ -135,11 +135,7 @@ def reference_model(system: System, peft: bool, synced: bool = False) -> PreTrai
 def _share_weights(backend: Any, model: Any) -> bool:
     # peft puts an adapter into the base model itself, so that whoever holds that has the adapter too.
     other = getattr(backend, "model", None)
-    return isinstance(other, torch.nn.Module) and _base(other) is _base(model)
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if is_peft_model(model) else model
+    return isinstance(other, torch.nn.Module) and base_of(other) is base_of(model)
 
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -153,7 +149,7 @@ def count_positions(model: Any) -> None:
     What passes `position_ids` by itself is left alone.
     """
     # The decoder is called by every way through the model: PEFT and TRL's Liger losses call no module around it.
-    decoder = _base(model).base_model
+    decoder = base_of(model).base_model
     if "position_ids" in inspect.signature(type(decoder).forward).parameters:
         decoder.register_forward_pre_hook(_with_position_ids, with_kwargs=True)
 

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from astra_trl.backends.hf.backend import base_of
 from astra_trl.errors import InputError, MissingExtra
 
 with warnings.catch_warnings():
@@ -68,13 +69,12 @@ class ResumablePPOTrainer(PPOTrainer):
     def __init__(self, args: PPOConfig, processing_class: PreTrainedTokenizerBase, model: Any, **given: Any) -> None:
         self.saved_processing_class = processing_class
         padded = with_pad_token(processing_class, self.end_tokens())
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps  # of one process
         if padded.pad_token_id >= model.config.get_text_config().vocab_size:
             # TRL pads probes with it where it samples a batch in parts, and looks their log-probabilities up.
-            batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
             args.local_rollout_forward_batch_size = max(args.local_rollout_forward_batch_size, batch)
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * PartialState().num_processes
         if args.max_steps > 0:
-            args.total_episodes = args.max_steps * batch
+            args.total_episodes = args.max_steps * batch * PartialState().num_processes
         if is_peft_model(model) and PartialState().num_processes > 1:
             raise InputError(
                 "TRL's PPO does not find an adapter's reference in several processes: use one, or train with GRPO"
@@ -91,7 +91,8 @@ class ResumablePPOTrainer(PPOTrainer):
         self.stop_token_id = -1  # TRL cuts responses if it has any: where, says `response_lengths`
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}  # of updates since a log line
         if args.max_grad_norm:
-            _underlying(self.optimizer).register_step_pre_hook(self._clip_gradients)
+            optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # without accelerate's wrapper
+            optimizer.register_step_pre_hook(self._clip_gradients)
         self.model_wrapped = self.model
         self.updates_per_epoch = self.train_dataset_len // self.args.batch_size
         self.dataloader = _Epochs(self)
@@ -187,7 +188,7 @@ class ResumablePPOTrainer(PPOTrainer):
             eos_token_id=ends or None,
             pad_token_id=min(ends, default=0),  # behind an end; TRL's own may lie outside of the vocabulary
         )
-        base = policy.get_base_model() if is_peft_model(policy) else policy
+        base = base_of(policy)
         own, base.generation_config = base.generation_config, config  # which fills in what another one leaves out
         try:
             output = policy.generate(
@@ -259,10 +260,6 @@ class ResumablePPOTrainer(PPOTrainer):
             yield
         finally:
             self.model = whole
-
-
-def _underlying(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 class _Stopped(Exception):

@@ -390,8 +390,12 @@ class HFBackend:
     @property
     def _accepted(self) -> frozenset[str]:
         # The forward of a PeftModel takes anything; that of the model inside says what it knows.
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return _inputs(type(model).forward)
+        return _inputs(type(base_of(self.model)).forward)
+
+
+def base_of(model: Any) -> Any:
+    """The model inside a `PeftModel`, into which peft has put the adapters; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @lru_cache
