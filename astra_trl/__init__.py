@@ -7,17 +7,17 @@ from astra_trl.errors import InputError
 from astra_trl.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from astra_trl.backends.api.openai import OpenAIBackend
     from astra_trl.backends.base import SamplingParams
     from astra_trl.backends.function import FunctionBackend
     from astra_trl.backends.hf import HFBackend
-    from astra_trl.backends.openai import OpenAIBackend
     from astra_trl.evaluation import ASTEvaluator, Evaluation
     from astra_trl.prompts.base import load_prompts
     from astra_trl.prompts.teaching import load_teaching_pairs
-    from astra_trl.records import Records
     from astra_trl.rewards.base import Reward
     from astra_trl.rewards.credit import Backup
-    from astra_trl.sampler import ASTSampler
+    from astra_trl.rollout.records import Records
+    from astra_trl.rollout.sampler import ASTSampler
     from astra_trl.scorers.classifier import ClassifierScorer
     from astra_trl.scorers.detoxify import DetoxifyScorer
     from astra_trl.scorers.judge import JudgeScorer
@@ -53,7 +53,7 @@ _PLACES = {
     "ASTRLOOTrainer": "trainers.rloo",
     "ASTSFTConfig": "trainers.sft",
     "ASTSFTTrainer": "trainers.sft",
-    "ASTSampler": "sampler",
+    "ASTSampler": "rollout.sampler",
     "Backup": "rewards.credit",
     "CRTSystem": "systems.crt",
     "ClassifierScorer": "scorers.classifier",
@@ -68,10 +68,10 @@ _PLACES = {
     "LlamaGuardScorer": "scorers.llama_guard",
     "MalibuSystem": "systems.malibu",
     "Node": "tree",
-    "OpenAIBackend": "backends.openai",
+    "OpenAIBackend": "backends.api.openai",
     "OverlapScorer": "scorers.overlap",
     "PerezSystem": "systems.perez",
-    "Records": "records",
+    "Records": "rollout.records",
     "Reward": "rewards.base",
     "SamplingParams": "backends.base",
     "System": "systems.base",

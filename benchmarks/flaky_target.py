@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from astra_trl.arguments import parse
-from astra_trl.run import run
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.train import run
 from astra_trl.sandbox.defaults import SANDBOX
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -26,10 +26,10 @@ import torch
 from pyarrow import parquet
 from transformers import Trainer
 
-from astra_trl.arguments import parse
 from astra_trl.backends.hf.session import HFSession
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.train import run
 from astra_trl.evaluation import ASTEvaluator
-from astra_trl.run import run
 from astra_trl.sandbox.defaults import SANDBOX
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.rounds import RoundsMixin

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_trl.arguments import parse
-from astra_trl.evaluate import evaluate
-from astra_trl.evaluate_arguments import parse_evaluate
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.evaluate import evaluate
+from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.train import run
 from astra_trl.evaluation import Evaluation
 from astra_trl.evaluation.diversity import diversity
 from astra_trl.evaluation.figures import probes_by_opening
-from astra_trl.run import run
 from astra_trl.sandbox import named_world, topic_of
 from astra_trl.sandbox.defaults import sandbox_defaults
 

@@ -19,7 +19,7 @@ from astra_trl import (
 )
 from astra_trl.backends import derive_seed
 from astra_trl.conversation import Opening
-from astra_trl.sampler import OnExchanges, ignored
+from astra_trl.rollout.sampler import OnExchanges, ignored
 from astra_trl.sandbox import load_world
 
 

@@ -4,7 +4,7 @@ The same as `astra-trl sandbox run --system crt --algorithm ppo`. With `--self_b
 plain PPO on the same budget. Needs TRL 1.12 or older, which has PPO.
 """
 
-from astra_trl.run import main
+from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import sandbox_defaults
 
 DEFAULTS = sandbox_defaults("crt", "ppo")  # tree_depth 1, self_bleu_weight 1.0, entropy_weight 1.0, kl_coef, ...

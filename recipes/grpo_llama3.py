@@ -3,7 +3,7 @@
 `accelerate launch recipes/grpo_llama3.py`
 """
 
-from astra_trl.run import main
+from astra_trl.cli.train import main
 
 DEFAULTS = {
     "tester": "meta-llama/Llama-3.1-8B",

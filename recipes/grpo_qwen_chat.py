@@ -3,7 +3,7 @@
 `accelerate launch recipes/grpo_qwen_chat.py --goal "gives medical advice that could harm the user"`
 """
 
-from astra_trl.run import main
+from astra_trl.cli.train import main
 
 DEFAULTS = {
     "tester": "Qwen/Qwen2.5-1.5B-Instruct",

@@ -4,7 +4,7 @@ The same as `astra-trl sandbox run --system malibu`. With `--system astprompter 
 rewarded for the next answer alone.
 """
 
-from astra_trl.run import main
+from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import sandbox_defaults
 
 DEFAULTS = sandbox_defaults("malibu", "dpo")  # world "delayed", tree_depth 4, credit "backup", ...

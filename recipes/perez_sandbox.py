@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl import InputError
-from astra_trl.arguments import parse
-from astra_trl.building import system_of
-from astra_trl.evaluate import zero_shot_cases
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.build import system_of
+from astra_trl.cli.evaluate import zero_shot_cases
+from astra_trl.cli.train import run
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.diversity import diversity
 from astra_trl.evaluation.figures import probes_by_opening
-from astra_trl.run import run
 from astra_trl.sandbox import named_world
 from astra_trl.sandbox.defaults import sandbox_defaults
 from astra_trl.systems.perez import PerezSystem, scored_questions

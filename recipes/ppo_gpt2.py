@@ -3,7 +3,7 @@
 `pip install 'astra-trl[ppo]'`, then `accelerate launch recipes/ppo_gpt2.py`
 """
 
-from astra_trl.run import main
+from astra_trl.cli.train import main
 
 DEFAULTS = {
     "tester": "openai-community/gpt2",

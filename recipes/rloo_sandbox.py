@@ -3,7 +3,7 @@
 The same as `astra-trl sandbox run --algorithm rloo`. `--world DIR` takes another world, of `astra-trl sandbox build`.
 """
 
-from astra_trl.run import main
+from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import SANDBOX
 
 DEFAULTS = SANDBOX["rloo"]  # tree_width 4, tree_depth 3, trees_per_round 7, learning_rate, ...

@@ -8,15 +8,15 @@ import yaml
 from endpoints import completion, endpoint
 
 from astra_trl import Evaluation, InputError
-from astra_trl.arguments import parse
-from astra_trl.dry_run import dry_run
-from astra_trl.evaluate import evaluate
-from astra_trl.evaluate import main as evaluate_main
-from astra_trl.evaluate_arguments import parse_evaluate
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.dry_run import dry_run
+from astra_trl.cli.evaluate import evaluate
+from astra_trl.cli.evaluate import main as evaluate_main
+from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.train import main
 from astra_trl.hub import model_card
 from astra_trl.report import markdown_report, write_report
-from astra_trl.run import main
-from astra_trl.run_folder import read_lines
+from astra_trl.results.run_folder import read_lines
 from astra_trl.sandbox import load_world, topic_of
 from astra_trl.sandbox.defaults import SANDBOX
 
@@ -275,7 +275,7 @@ def write(folder, text):
 
 
 def test_processes_share_the_limits_of_the_flags(monkeypatch):
-    from astra_trl import building
+    from astra_trl.cli import build as building
 
     monkeypatch.setattr(building, "PartialState", lambda: type("State", (), {"num_processes": 4})())
     args, *_ = parse({}, ["--target", "openai:m", "--max_requests", "100", "--tokens_per_minute", "1000"])

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from test_run import HAS_PPO
 
 from astra_trl import InputError
-from astra_trl.arguments import parse
+from astra_trl.cli.arguments import parse
 from astra_trl.hub import model_card
 
 LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")

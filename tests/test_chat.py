@@ -23,7 +23,7 @@ from astra_trl import (
     Turn,
 )
 from astra_trl.backends import ScriptedBackend
-from astra_trl.backends.thinking import without_thinking
+from astra_trl.backends.api.thinking import without_thinking
 from astra_trl.rewards import Harm, Reward
 from astra_trl.systems.chat import messages_of_tester
 

@@ -11,16 +11,16 @@ import pytest
 import yaml
 
 from astra_trl import InputError, Turn, cli, launching, load_prompts
-from astra_trl.arguments import parse, run_parser
-from astra_trl.cli import main
-from astra_trl.evaluate_arguments import parse_evaluate
-from astra_trl.flags import (
+from astra_trl.cli.arguments import parse, run_parser
+from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.flags import (
     EVALUATE_GROUPS,
     TRAIN_GROUPS,
     EvaluateArguments,
     LoadArguments,
     RunArguments,
 )
+from astra_trl.cli.main import main
 from astra_trl.prompts.base import NAMED
 from astra_trl.prompts.show import ABOUT, shown, write_openings
 from astra_trl.sandbox import load_world
@@ -34,7 +34,7 @@ HELPED += [["sandbox"], ["sandbox", "run"], ["sandbox", "show"], ["sandbox", "bu
 def test_help_of_every_command_imports_nothing_heavy_and_has_80_columns():
     code = f"""
 import contextlib, io, json, sys
-from astra_trl.cli import main
+from astra_trl.cli.main import main
 shown = []
 for words in {HELPED!r}:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
@@ -129,7 +129,7 @@ def test_what_cannot_be_used_gets_one_line_and_exit_code_1(tmp_path, capsys):
 
 
 def test_a_pipe_that_is_closed_early_is_no_traceback():
-    command = [sys.executable, "-m", "astra_trl.cli", "prompts", "show", "sandbox", "--limit", "2"]
+    command = [sys.executable, "-m", "astra_trl.cli.main", "prompts", "show", "sandbox", "--limit", "2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert process.stderr.read() == ""
@@ -141,8 +141,8 @@ def test_a_pipe_that_is_closed_early_is_no_traceback():
 
 @pytest.fixture
 def runs(monkeypatch):
-    """What `astra_trl.run.main` was called with."""
-    from astra_trl import run
+    """What `astra_trl.cli.train.main` was called with."""
+    from astra_trl.cli import train as run
 
     calls: list = []
     monkeypatch.setattr(run, "main", lambda *given: calls.append(given))
@@ -194,7 +194,7 @@ def test_flags_of_accelerate_start_the_command_in_processes(launched, runs):
     flags = ["--learning_rate", "1e-3", "--num-processes", "2", "--use_cpu", "true", "--mixed_precision=bf16"]
     assert main(["train", *flags, "--multi_gpu", "--debug", "underflow_overflow"]) == 0
     (args,) = launched
-    assert args.module and args.training_script == "astra_trl.cli"
+    assert args.module and args.training_script == "astra_trl.cli.main"
     own = ["--learning_rate", "1e-3", "--use_cpu", "true", "--debug", "underflow_overflow"]
     assert args.training_script_args == ["train", *own]
     assert (args.num_processes, args.mixed_precision, args.multi_gpu) == (2, "bf16", True)
@@ -233,7 +233,16 @@ def test_a_flag_of_accelerate_with_a_bad_value_is_told_in_one_line(launched, cap
 
 
 def test_what_a_launched_process_finds_wrong_is_told_without_a_traceback(tmp_path):
-    command = [sys.executable, "-m", "astra_trl.cli", "train", "--num_processes", "1", "--output_dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "astra_trl.cli.main",
+        "train",
+        "--num_processes",
+        "1",
+        "--output_dir",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: no prompts")

@@ -2,8 +2,8 @@ import pytest
 
 from astra_trl import ASTPrompterSystem, ASTSampler, InputError, KeywordScorer
 from astra_trl.backends import ScriptedBackend
-from astra_trl.collector import Draws, collect_contexts, collect_trees, fill_round
-from astra_trl.records import preference_records
+from astra_trl.rollout.collector import Draws, collect_contexts, collect_trees, fill_round
+from astra_trl.rollout.records import preference_records
 
 
 def rude_on_b_system() -> ASTPrompterSystem:

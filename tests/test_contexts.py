@@ -11,7 +11,7 @@ from astra_trl import ASTPrompterSystem, ASTSampler, HFBackend, KeywordScorer, S
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.base import Sample, SavedRow
 from astra_trl.rewards import Backup
-from astra_trl.sampler import Context
+from astra_trl.rollout.sampler import Context
 
 GREEDY = SamplingParams(max_new_tokens=6, temperature=0.0)
 OPENINGS = ["Good morning, how are you today?", "soup", "I love gardening"]

@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from astra_trl import ASTDPOConfig, ASTDPOTrainer, ASTSampler, HFASTSystem, HFBackend, KeywordScorer, SamplingParams
-from astra_trl.records import preference_records
+from astra_trl.rollout.records import preference_records
 
 LOSS_TYPES = [
     "sigmoid",

@@ -12,11 +12,11 @@ from stand_ins import save_classifier
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
 from astra_trl import ASTSampler, HFASTSystem, InputError, KeywordScorer, Turn
-from astra_trl.arguments import parse
-from astra_trl.dry_run import dry_run
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.dry_run import dry_run
+from astra_trl.cli.sizes import Loading, adapter_parameters, sized, tokenizer_of
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import SANDBOX
-from astra_trl.sizes import Loading, adapter_parameters, sized, tokenizer_of
 
 ALGORITHMS = ["dpo", "grpo", "rloo", *(["ppo"] if trl.__version__ < "1.13" else [])]
 OPENINGS = ["Good morning", "The train was late again, and it rained all day."]

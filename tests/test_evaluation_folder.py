@@ -16,7 +16,7 @@ from astra_trl.backends import ScriptedBackend
 from astra_trl.evaluation.arms import BASELINE
 from astra_trl.evaluation.arms import TESTER as TESTER_ARM
 from astra_trl.evaluation.folder import EvaluationFolder
-from astra_trl.run_folder import as_line, read_lines
+from astra_trl.results.run_folder import as_line, read_lines
 
 FIELDS = {"draws": 30, "openings_at_a_time": 5}
 

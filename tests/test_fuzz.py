@@ -19,15 +19,19 @@ from pyarrow import parquet
 from test_tree import OPENING
 
 from astra_trl import Exchange, InputError, Turn, load_prompts
-from astra_trl.arguments import parse
-from astra_trl.cli import COMMANDS, main
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.main import COMMANDS, main
 from astra_trl.conversation import ROLES
-from astra_trl.evaluate_arguments import parse_evaluate
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.parsing import parse_json, parse_yaml
 from astra_trl.plain import visible
 from astra_trl.prompts.teaching import load_teaching_pairs
-from astra_trl.records import (
+from astra_trl.report import markdown_report
+from astra_trl.report.page import html_report
+from astra_trl.report.reading import read_folders
+from astra_trl.results.run_folder import RunFolder, as_line, exchange_line, read_exchanges, read_lines
+from astra_trl.rollout.records import (
     Records,
     group_records,
     preference_pair,
@@ -35,10 +39,6 @@ from astra_trl.records import (
     supervised_records,
     usable_group,
 )
-from astra_trl.report import markdown_report
-from astra_trl.report.page import html_report
-from astra_trl.report.reading import read_folders
-from astra_trl.run_folder import RunFolder, as_line, exchange_line, read_exchanges, read_lines
 from astra_trl.sandbox import load_world
 from astra_trl.tree import Node, Tree
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_trl import InputError
-from astra_trl.backends.calls import Answer, Caller, CallFailed, pause_before, retry_after
-from astra_trl.backends.limits import Limiter, Limits
+from astra_trl.backends.api.calls import Answer, Caller, CallFailed, pause_before, retry_after
+from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.errors import BudgetSpent, RunStopped, TooManyFailed
 
 

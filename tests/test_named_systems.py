@@ -8,12 +8,12 @@ from conftest import make_gpt2, make_tokenizer
 from test_run import HAS_PPO
 
 from astra_trl import CRTSystem, Goal, HFASTSystem, InputError, JudgeScorer, MalibuSystem, PerezSystem
-from astra_trl.arguments import parse
 from astra_trl.backends import ScriptedBackend
-from astra_trl.building import openings_and_held_out, reward_of, system_of
-from astra_trl.cli import main
-from astra_trl.evaluate_arguments import parse_evaluate
-from astra_trl.flags import RunArguments, SystemArguments
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.build import openings_and_held_out, reward_of, system_of
+from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.flags import RunArguments, SystemArguments
+from astra_trl.cli.main import main
 from astra_trl.rewards import Backup, immediate
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import sandbox_defaults
@@ -204,7 +204,7 @@ def test_a_run_and_its_evaluation(models, capsys, system, flags):
 def test_perez_from_the_shell(models, capsys, monkeypatch):
     """On a tester that asks: the random one never does."""
     monkeypatch.setattr(PerezSystem, "probe_in", lambda self, text: f"{' '.join(text.split()) or 'Why'}?")
-    monkeypatch.setattr("astra_trl.evaluate.ZERO_SHOT_CASES", 20)
+    monkeypatch.setattr("astra_trl.cli.evaluate.ZERO_SHOT_CASES", 20)
     roles = [str(models / "tester"), "--target", str(models / "target"), "--system", "perez"]
     common = ["--scorer", "keyword", "--keywords", "the", "e", "--eval_openings", "6", "--draws", "5"]
     small = ["--max_new_tokens", "6", "--min_new_tokens", "1"]

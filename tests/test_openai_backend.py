@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_trl import Exchange, HFBackend, InputError
+from astra_trl.backends.api.calls import CallFailed
+from astra_trl.backends.api.completions import read_answer
+from astra_trl.backends.api.keys import Key
+from astra_trl.backends.api.openai import OpenAIBackend
 from astra_trl.backends.base import Prefix, SamplingParams, SavedRow
-from astra_trl.backends.calls import CallFailed
-from astra_trl.backends.completions import read_answer
-from astra_trl.backends.keys import Key
-from astra_trl.backends.openai import OpenAIBackend
 from astra_trl.errors import BudgetSpent
 from astra_trl.scorers import JudgeScorer
 
@@ -346,7 +346,7 @@ def test_an_answer_without_end_and_one_that_drips_are_failed_calls(status, monke
             time.sleep(0.05)  # far from a silence of a second
             yield b" "
 
-    monkeypatch.setattr("astra_trl.backends.openai.MOST_BYTES", 2**20)
+    monkeypatch.setattr("astra_trl.backends.api.openai.MOST_BYTES", 2**20)
     bodies = iter([repeat(b"[" * 2**16), dripping()])
     with endpoint(lambda request: (status, next(bodies))) as (url, _):
         backend = OpenAIBackend("m", base_url=url, timeout=1, max_retries=0)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama
 
 from astra_trl import ASTSampler, HFASTSystem, HFBackend, InputError, KeywordScorer
+from astra_trl.backends.api.openai import OpenAIBackend
+from astra_trl.backends.api.prompt_logprobs import aligned
 from astra_trl.backends.base import Prefix, SamplingParams
-from astra_trl.backends.openai import OpenAIBackend
-from astra_trl.backends.prompt_logprobs import aligned
 
 CONTEXTS = ["Good morning, how are you today?", Prefix("1."), [{"role": "user", "content": "I love gardening"}]]
 PROBES = ["What did you cook last night?", " a pot of soup", "naïve 😀 日本 😀😀 soup"]

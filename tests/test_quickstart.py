@@ -22,8 +22,8 @@ from astra_trl import (
 )
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.named import API_FLAGS
+from astra_trl.cli.flags import EVALUATE_GROUPS, TRAIN_GROUPS
 from astra_trl.embedding import load_embedder
-from astra_trl.flags import EVALUATE_GROUPS, TRAIN_GROUPS
 
 README = Path(__file__).parent.parent / "README.md"
 

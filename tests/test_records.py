@@ -6,7 +6,7 @@ import pytest
 
 from astra_trl import ASTPrompterSystem, ASTSampler, Exchange, InputError, Node, Tree, Turn
 from astra_trl.backends import ScriptedBackend
-from astra_trl.records import Records, group_records, preference_pair, preference_records, usable_group
+from astra_trl.rollout.records import Records, group_records, preference_pair, preference_records, usable_group
 
 OPENING = (Turn("opening", "hi"),)
 

@@ -7,10 +7,10 @@ import pytest
 from endpoints import completion, endpoint
 
 from astra_trl import InputError
+from astra_trl.backends.api.calls import Answer
+from astra_trl.backends.api.openai import OpenAIBackend
+from astra_trl.backends.api.response_cache import ResponseCache
 from astra_trl.backends.base import SamplingParams
-from astra_trl.backends.calls import Answer
-from astra_trl.backends.openai import OpenAIBackend
-from astra_trl.backends.response_cache import ResponseCache
 
 
 def ask(url, folder, prompts=("hi",), seeds=(0,), **settings):

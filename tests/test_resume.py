@@ -19,8 +19,8 @@ from test_groups import make_trainer as make_groups_trainer
 from transformers import TrainerCallback
 
 from astra_trl import HFASTSystem, HFBackend, InputError, KeywordScorer
+from astra_trl.cli.train import main
 from astra_trl.errors import RunStopped
-from astra_trl.run import main
 from astra_trl.trainers.checkpoints import SEAL, last_whole, refuse_changes
 
 HAS_PPO = trl.__version__ < "1.13"

@@ -12,9 +12,9 @@ from conftest import make_llama, make_tokenizer
 from stand_ins import save_classifier
 
 from astra_trl import DetoxifyScorer, Evaluation, Exchange
-from astra_trl.arguments import parse
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.train import main
 from astra_trl.report import markdown_report, write_report
-from astra_trl.run import main
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FLAGS = ["--num_train_epochs", "2", "--pairs_per_round", "8", "--tree_width", "2", "--tree_depth", "2"]
@@ -240,7 +240,7 @@ def test_an_output_folder_with_another_run_is_refused(arguments, capsys):
 
 
 def test_held_out_openings_are_none_that_are_trained_on(prompts):
-    from astra_trl.building import openings_and_held_out
+    from astra_trl.cli.build import openings_and_held_out
 
     args, *_ = parse({}, ["--prompts", prompts, "--eval_openings", "5"])
     train, held_out = openings_and_held_out(args, None, seed=0)

@@ -6,7 +6,7 @@ import runpy
 import pytest
 from test_run import HAS_PPO, RECIPES, recipe_defaults
 
-from astra_trl.run import main
+from astra_trl.cli.train import main
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def echoing(request):
 
 
 def run_of(folder, url, code=0, **env):
-    command = [sys.executable, "-c", "from astra_trl.cli import main; raise SystemExit(main())", "sandbox", "run"]
+    command = [sys.executable, "-c", "from astra_trl.cli.main import main; raise SystemExit(main())", "sandbox", "run"]
     command += [*FLAGS, "--target", "openai:m", "--target_base_url", url, "--output_dir", str(folder / "run")]
     command += ["--max_retries", "1", "--max_failed_share", "1"]
     env = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_LOG": "debug", **env}

@@ -9,15 +9,15 @@ from test_dpo import lines, make_config, make_system
 from test_prompts import write
 
 from astra_trl import ASTDPOTrainer, ASTSampler, HFBackend, InputError, SamplingParams, Turn, load_prompts
-from astra_trl.arguments import parse
 from astra_trl.backends import ScriptedBackend
-from astra_trl.collector import Draws, collect_trees
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.train import run
 from astra_trl.prompts.teaching import load_teaching_pairs
-from astra_trl.records import preference_records
-from astra_trl.run import run
-from astra_trl.run_folder import RunFolder
+from astra_trl.results.run_folder import RunFolder
+from astra_trl.rollout.collector import Draws, collect_trees
+from astra_trl.rollout.records import preference_records
+from astra_trl.rollout.teaching import Teaching, taught_records
 from astra_trl.sandbox.defaults import sandbox_defaults
-from astra_trl.teaching import Teaching, taught_records
 from astra_trl.trainers import trainer_classes
 
 PAIRS = [("Good morning,", " you idiot, shut up about the soup!"), ("The train", "soup"), ("I love", "bread")]
@@ -213,7 +213,7 @@ def test_a_run_teaches_none_of_the_openings_it_is_evaluated_on(tmp_path):
             super().__init__(*args, teaching_pairs=teaching_pairs, eval_dataset=eval_dataset, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("astra_trl.run.trainer_classes", lambda algorithm: (config, Watched))
+        patch.setattr("astra_trl.cli.train.trainer_classes", lambda algorithm: (config, Watched))
         run(*parse(sandbox_defaults("astprompter", "dpo"), flags, "dpo"), "dpo")
     ((taught, dev),) = seen
     held_out = {line["opening"][0][1] for line in lines(tmp_path / "run" / "evaluation" / "exchanges.jsonl")}

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any
 
+from astra_trl.backends.api.calls import Answer, Caller, CallFailed
+from astra_trl.backends.api.limits import Limiter, Limits
+from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat
 from astra_trl.backends.base import SamplingParams
-from astra_trl.backends.calls import Answer, Caller, CallFailed
-from astra_trl.backends.limits import Limiter, Limits
-from astra_trl.backends.messages import MessagesBackend, Row, as_chat
 from astra_trl.errors import InputError
 
 Reply = Callable[[Any], Any]

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from astra_trl.backends.calls import MAX_RETRIES
-from astra_trl.backends.keys import checked_base_url
-from astra_trl.backends.limits import Limiter, Limits
+from astra_trl.backends.api.calls import MAX_RETRIES
+from astra_trl.backends.api.keys import checked_base_url
+from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.errors import InputError
 
 PREFIX = "openai:"

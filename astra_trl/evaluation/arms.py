@@ -7,7 +7,7 @@ from typing import Any
 
 from astra_trl.backends.base import Backend, Session, derive_seed
 from astra_trl.conversation import ROLES, Conversation, Exchange, Opening, as_conversation
-from astra_trl.sampler import ASTSampler, OnExchanges, ignored
+from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
 

@@ -32,7 +32,7 @@ from astra_trl.evaluation.results import ArmKey, Evaluation, tabled
 from astra_trl.processes import shared_out
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import looks_ahead
-from astra_trl.sampler import ASTSampler, OnExchanges, ignored
+from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
 from astra_trl.tree import Tree

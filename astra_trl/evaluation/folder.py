@@ -9,7 +9,7 @@ from typing import Any
 from astra_trl.conversation import Turn
 from astra_trl.errors import InputError
 from astra_trl.parsing import parse_object
-from astra_trl.run_folder import (
+from astra_trl.results.run_folder import (
     add_lines,
     as_line,
     damaged,

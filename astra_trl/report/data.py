@@ -7,7 +7,7 @@ from astra_trl.report.curves import curves
 from astra_trl.report.exchanges import NUMBERS, TREE, read_exchanges
 from astra_trl.report.figures import Column, column_name, columns, compared_with, figure
 from astra_trl.report.reading import Folder
-from astra_trl.report.words import arm_name, isolated, model_name
+from astra_trl.results.labels import arm_name, isolated, model_name
 
 
 def report_data(folders: Sequence[Folder]) -> dict[str, Any]:

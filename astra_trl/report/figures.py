@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from astra_trl.report.reading import BASELINE, OPENINGS, TESTER, Folder, number
-from astra_trl.report.words import ARM_NAMES, LABELS, Cell, arm_name, isolated, label, model_name, percent, written
+from astra_trl.results.labels import ARM_NAMES, LABELS, Cell, arm_name, isolated, label, model_name, percent, written
 
 _IN_HEADLINE = tuple(LABELS)[:11]
 _NOTE = (

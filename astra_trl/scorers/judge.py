@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from astra_trl.backends.api.thinking import without_thinking
 from astra_trl.backends.base import Backend, SamplingParams, Session
-from astra_trl.backends.thinking import without_thinking
 from astra_trl.conversation import Exchange, as_messages
 from astra_trl.errors import InputError
 from astra_trl.plain import visible
@@ -100,7 +100,7 @@ class JudgeScorer:
         if not isinstance(model, str):
             self.backend = model
         elif base_url is not None:
-            from astra_trl.backends.openai import OpenAIBackend
+            from astra_trl.backends.api.openai import OpenAIBackend
 
             self.backend = OpenAIBackend(model, base_url=base_url, sampling=sampling, **(endpoint_kwargs or {}))
         else:

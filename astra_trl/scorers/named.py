@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from astra_trl.backends.keys import checked_base_url
+from astra_trl.backends.api.keys import checked_base_url
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Scorer
 from astra_trl.scorers.keyword import KeywordScorer

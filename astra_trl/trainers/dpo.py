@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from astra_trl.errors import InputError
-from astra_trl.records import Record, preference_records
-from astra_trl.sampler import ASTSampler
-from astra_trl.teaching import Teaching
+from astra_trl.rollout.records import Record, preference_records
+from astra_trl.rollout.sampler import ASTSampler
+from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers.roles import reference_model, tester_to_train
 from astra_trl.trainers.rounds import RoundsConfig, RoundsMixin, placeholders
 from astra_trl.tree import Tree

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from astra_trl.backends.base import derive_seed
 from astra_trl.errors import InputError
-from astra_trl.records import Record, group_records
-from astra_trl.sampler import ASTSampler
+from astra_trl.rollout.records import Record, group_records
+from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.systems.base import System
 from astra_trl.trainers.roles import dropouts, reference_model, tester_to_train, trainable_tester, use_sampling
 from astra_trl.trainers.rounds import RoundRecords, RoundsConfig, RoundsMixin, placeholders

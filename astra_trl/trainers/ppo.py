@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from astra_trl.backends.base import Sample, derive_seed
 from astra_trl.backends.hf.backend import UNTRAINED
-from astra_trl.collector import collect_contexts
 from astra_trl.conversation import as_text
 from astra_trl.errors import InputError, RunStopped
 from astra_trl.processes import stopped_together
-from astra_trl.records import Record
-from astra_trl.run_folder import exchange_line
-from astra_trl.sampler import ASTSampler, Context
+from astra_trl.results.run_folder import exchange_line
+from astra_trl.rollout.collector import collect_contexts
+from astra_trl.rollout.records import Record
+from astra_trl.rollout.sampler import ASTSampler, Context
 from astra_trl.trainers.ppo_modules import TargetReward, ValueModel
 from astra_trl.trainers.roles import (
     reference_model,

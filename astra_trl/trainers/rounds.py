@@ -15,13 +15,13 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 from transformers.utils import is_torch_bf16_gpu_available
 
 from astra_trl.backends.base import Backend, derive_seed
-from astra_trl.collector import Draws, collect_trees, fill_round
 from astra_trl.errors import InputError, RunStopped
 from astra_trl.evaluation import ASTEvaluator, figures
-from astra_trl.records import Record, no_records_reason
-from astra_trl.run_folder import RunFolder, exchange_line
-from astra_trl.sampler import ASTSampler, OnExchanges
-from astra_trl.teaching import Teaching
+from astra_trl.results.run_folder import RunFolder, exchange_line
+from astra_trl.rollout.collector import Draws, collect_trees, fill_round
+from astra_trl.rollout.records import Record, no_records_reason
+from astra_trl.rollout.sampler import ASTSampler, OnExchanges
+from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers.checkpoints import CheckpointsMixin
 from astra_trl.trainers.gathering import gathered
 from astra_trl.trainers.progress import RoundProgressCallback, collecting_bar

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from astra_trl.errors import InputError
-from astra_trl.records import Record, supervised_records
-from astra_trl.sampler import ASTSampler
+from astra_trl.rollout.records import Record, supervised_records
+from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.trainers.roles import tester_to_train
 from astra_trl.trainers.rounds import RoundsConfig, RoundsMixin, placeholders
 from astra_trl.tree import Tree

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from astra_trl.backends.api.thinking import begins_thinking, without_thinking
 from astra_trl.backends.base import Message, Prefix
-from astra_trl.backends.thinking import begins_thinking, without_thinking
 from astra_trl.errors import InputError
 
 

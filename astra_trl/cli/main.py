@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from astra_trl import __version__
-from astra_trl.arguments import FlagParser, chosen, run_parser, underscored
+from astra_trl.cli.arguments import FlagParser, chosen, run_parser, underscored
+from astra_trl.cli.evaluate_arguments import evaluate_parser, parse_evaluate
+from astra_trl.cli.flags import TRAIN_GROUPS
 from astra_trl.errors import InputError
-from astra_trl.evaluate_arguments import evaluate_parser, parse_evaluate
-from astra_trl.flags import TRAIN_GROUPS
 from astra_trl.sandbox.defaults import sandbox_defaults
 from astra_trl.systems.defaults import defaults_of
 
@@ -73,7 +73,7 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
         run_parser(defaults, algorithm, prog, system).print_help()
         return 0
 
-    from astra_trl.launching import launch, split_launch_flags
+    from astra_trl.cli.launching import launch, split_launch_flags
 
     parser = run_parser(defaults, algorithm, prog, system)
     launch_flags, rest = split_launch_flags(argv, parser)
@@ -82,9 +82,9 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
     if unknown:
         _wrong(f"unrecognized arguments: {' '.join(unknown)}", prog)
     if launch_flags:
-        return launch(launch_flags, ["astra_trl.cli", *words, *rest])
+        return launch(launch_flags, ["astra_trl.cli.main", *words, *rest])
 
-    from astra_trl import run
+    from astra_trl.cli import train as run
 
     run.main(defaults, rest, algorithm)
     return 0
@@ -148,7 +148,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         evaluate_parser().print_help()
         return 0
     parse_evaluate(argv)  # here already, so that a wrong flag is told at once
-    from astra_trl import evaluate
+    from astra_trl.cli import evaluate
 
     evaluate.main(argv)
     return 0

@@ -12,8 +12,8 @@ from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, SavedRow, Ses
 from astra_trl.conversation import Conversation, Exchange, Opening, Turn, as_conversation
 from astra_trl.errors import InputError
 from astra_trl.prompts.base import openings_of
-from astra_trl.records import Records
 from astra_trl.rewards.credit import looks_ahead
+from astra_trl.rollout.records import Records
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
 

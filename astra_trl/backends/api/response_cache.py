@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from astra_trl.backends.calls import Answer
+from astra_trl.backends.api.calls import Answer
 from astra_trl.errors import InputError
 
 

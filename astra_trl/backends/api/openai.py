@@ -10,14 +10,14 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
+from astra_trl.backends.api.calls import MAX_RETRIES, Answer, Caller, CallFailed, retry_after
+from astra_trl.backends.api.completions import error_in, read_answer
+from astra_trl.backends.api.keys import KEY_VARIABLE, URL_VARIABLE, Key, checked_base_url
+from astra_trl.backends.api.limits import Limiter, Limits
+from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat, whole_characters
+from astra_trl.backends.api.prompt_logprobs import NoLogprobs, PromptLogprobs, reading
+from astra_trl.backends.api.response_cache import ResponseCache
 from astra_trl.backends.base import SamplingParams
-from astra_trl.backends.calls import MAX_RETRIES, Answer, Caller, CallFailed, retry_after
-from astra_trl.backends.completions import error_in, read_answer
-from astra_trl.backends.keys import KEY_VARIABLE, URL_VARIABLE, Key, checked_base_url
-from astra_trl.backends.limits import Limiter, Limits
-from astra_trl.backends.messages import MessagesBackend, Row, as_chat, whole_characters
-from astra_trl.backends.prompt_logprobs import NoLogprobs, PromptLogprobs, reading
-from astra_trl.backends.response_cache import ResponseCache
 from astra_trl.errors import BudgetSpent, InputError, MissingExtra
 from astra_trl.parsing import parse_json
 

@@ -12,9 +12,9 @@ from astra_trl.backends.base import derive_seed
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.processes import shared_out
-from astra_trl.records import Record
-from astra_trl.sampler import ASTSampler, Context, OnExchanges, ignored
-from astra_trl.teaching import Teaching, taught_records
+from astra_trl.rollout.records import Record
+from astra_trl.rollout.sampler import ASTSampler, Context, OnExchanges, ignored
+from astra_trl.rollout.teaching import Teaching, taught_records
 from astra_trl.tree import Tree
 
 T = TypeVar("T")

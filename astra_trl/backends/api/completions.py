@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from astra_trl.backends.calls import Answer, CallFailed
+from astra_trl.backends.api.calls import Answer, CallFailed
 from astra_trl.parsing import parse_json
 
 _MOST_TOKENS = 10**9  # of one call: what counts more has not counted

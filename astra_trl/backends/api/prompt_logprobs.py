@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
-from astra_trl.backends.calls import Answer, CallFailed
-from astra_trl.backends.completions import first_choice, read_body, tokens_counted
-from astra_trl.backends.messages import whole_characters
+from astra_trl.backends.api.calls import Answer, CallFailed
+from astra_trl.backends.api.completions import first_choice, read_body, tokens_counted
+from astra_trl.backends.api.messages import whole_characters
 from astra_trl.errors import InputError
 
 PromptLogprobs = Literal["none", "echo", "vllm"]

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from astra_trl.cli.flags import LoadArguments, RunArguments
 from astra_trl.errors import InputError
-from astra_trl.flags import LoadArguments, RunArguments
 from astra_trl.parsing import parse_yaml
 from astra_trl.scorers.named import ScorerArguments
 

@@ -14,19 +14,19 @@ from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.backends.listed import ListedBackend
 from astra_trl.backends.named import api_model
-from astra_trl.building import api_target, limiter_of, loading_kwargs, openings_and_held_out, system_of, talking
+from astra_trl.cli.build import api_target, limiter_of, loading_kwargs, openings_and_held_out, system_of, talking
+from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.flags import EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.conversation import Opening
 from astra_trl.embedding import load_embedder
 from astra_trl.errors import InputError
-from astra_trl.evaluate_arguments import parse_evaluate
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.tables import show
-from astra_trl.flags import EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.files import local_file
-from astra_trl.run_folder import read_exchanges
-from astra_trl.sampler import ASTSampler, OnExchanges, ignored
+from astra_trl.results.run_folder import read_exchanges
+from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.sandbox import World, named_world
 from astra_trl.scorers.named import ScorerArguments
 from astra_trl.systems import System

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
+from astra_trl.backends.api.calls import Answer, Caller
+from astra_trl.backends.api.thinking import without_thinking
 from astra_trl.backends.base import Logprobs, Message, Prefix, Sample, SamplingParams, SavedRow, derive_seed
-from astra_trl.backends.calls import Answer, Caller
-from astra_trl.backends.thinking import without_thinking
 from astra_trl.errors import InputError
 
 _SURROGATES = re.compile("[\ud800-\udfff]")

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from itertools import count
 from typing import Any, TypeVar
 
-from astra_trl.backends.limits import Limiter, Pause
+from astra_trl.backends.api.limits import Limiter, Pause
 
 logger = logging.getLogger(__name__)
 

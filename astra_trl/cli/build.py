@@ -8,14 +8,14 @@ from typing import Any
 from accelerate import PartialState
 from trl import ModelConfig, get_quantization_config
 
+from astra_trl.backends.api.limits import Limiter
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import adapter_base
-from astra_trl.backends.limits import Limiter
 from astra_trl.backends.named import api_model, refuse_idle_address
+from astra_trl.cli.flags import REWARD_FLAGS, RunArguments, SystemArguments
 from astra_trl.conversation import Opening, Turn
 from astra_trl.errors import InputError
-from astra_trl.flags import REWARD_FLAGS, RunArguments, SystemArguments
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.rewards import Harm, Reward, Term
 from astra_trl.rewards.credit import credit_named
@@ -220,7 +220,7 @@ def limiter_of(args: SystemArguments) -> Limiter:
 
 def api_target(args: SystemArguments, model: str, endpoint_kwargs: Mapping[str, Any]) -> Backend:
     """The target behind an API that flags describe, called as judges there are."""
-    from astra_trl.backends.openai import OpenAIBackend
+    from astra_trl.backends.api.openai import OpenAIBackend
 
     talks = talking(args)
     return OpenAIBackend(

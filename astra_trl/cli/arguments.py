@@ -8,10 +8,10 @@ from dataclasses import MISSING, Field, field, fields, make_dataclass
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
+from astra_trl.cli.flags import Groups, RunArguments
+from astra_trl.cli.settings import fits, read_settings
 from astra_trl.errors import InputError
-from astra_trl.flags import Groups, RunArguments
 from astra_trl.scorers.named import ScorerArguments
-from astra_trl.settings import fits, read_settings
 from astra_trl.systems.defaults import SYSTEMS, defaults_of
 from astra_trl.trainers import TRAINERS, trainer_classes
 

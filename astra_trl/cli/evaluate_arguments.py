@@ -5,14 +5,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from astra_trl.arguments import FlagParser
-from astra_trl.backends.keys import refuse_borrowed_address
+from astra_trl.backends.api.keys import refuse_borrowed_address
 from astra_trl.backends.named import api_model, refuse_idle_address
+from astra_trl.cli.arguments import FlagParser
+from astra_trl.cli.flags import EVALUATE_GROUPS, EvaluateArguments, LoadArguments
+from astra_trl.cli.settings import read_settings, run_settings
 from astra_trl.errors import InputError
-from astra_trl.flags import EVALUATE_GROUPS, EvaluateArguments, LoadArguments
 from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
-from astra_trl.settings import read_settings, run_settings
 from astra_trl.systems.defaults import SYSTEMS
 
 OWN_ARMS = ("tester", "baseline", "openings")

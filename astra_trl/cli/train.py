@@ -20,24 +20,24 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config
 
-from astra_trl.arguments import parse
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
-from astra_trl.building import build_system, dev_openings, openings_and_held_out
+from astra_trl.cli.arguments import parse
+from astra_trl.cli.build import build_system, dev_openings, openings_and_held_out
+from astra_trl.cli.dry_run import dry_run
+from astra_trl.cli.flags import RunArguments
+from astra_trl.cli.settings import read_settings
 from astra_trl.conversation import Opening
-from astra_trl.dry_run import dry_run
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.tables import show, transcript
-from astra_trl.flags import RunArguments
 from astra_trl.plain import visible
 from astra_trl.prompts.teaching import load_teaching_pairs
-from astra_trl.run_folder import RunFolder, write_whole
-from astra_trl.sampler import ASTSampler
+from astra_trl.results.run_folder import RunFolder, write_whole
+from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
-from astra_trl.settings import read_settings
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree

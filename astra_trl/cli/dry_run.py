@@ -18,14 +18,9 @@ from trl import ModelConfig, get_peft_config
 from astra_trl.backends.hf.cache import can_branch
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.backends.named import api_model, refuse_idle_address
-from astra_trl.building import tester_and_target
-from astra_trl.conversation import Opening, as_conversation
-from astra_trl.errors import InputError
-from astra_trl.flags import TRAIN_GROUPS, RunArguments
-from astra_trl.prompts.base import sampled
-from astra_trl.sandbox import World, named_world
-from astra_trl.scorers.named import ScorerArguments
-from astra_trl.sizes import (
+from astra_trl.cli.build import tester_and_target
+from astra_trl.cli.flags import TRAIN_GROUPS, RunArguments
+from astra_trl.cli.sizes import (
     Loading,
     Role,
     adapter_config,
@@ -35,6 +30,11 @@ from astra_trl.sizes import (
     sized,
     tokenizer_of,
 )
+from astra_trl.conversation import Opening, as_conversation
+from astra_trl.errors import InputError
+from astra_trl.prompts.base import sampled
+from astra_trl.sandbox import World, named_world
+from astra_trl.scorers.named import ScorerArguments
 
 MOST_OPENINGS = 1000  # whose tokens are counted
 

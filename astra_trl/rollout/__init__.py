@@ -1,0 +1,1 @@
+"""Rollouts: trees grown, rounds filled, and records in the formats of TRL."""
