@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from astra_trl import InputError, Turn, cli, launching, load_prompts
+from astra_trl import InputError, Turn, load_prompts
+from astra_trl.cli import launching
+from astra_trl.cli import main as cli
 from astra_trl.cli.arguments import parse, run_parser
 from astra_trl.cli.evaluate_arguments import parse_evaluate
 from astra_trl.cli.flags import (

@@ -408,7 +408,9 @@ subcommand = st.sampled_from(["show", "build", "run"])
 @pytest.fixture
 def harmless(monkeypatch, tmp_path):
     """A folder of its own, and nothing that would load, train, send or start anything."""
-    from astra_trl import evaluate, hub, launching, run
+    from astra_trl import hub
+    from astra_trl.cli import evaluate, launching
+    from astra_trl.cli import train as run
     from astra_trl.sandbox import __main__ as sandbox
 
     monkeypatch.chdir(tmp_path)
