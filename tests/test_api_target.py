@@ -8,11 +8,11 @@ import yaml
 from endpoints import completion, endpoint
 
 from astra_trl import Evaluation, InputError
-from astra_trl.cli.arguments import parse
 from astra_trl.cli.dry_run import dry_run
 from astra_trl.cli.evaluate import evaluate
 from astra_trl.cli.evaluate import main as evaluate_main
-from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.parse_evaluate import parse_evaluate
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import main
 from astra_trl.hub import model_card
 from astra_trl.report import markdown_report, write_report

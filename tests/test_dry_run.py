@@ -12,8 +12,8 @@ from stand_ins import save_classifier
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
 from astra_trl import ASTSampler, HFASTSystem, InputError, KeywordScorer, Turn
-from astra_trl.cli.arguments import parse
 from astra_trl.cli.dry_run import dry_run
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.sizes import Loading, adapter_parameters, sized, tokenizer_of
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import SANDBOX
@@ -32,7 +32,7 @@ def bare(gpt2_folder, tmp_path):
 
 
 def told(flags, algorithm="dpo", openings=OPENINGS, defaults=None):
-    return dry_run(*parse(defaults or {}, flags, algorithm), algorithm, openings)
+    return dry_run(*parse(defaults or {}, flags), algorithm, openings)
 
 
 def about(text: str) -> dict[str, str]:
@@ -47,11 +47,11 @@ def test_what_is_printed_is_a_configuration_of_the_same_run(algorithm, bare, tmp
     flags = ["--tester", bare, "--target", bare, "--world", "embedded", "--learning_rate", "5e-7", "--use_peft"]
     flags += ["--lora_target_modules", "c_attn", "c_proj", "--held_out_scorers", "keyword", "--keywords", "yes", "no"]
     flags += ["--report_to", "tensorboard", "--lr_scheduler_kwargs", '{"x": 1}', "--hub_token", "secret"]
-    given = parse(SANDBOX[algorithm], [*flags, "--output_dir", "out: 1", "--top_p", "0.8", "--dry_run"], algorithm)
+    given = parse(SANDBOX[algorithm], [*flags, "--output_dir", "out: 1", "--top_p", "0.8", "--dry_run"])
     text = dry_run(*given, algorithm, OPENINGS)
     assert max(len(line) for line in text.splitlines() if bare not in line) <= 80
     config.write_text(text)
-    again = parse({}, ["--config", str(config)], algorithm)
+    again = parse({}, ["--config", str(config)])
     assert again[0] == type(given[0])(**{**vars(given[0]), "dry_run": False})
     assert again[1] == given[1] and again[3] == given[3]
     known = {**given[2].to_dict(), "hub_token": None}

@@ -4,12 +4,12 @@ from statistics import fmean
 
 import pytest
 import torch
+from astra_trl.rewards.weighted import weighted_terms
 from conftest import make_gpt2, make_tokenizer
 
 from astra_trl import ASTSampler, CRTSystem, Exchange, HFBackend, InputError, Node, Reward, SamplingParams
 from astra_trl.backends import ScriptedBackend
 from astra_trl.rewards.entropy import Entropy
-from astra_trl.rewards.weighted import weighted_terms
 from astra_trl.systems.crt import crt_reward
 from astra_trl.tree import Tree
 

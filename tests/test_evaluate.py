@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from astra_trl import Evaluation, HFBackend, InputError
 from astra_trl.cli.evaluate import evaluate, main
-from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.train import main as train
 
 LORA = ["--use_peft", "true", "--lora_target_modules", "c_attn", "c_proj", "--lora_r", "4", "--learning_rate", "0.1"]

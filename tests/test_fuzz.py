@@ -19,9 +19,9 @@ from pyarrow import parquet
 from test_tree import OPENING
 
 from astra_trl import Exchange, InputError, Turn, load_prompts
-from astra_trl.cli.arguments import parse
-from astra_trl.cli.evaluate_arguments import parse_evaluate
 from astra_trl.cli.main import COMMANDS, main
+from astra_trl.cli.parse_evaluate import parse_evaluate
+from astra_trl.cli.parse_train import parse
 from astra_trl.conversation import ROLES
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.parsing import parse_json, parse_yaml

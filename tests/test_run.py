@@ -12,7 +12,7 @@ from conftest import make_llama, make_tokenizer
 from stand_ins import save_classifier
 
 from astra_trl import DetoxifyScorer, Evaluation, Exchange
-from astra_trl.cli.arguments import parse
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import main
 from astra_trl.report import markdown_report, write_report
 
@@ -96,7 +96,7 @@ def test_a_whole_run_of_the_other_algorithms(arguments, algorithm, tmp_path, cap
     assert (folder / "exchanges.jsonl").stat().st_size and (folder / "records" / "round-00002.parquet").exists()
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     assert settings["temperature"] == 0.9
-    again = parse({}, ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "again")], algorithm)
+    again = parse({}, ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "again")])
     assert (again[0].temperature, again[2].learning_rate) == (0.9, 1e-3)
 
 
@@ -240,7 +240,7 @@ def test_an_output_folder_with_another_run_is_refused(arguments, capsys):
 
 
 def test_held_out_openings_are_none_that_are_trained_on(prompts):
-    from astra_trl.cli.build import openings_and_held_out
+    from astra_trl.cli.openings import openings_and_held_out
 
     args, *_ = parse({}, ["--prompts", prompts, "--eval_openings", "5"])
     train, held_out = openings_and_held_out(args, None, seed=0)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from astra_trl.rewards.weighted import weighted_terms
+from astra_trl.scorers.named import Access, ScorerArguments, build_scorers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -18,12 +20,10 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from astra_trl import ClassifierScorer, DetoxifyScorer, HFBackend, InputError, JudgeScorer, LlamaGuardScorer
 from astra_trl.backends.hf.loading import load_adapter
-from astra_trl.cli.evaluate_arguments import parse_evaluate
 from astra_trl.cli.main import main
+from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.sizes import empty_model
 from astra_trl.embedding import load_embedder
-from astra_trl.rewards.weighted import weighted_terms
-from astra_trl.scorers.named import Access, ScorerArguments, build_scorers
 
 REFUSED = r"weights in a pickle, .*\.bin.*: convert .* safetensors, or allow it with allow_pickle"
 ALLOWED = {"allow_pickle": True}

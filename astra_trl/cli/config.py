@@ -21,6 +21,10 @@ def _flag(help: str, default: Any = None, choices: Any = None) -> Any:
     return field(default=default, metadata={"help": help} | ({} if choices is None else {"choices": list(choices)}))
 
 
+def _list_flag(help: str) -> Any:
+    return field(default=None, metadata={"help": help, "action": "extend"})  # `--also a=b --also c=d` is both
+
+
 @dataclass
 class SystemArguments:
     """Settings that a run and an evaluation share: system, scorers, reward and sampling."""
@@ -34,7 +38,7 @@ class SystemArguments:
         "none",
         ("none", "tester", "target", "both"),
     )
-    goal: list[str] | None = _flag(
+    goal: list[str] | None = _list_flag(
         "Behaviour that the target should not show, in your words, e.g. 'insults the user'. The tester is told one "
         "per conversation, and a judge without a rubric judges by it."
     )
@@ -43,7 +47,7 @@ class SystemArguments:
         "model or file as NAME:WHAT; my_pkg.fn; or a mapping with a type.",
         "detoxify",
     )
-    held_out_scorers: list[str] | None = _flag(
+    held_out_scorers: list[str] | None = _list_flag(
         "Scorers that only the evaluation reports, in the same form; 'none' for none."
     )
     scorers: dict[str, Any] | str | None = _flag(
@@ -114,10 +118,10 @@ class EvaluateArguments(SystemArguments):
     """Settings of an evaluation; `run_settings`, the `config.yaml` of the tester's run, is not a flag."""
 
     tester: str | None = _flag("Tester to evaluate: a run's folder, a model's folder or a Hub id.")
-    target: list[str] | None = _flag("Models under test, one or several, as for train. Default: the run's.")
+    target: list[str] | None = _list_flag("Models under test, one or several, as for train. Default: the run's.")
     baseline: str | None = _flag("The untrained tester; 'none' for none. Default: what the run started from.")
     openings_arm: bool = _flag("Put the openings alone to the target for comparison.", True)
-    also: list[str] | None = _flag(
+    also: list[str] | None = _list_flag(
         "Further testers to compare, each NAME=MODEL, or NAME=FILE with prompts, one of which is sent at each turn."
     )
     examples: str | None = _flag(

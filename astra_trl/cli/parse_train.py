@@ -33,7 +33,7 @@ def choose(argv: Sequence[str], defaults: Mapping[str, Any] = {}) -> tuple[str, 
 def train_parser(prog: str, algorithm: str | None = None, **kwargs: Any) -> Parser:
     """Return the parser of a run: with an algorithm all flags, without one the package's own, for help."""
     if algorithm is None:
-        return Parser([RunArguments], prog, usage="%(prog)s [--config FILE] [flags...]", **kwargs)
+        return Parser([RunArguments], prog, **kwargs)
     from trl import ModelConfig
 
     config_class, _ = trainer_classes(algorithm)
