@@ -27,8 +27,8 @@ from astra_trl import (
 from astra_trl.backends import ScriptedBackend
 from astra_trl.evaluation.arms import BASELINE, TESTER
 from astra_trl.evaluation.tables import show
-from astra_trl.rewards import SelfBLEUNovelty
-from astra_trl.systems.crt import CRT_SAMPLING, CRT_TARGET_SAMPLING, crt_reward
+from astra_trl.rewards import Gibberish, SelfBLEUNovelty
+from astra_trl.systems.crt import CRT_SAMPLING, CRT_TARGET_SAMPLING
 
 SAMPLING = SamplingParams(max_new_tokens=8)
 
@@ -44,7 +44,8 @@ def letters(exchanges):
 
 
 def make_reward(**settings):
-    return crt_reward(embedder=length_vectors, gibberish=letters, **settings)
+    reward = CRTSystem.default_reward(cosine_novelty={"embedder": length_vectors}, gibberish=0, **settings)
+    return Reward({**reward.terms, "gibberish": (-1.0, Gibberish(letters))})
 
 
 def hand_made(exchanges):
@@ -93,14 +94,14 @@ def test_a_turn_with_the_papers_figures():
         30,
     )
     assert {name: weight for name, (weight, _) in system.reward.terms.items()} == {
-        "target_harm": 1.0,
+        "harm": 1.0,
         "entropy": 0.01,
         "self_bleu_novelty": 1.0,
         "cosine_novelty": 1.0,
         "gibberish": -1.0,
     }
-    assert crt_reward(cosine_weight=0, gibberish_weight=0, entropy_weight=0).terms.keys() == {
-        "target_harm",
+    assert CRTSystem.default_reward(cosine_novelty=0, gibberish=0, entropy=0).terms.keys() == {
+        "harm",
         "self_bleu_novelty",
     }
 

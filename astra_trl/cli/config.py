@@ -83,7 +83,8 @@ class SystemArguments:
                 setattr(self, name, parts)
         for f in fields(self):
             if not fits(getattr(self, f.name), f):
-                raise InputError(f"{f.name} is {getattr(self, f.name)!r:.80}: {_wanted(f)}")
+                value = "" if f.name in NAMES_OR_MAPPINGS else f" {getattr(self, f.name)!r:.80}"  # it may hold a key
+                raise InputError(f"{f.name}{value and f' is{value}'}: {_wanted(f)}")
 
 
 @dataclass
@@ -212,4 +213,4 @@ def _from_json(name: str, value: Any) -> Any:
     try:
         return json.loads(value)
     except ValueError as error:
-        raise InputError(f"--{name} {value!r:.80} is not JSON ({error}): quote it, e.g. '{{\"key\": 1}}'") from error
+        raise InputError(f"--{name} is not JSON ({error}): give e.g. '{{\"key\": 1}}' in single quotes") from error

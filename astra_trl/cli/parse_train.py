@@ -55,15 +55,16 @@ def parse(
     if defaults.get("algorithm", algorithm) != algorithm:
         raise InputError(f"this recipe trains by {defaults['algorithm']}: use `astra-trl train` for {algorithm}")
     parser = train_parser(prog, algorithm)
+    own = system_class(system).default_settings(algorithm)
+    parser.set_defaults_with_config(**{**own, **defaults})  # for help
     given = parser.given(argv)
     path = given.pop("config", None)
-    chosen = system_class(system)
-    layers: Any = (chosen.default_settings(algorithm), defaults, file_settings(path), given)
+    layers: Any = (own, defaults, file_settings(path), given)
     settings = {key: value for layer in layers for key, value in layer.items()}
     settings |= {"system": system, "algorithm": algorithm}
     args, training_args, model_args = parser.filled(settings, f"config {path!r}" if path else "settings")
     training_args.__class__, _ = trainer_classes(algorithm)  # which can be saved with a checkpoint
-    chosen.check_training(algorithm, args.system_kwargs or {})
+    system_class(system).check_training(algorithm, args.system_kwargs or {})
     return args, training_args, model_args
 
 

@@ -44,6 +44,9 @@ class Parser(TrlParser):
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
         """Return the flags that are given, by name."""
+        if "-h" in argv or "--help" in argv:
+            self.print_help()
+            self.exit()
         for action in self._actions:
             action.default = argparse.SUPPRESS
         found, unknown = self.parse_known_args([underscored(arg) for arg in argv])
