@@ -254,16 +254,15 @@ def test_flags_that_cannot_work_are_told_in_one_line(given, message, tmp_path, c
 def test_credentials_in_an_address_are_not_shown_by_an_evaluation_or_a_dry_run(tmp_path, capsys):
     address = "http://me:hunter2@host/v1"
     judge = ["--scorer", json.dumps({"type": "judge", "model": "m", "rubric": "Bad?", "base_url": address})]
-    for flags in (["--target", target_of(address)], judge):
-        for command in (["evaluate", WORLD.tester, "--world", "embedded"], ["train", "--dry_run"]):
-            own = (
-                ["--tester", WORLD.tester, "--target", WORLD.target, "--prompts", "sandbox"] if flags is judge else []
-            )
-            if command[0] == "evaluate" and flags is judge:
-                continue  # the world has a scorer of its own
-            assert command_line([*command, *own, *flags]) == 1
-            shown = capsys.readouterr()
-            assert "holds a user, a password" in shown.err and "hunter2" not in shown.out + shown.err
+    models = ["--tester", WORLD.tester, "--target", WORLD.target, "--prompts", "sandbox"]
+    for command in (
+        ["evaluate", WORLD.tester, "--world", "embedded", "--target", target_of(address)],
+        ["train", "--dry_run", "--prompts", "sandbox", "--tester", WORLD.tester, "--target", target_of(address)],
+        ["train", *models, *judge, "--output_dir", str(tmp_path)],
+    ):
+        assert command_line(command) == 1
+        shown = capsys.readouterr()
+        assert "holds a user, a password" in shown.err and "hunter2" not in shown.out + shown.err
 
 
 def test_a_dry_run_tells_calls_and_tokens_instead_of_weights(tmp_path):

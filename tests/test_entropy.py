@@ -8,6 +8,7 @@ from conftest import make_gpt2, make_tokenizer
 
 from astra_trl import ASTSampler, CRTSystem, Exchange, HFBackend, InputError, Node, Reward, SamplingParams
 from astra_trl.backends import ScriptedBackend
+from astra_trl.rewards.config import build_reward
 from astra_trl.rewards.entropy import Entropy
 from astra_trl.tree import Tree
 

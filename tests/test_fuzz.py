@@ -354,7 +354,7 @@ def test_a_runs_settings_are_an_evaluations_or_refused(config, tmp_path):
     with contextlib.suppress(ValueError):
         (tmp_path / "config.yaml").write_bytes(as_json(config))
     with refused_at_most():
-        args, _, load = parse_evaluate([str(tmp_path), "--target", "t", "--prompts", "p.txt"])
+        args, load = parse_evaluate([str(tmp_path), "--target", "t", "--prompts", "p.txt"])
         assert isinstance(args.temperature, int | float) and not load.trust_remote_code
 
 
