@@ -52,7 +52,7 @@ class Harness:
             For the `DataLoader` of an experience, e.g. `{"batch_size": 4, "shuffle": True}`.
 
     Raises:
-        InputError: the solver is [`PPO`] or has another system than the sampler.
+        InputError: the solver is [`PPO`] or has another system than the sampler, or the tester cannot be trained.
         MissingExtra: `use_wandb=True` without wandb.
     """
 
@@ -69,6 +69,7 @@ class Harness:
             raise InputError("TRL's PPO runs a loop of its own: train with Trainer(config, sampler, solver) instead")
         if getattr(algorithm, "system", sampler.system) is not sampler.system:
             raise InputError("sampler and solver have different systems: build both from the same one")
+        getattr(algorithm, "reference", None)  # made now, of the tester before training
         self.sampler = sampler
         self.algorithm = algorithm
         self.num_episodes_per_experience = num_episodes_per_experience

@@ -87,7 +87,8 @@ class DPO:
 
     @cached_property
     def reference(self) -> HFBackend:
-        """The frozen reference: the system's baseline or, without one, the tester as it is at the first step."""
+        """The frozen reference: the system's baseline or, without one, the tester as it is now; made at the first use,
+        which is the [`Harness`]."""
         tester = tester_to_train(self.system, None)
         if is_peft_model(tester.model):
             keep_untrained_adapter(tester.model)
@@ -147,11 +148,11 @@ class PPO:
 
 
 def _sum_logprobs(model: Any, prompts: Sequence[list[int]], probes: Sequence[list[int]]) -> torch.Tensor:
-    # Of each probe after its prompt, in nats: shape (rows,). Padded on the right, where no token sees the padding.
+    # Of each probe after its prompt, in nats: shape (rows,). The padding is on the right: no token sees it.
     rows = list(zip(prompts, probes, strict=True))
     ids = pad_sequence([torch.tensor(prompt + probe) for prompt, probe in rows], batch_first=True)
     labels = pad_sequence(
         [torch.tensor([-100] * len(prompt) + probe) for prompt, probe in rows], batch_first=True, padding_value=-100
     )
-    logits = model(input_ids=ids.to(model.device)).logits[:, :-1].float()
+    logits = model(input_ids=ids.to(model.device)).logits[:, -ids.shape[1] : -1].float()
     return -cross_entropy(logits.transpose(1, 2), labels[:, 1:].to(model.device), reduction="none").sum(-1)

@@ -1,11 +1,15 @@
 """ASTRA-RL's `Trainer` and `TrainingConfiguration`, which build the trainers of this package."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astra_trl.errors import InputError
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.solvers import DPO, PPO
+
+if TYPE_CHECKING:
+    from astra_trl.trainers.dpo import ASTDPOTrainer
+    from astra_trl.trainers.ppo import ASTPPOTrainer
 
 # With the weight decay that each has in torch, where ASTRA-RL takes them from.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -50,7 +54,9 @@ class TrainingConfiguration:
     output_dir: str = "tester"
 
 
-def Trainer(config: TrainingConfiguration, sampler: ASTSampler, algorithm: DPO | PPO, **kwargs: Any) -> Any:
+def Trainer(
+    config: TrainingConfiguration, sampler: ASTSampler, algorithm: DPO | PPO, **kwargs: Any
+) -> "ASTDPOTrainer | ASTPPOTrainer":
     """Build the trainer of a solver: an [`ASTDPOTrainer`] for [`DPO`] and [`IPO`], an [`ASTPPOTrainer`] for [`PPO`].
 
     The TRL way is `ASTDPOTrainer(sampler, ASTDPOConfig("tester", learning_rate=1e-5, ...))`, which has every setting

@@ -142,11 +142,11 @@ def test_settings_of_the_trainer(tmp_path):
 # -- the loop without a trainer
 
 
-def small_system(scorer=None, tester=None, baseline=None) -> HFASTSystem:
+def small_system(scorer=None, tester=None, target=None, baseline=None) -> HFASTSystem:
     tokenizer = make_tokenizer()
     tester = HFBackend(tester or make_gpt2(tokenizer), tokenizer, SamplingParams(max_new_tokens=6))
     baseline = baseline and HFBackend(baseline, tokenizer)
-    target = HFBackend(make_gpt2(tokenizer, seed=1), tokenizer, SamplingParams(max_new_tokens=6))
+    target = target or HFBackend(make_gpt2(tokenizer, seed=1), tokenizer, SamplingParams(max_new_tokens=6))
     scorer = scorer or (lambda exchanges: [len(exchange.probe) % 5 / 4 for exchange in exchanges])
     return HFASTSystem(tester, target, baseline, scorer)
 
@@ -218,9 +218,9 @@ def test_an_adapter_is_trained_against_its_untrained_self():
     lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", init_lora_weights=False)
     system = small_system(tester=get_peft_model(make_gpt2(make_tokenizer()), lora))
     assert {parameter.numel() for parameter in system.parameters()} == {8 * 32, 8 * 96}
-    harness = Harness(ASTSampler(system, OPENINGS), DPO(system), 2, dataloader_kwargs={"batch_size": 4})
-    optimizer = torch.optim.AdamW(system.parameters(), lr=1e-2)
     base = [p.clone() for p in system.tester.model.parameters() if not p.requires_grad]
+    optimizer = torch.optim.AdamW(system.parameters(), lr=1e-2)
+    harness = Harness(ASTSampler(system, OPENINGS), DPO(system), 2, dataloader_kwargs={"batch_size": 4})
     (batch, *_), losses = harness.experience(seed=7), []
     for _ in range(3):
         loss, _ = harness.step(batch)
@@ -257,6 +257,9 @@ def test_what_a_harness_refuses():
         Harness(sampler, PPO(system))
     with pytest.raises(InputError, match="different systems"):
         Harness(sampler, DPO(other))
+    one = small_system(tester=system.tester.model, target=system.tester)
+    with pytest.raises(InputError, match="tester and target are one loaded model"):
+        Harness(ASTSampler(one, OPENINGS), DPO(one))
     with pytest.raises(InputError, match="8 trees with 16 exchanges hold no step to train on"):
         Harness(sampler, DPO(system, min_margin=9.0), 1).experience()
 
