@@ -71,7 +71,7 @@ class DPO:
         with self.reference.inference():
             reference = _sum_logprobs(self.reference.model, prompts, probes)
         tester = _sum_logprobs(trainable_tester(self.system).model, prompts, probes)
-        chosen, rejected = (tester - reference).chunk(2)
+        chosen, rejected = (tester - reference.to(tester.device)).chunk(2)
         loss = self.losses(chosen - rejected).mean()
         figures = {
             "training/loss": loss,
