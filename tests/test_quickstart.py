@@ -21,7 +21,6 @@ from astra_trl import (
     SamplingParams,
 )
 from astra_trl.backends import ScriptedBackend
-from astra_trl.backends.named import API_FLAGS
 from astra_trl.embedding import load_embedder
 
 README = Path(__file__).parent.parent / "README.md"
@@ -98,7 +97,9 @@ def test_every_system_as_the_docs_have_it(monkeypatch, gpt2_folder):
     monkeypatch.setattr(
         "astra_trl.rewards.novelty.load_embedder", lambda name, **kwargs: load_embedder(str(embedder), **kwargs)
     )
-    monkeypatch.setattr("astra_trl.rewards.weighted._classifier", lambda *given: KeywordScorer(["e"], of="probe"))
+    monkeypatch.setattr(
+        "astra_trl.scorers.classifier.ClassifierScorer", lambda *args, **kwargs: KeywordScorer(["e"], of="probe")
+    )
     tokenizer = llama_tokenizer(CHAT_TEMPLATE)
     chat = HFBackend(make_chat_llama(tokenizer), tokenizer, SamplingParams(max_new_tokens=4), chat=True)
     names = {"tester": chat, "target": chat, "scorer": KeywordScorer(["a"]), "other_scorer": KeywordScorer(["e"])}
@@ -127,8 +128,6 @@ def test_a_target_behind_an_api_as_the_docs_have_it(gpt2_folder):
                 assert [node.exchange.response for node in tree.children] == ["fine", "fine"]
                 assert all(node.terms["likelihood"] < 0 for node in tree.children)
         assert [request["model"] for request in requests] == ["Qwen/Qwen2.5-7B-Instruct"] * 2
-    keys = {name for row in re.findall(r"^\|( `.*?) \|", page("api_targets"), re.MULTILINE) for name in row.split("`")}
-    assert {name.removeprefix("target_") for name in API_FLAGS} <= keys
 
 
 def test_an_evaluation_as_the_docs_have_it(tmp_path, monkeypatch, gpt2_folder):
