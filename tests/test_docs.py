@@ -57,6 +57,13 @@ def test_pages_are_short_and_in_the_index():
         assert set((ROOT / "docs").glob("*.md")) <= linked | {ROOT / "docs" / "README.md"}
 
 
+def test_code_is_python_and_its_imports_exist():
+    for block in blocks("python"):
+        compile(block, "docs", "exec")
+        for line in re.findall(r"^from astra_trl.*$", block, re.MULTILINE):
+            exec(line, {})
+
+
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_a_configuration_is_accepted(block, tmp_path):
     settings = yaml.safe_load(block)
