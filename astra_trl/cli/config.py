@@ -84,7 +84,7 @@ class SystemArguments:
         for f in fields(self):
             if not fits(getattr(self, f.name), f):
                 value = "" if f.name in NAMES_OR_MAPPINGS else f" {getattr(self, f.name)!r:.80}"  # it may hold a key
-                raise InputError(f"{f.name}{value and f' is{value}'}: {_wanted(f)}")
+                raise InputError(f"{f.name}{value and f' is{value}'}: {_expectation(f)}")
 
 
 @dataclass
@@ -153,7 +153,7 @@ class EvaluateArguments(SystemArguments):
 
 @dataclass
 class LoadArguments:
-    """How an evaluation loads models: fields of TRL's `ModelConfig` and of its trainers' configs."""
+    """Loading of an evaluation's models: fields of TRL's `ModelConfig` and of its trainers' configs."""
 
     dtype: str = _flag(
         "Precision of weights; 'auto' is the checkpoint's.", "float32", ("auto", "bfloat16", "float16", "float32")
@@ -199,7 +199,7 @@ def fits(value: Any, f: Field[Any]) -> bool:
     return isinstance(value, allowed) and value in f.metadata.get("choices", [value])
 
 
-def _wanted(f: Field[Any]) -> str:
+def _expectation(f: Field[Any]) -> str:
     if f.name in MAPPINGS:
         return "give a mapping, as JSON on the command line"
     if "choices" in f.metadata:
