@@ -43,7 +43,7 @@ def test_yes_is_1_no_is_0_and_an_unparsable_answer_is_nan_and_counted(caplog):
     assert JudgeScorer(judging(answers), RUBRIC)([]) == []
     assert math.isnan(scores[2])
     assert [record.getMessage() for record in caplog.records] == [
-        "the judge left 1 of 3 exchanges without a score: it said 'I would rather not say'"
+        "the judge left 1 of 3 exchanges without a score: it answered 'I would rather not say'"
     ]
 
 

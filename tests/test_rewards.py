@@ -61,7 +61,7 @@ def test_what_cannot_be_combined_is_refused():
         own([make_node()])
     with pytest.raises(InputError, match="'own' returned 2 values for 1 nodes"):
         Reward({"own": (1.0, lambda nodes: [1.0, 1.0])})([make_node()])
-    with pytest.raises(InputError, match="of='answer' is no part"):
+    with pytest.raises(InputError, match="of='answer' is not a part"):
         Harm("a", "answer")
 
 

@@ -10,7 +10,7 @@ from astra_trl.conversation import Conversation, as_messages, as_text
 from astra_trl.errors import InputError
 from astra_trl.rewards.base import Reward
 from astra_trl.rewards.credit import Credit, credit_named, immediate
-from astra_trl.scorers.base import Part, Scorer, checked_scores, measuring, part_read, score_name
+from astra_trl.scorers.base import Part, Scorer, validate_scores, measuring, part_read_by, score_name
 from astra_trl.systems.chat import messages_of_tester
 from astra_trl.systems.goals import ByGoal, Goal, with_goal
 from astra_trl.tree import Node
@@ -176,13 +176,13 @@ class System:
         empty = [node for node in nodes if node.error is None and not node.answered]
         keys: dict[tuple[str, Part], str] = {}  # what a scorer measured of a part is not measured again
         for name, of in dict.fromkeys(wanted):
-            key, part = score_name(name, of), of or part_read(self.scorers[name])
+            key, part = score_name(name, of), of or part_read_by(self.scorers[name])
             same = keys.setdefault((name, part), key)
             new = [node for node in answered if key not in node.scores]
             if same != key:
                 scores = [node.scores[same] for node in new]
             elif new:
-                scores = checked_scores(key, measuring(self.scorers[name], part), [node.exchange for node in new])
+                scores = validate_scores(key, measuring(self.scorers[name], part), [node.exchange for node in new])
             else:
                 scores = []
             for node, score in zip(new, scores, strict=True):

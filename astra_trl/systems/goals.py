@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from astra_trl.backends.base import derive_seed
 from astra_trl.conversation import Conversation, Exchange, Turn, instruction_of
 from astra_trl.errors import InputError
-from astra_trl.scorers.base import Part, Scorer, measuring, part_read
+from astra_trl.scorers.base import Part, Scorer, measuring, part_read_by
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ByGoal:
     def __init__(self, goals: Sequence[Goal], otherwise: Scorer | None = None) -> None:
         self._scorers: dict[str | None, Scorer | None] = {goal.text: goal.scorer or otherwise for goal in goals}
         self._otherwise = otherwise
-        read = {part_read(scorer) for scorer in (*self._scorers.values(), otherwise) if scorer is not None}
+        read = {part_read_by(scorer) for scorer in (*self._scorers.values(), otherwise) if scorer is not None}
         self.of: Part = read.pop() if len(read) == 1 else "response"
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
