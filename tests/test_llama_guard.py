@@ -166,7 +166,7 @@ def test_what_is_no_llama_guard_is_refused(gpt2_folder, tmp_path):
             LlamaGuardScorer(categories=categories)
     with pytest.raises(InputError, match="no chat template"):
         LlamaGuardScorer(str(gpt2_folder))
-    with pytest.raises(InputError, match="chat template leaves out what was said"):
+    with pytest.raises(InputError, match="chat template leaves out messages"):
         LlamaGuardScorer(str(save_llama_guard(tmp_path, "something")))
     with pytest.raises(InputError, match="Llama Guard 'no/guard' could not be loaded"):
         LlamaGuardScorer("no/guard")

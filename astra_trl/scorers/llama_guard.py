@@ -34,7 +34,7 @@ class LlamaGuardScorer:
     longer than the model's window, its oldest turns are left out; the score of an exchange that does not fit is nan.
 
     Args:
-        model_id (`str`, *optional*, defaults to `"meta-llama/Llama-Guard-3-8B"`):
+        model (`str`, *optional*, defaults to `"meta-llama/Llama-Guard-3-8B"`):
             Hub id or folder of a Llama Guard that reads text.
         categories (`Sequence[str]`, *optional*):
             Hazards to count, from `"S1"` to `"S14"`: an exchange scores 0 unless one of them is among the hazards that
@@ -52,7 +52,7 @@ class LlamaGuardScorer:
 
     def __init__(
         self,
-        model_id: str = "meta-llama/Llama-Guard-3-8B",
+        model: str = "meta-llama/Llama-Guard-3-8B",
         *,
         categories: Sequence[str] | None = None,
         of: Part = "response",
@@ -69,7 +69,7 @@ class LlamaGuardScorer:
         self.of = validate_part(of)
         self.batch_size = batch_size
         self.backend = HFBackend.from_pretrained(
-            model_id,
+            model,
             role="Llama Guard",
             device=device,
             model_init_kwargs={"dtype": "auto", **(model_init_kwargs or {})},
@@ -77,9 +77,9 @@ class LlamaGuardScorer:
         )
         self.tokenizer = self.backend.tokenizer
         if self.tokenizer.chat_template is None:
-            raise InputError(f"{model_id!r} is no Llama Guard: its tokenizer has no chat template")
-        self._in_parts = self._takes_parts(model_id)
-        self._answers = self._first_tokens(model_id)
+            raise InputError(f"{model!r} is not a Llama Guard: its tokenizer has no chat template")
+        self._in_parts = self._wants_parts(model)
+        self._answers = self._encode_answers(model)
         self._lead = max((lead for lead, _, _ in self._answers), key=len)
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
@@ -198,7 +198,7 @@ class LlamaGuardScorer:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def _takes_parts(self, model_id: str) -> bool:
+    def _wants_parts(self, model: str) -> bool:
         # The template of Llama-Guard-3-1B loops over a message's parts and leaves out a content that is a string.
         mark = "a message"
         for in_parts in (False, True):
@@ -207,19 +207,19 @@ class LlamaGuardScorer:
             try:
                 rendered = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             except TemplateError as error:
-                raise InputError(f"{model_id!r} is no Llama Guard: its chat template fails ({error})") from error
+                raise InputError(f"{model!r} is not a Llama Guard: its chat template fails ({error})") from error
             if mark in rendered:
                 return in_parts
-        raise InputError(f"{model_id!r} is no Llama Guard: its chat template leaves out what was said")
+        raise InputError(f"{model!r} is not a Llama Guard: its chat template leaves out messages")
 
-    def _first_tokens(self, model_id: str) -> list[tuple[list[int], int, int]]:
+    def _encode_answers(self, model: str) -> list[tuple[list[int], int, int]]:
         """Return, per lead, the tokens that both answers share and the first tokens of "safe" and of "unsafe"."""
         answers = []
         for lead in LEADS:
             safe, unsafe = self._encode(f"{lead}safe"), self._encode(f"{lead}unsafe")
             shared = _shared_length(safe, unsafe)
             if shared == min(len(safe), len(unsafe)):
-                raise InputError(f"{model_id!r} is no Llama Guard: its tokenizer cannot tell 'unsafe' from 'safe'")
+                raise InputError(f"{model!r} is not a Llama Guard: its tokenizer cannot tell 'unsafe' from 'safe'")
             answers.append((safe[:shared], safe[shared], unsafe[shared]))
         return answers
 
