@@ -56,7 +56,7 @@ def looks_ahead(credit: Credit) -> bool:
     return credit is not immediate and getattr(credit, "looks_ahead", True)
 
 
-def credit_named(credit: Credit | str | Mapping[str, Any]) -> Credit:
+def get_credit(credit: Credit | str | Mapping[str, Any]) -> Credit:
     """Return the credit of a name, `"immediate"` or `"backup"`, or of `{"type": "backup", "gamma": 0.9}`.
 
     A function is returned as it is.
