@@ -243,7 +243,7 @@ def test_cosine_novelty_is_kept_out_of_products():
 
 def test_an_embedder_that_does_not_fit_is_named():
     for shape in ((2,), (1, 2), (3, 2)):
-        with pytest.raises(InputError, match=r"array of shape .* for 2 texts: return a row each"):
+        with pytest.raises(InputError, match=r"array of shape .* for 2 texts: return one row per text"):
             CosineNovelty(lambda texts, shape=shape: np.zeros(shape))(nodes("a", "b"))
     term = CosineNovelty(lambda texts: np.ones((len(texts), 3)))
     term.load_state_dict({"seen": 1, "sum": [1.0, 0.0]})
