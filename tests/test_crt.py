@@ -43,9 +43,8 @@ def letters(exchanges):
     return [exchange.response.count("e") / (len(exchange.response) + 1) for exchange in exchanges]
 
 
-def make_reward(**changes):
-    changes = {"cosine_novelty": {"weight": 1, "embedder": length_vectors}, **changes}
-    reward = CRTSystem.default_reward(gibberish=0, **changes)
+def make_reward(**settings):
+    reward = CRTSystem.default_reward(**{"cosine_novelty": {"embedder": length_vectors}, "gibberish": 0, **settings})
     return Reward({**reward.terms, "gibberish": (-1.0, Gibberish(letters))})
 
 
@@ -101,8 +100,10 @@ def test_a_turn_with_the_papers_figures():
         "cosine_novelty": 1.0,
         "gibberish": -1.0,
     }
-    without = CRTSystem.default_reward(cosine_novelty=0, gibberish=0, entropy=0)
-    assert without.terms.keys() == {"harm", "self_bleu_novelty"}
+    assert CRTSystem.default_reward(cosine_novelty=0, gibberish=0, entropy=0).terms.keys() == {
+        "harm",
+        "self_bleu_novelty",
+    }
 
 
 def test_the_target_may_hear_the_opening_or_the_probe_alone():

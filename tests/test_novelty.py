@@ -248,7 +248,7 @@ def test_an_embedder_that_does_not_fit_is_named():
     term = CosineNovelty(lambda texts: np.ones((len(texts), 3)))
     term.load_state_dict({"seen": 1, "sum": [1.0, 0.0]})
     for use in (term, term.remember):
-        with pytest.raises(InputError, match="vectors of 3 numbers, and those of earlier probes had 2"):
+        with pytest.raises(InputError, match="vectors of 3 numbers, and those of earlier probes have 2"):
             use(nodes("a"))
 
 

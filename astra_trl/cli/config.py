@@ -21,6 +21,10 @@ def _flag(help: str, default: Any = None, choices: Any = None) -> Any:
     return field(default=default, metadata={"help": help} | ({} if choices is None else {"choices": list(choices)}))
 
 
+def _list_flag(help: str) -> Any:
+    return field(default=None, metadata={"help": help, "action": "extend"})  # `--also a=b --also c=d` is both
+
+
 @dataclass
 class SystemArguments:
     """Settings that a run and an evaluation share: system, scorers, reward and sampling."""
@@ -34,7 +38,7 @@ class SystemArguments:
         "none",
         ("none", "tester", "target", "both"),
     )
-    goal: list[str] | None = _flag(
+    goal: list[str] | None = _list_flag(
         "Behaviour that the target should not show, in your words, e.g. 'insults the user'. The tester is told one "
         "per conversation, and a judge without a rubric judges by it."
     )
@@ -43,7 +47,7 @@ class SystemArguments:
         "model or file as NAME:WHAT; my_pkg.fn; or a mapping with a type.",
         "detoxify",
     )
-    held_out_scorers: list[str] | None = _flag(
+    held_out_scorers: list[str] | None = _list_flag(
         "Scorers that only the evaluation reports, in the same form; 'none' for none."
     )
     scorers: dict[str, Any] | str | None = _flag(
@@ -79,7 +83,8 @@ class SystemArguments:
                 setattr(self, name, parts)
         for f in fields(self):
             if not fits(getattr(self, f.name), f):
-                raise InputError(f"{f.name} is {getattr(self, f.name)!r:.80}: {_wanted(f)}")
+                value = "" if f.name in NAMES_OR_MAPPINGS else f" {getattr(self, f.name)!r:.80}"  # it may hold a key
+                raise InputError(f"{f.name}{value and f' is{value}'}: {_wanted(f)}")
 
 
 @dataclass
@@ -114,10 +119,10 @@ class EvaluateArguments(SystemArguments):
     """Settings of an evaluation; `run_settings`, the `config.yaml` of the tester's run, is not a flag."""
 
     tester: str | None = _flag("Tester to evaluate: a run's folder, a model's folder or a Hub id.")
-    target: list[str] | None = _flag("Models under test, one or several, as for train. Default: the run's.")
+    target: list[str] | None = _list_flag("Models under test, one or several, as for train. Default: the run's.")
     baseline: str | None = _flag("The untrained tester; 'none' for none. Default: what the run started from.")
     openings_arm: bool = _flag("Put the openings alone to the target for comparison.", True)
-    also: list[str] | None = _flag(
+    also: list[str] | None = _list_flag(
         "Further testers to compare, each NAME=MODEL, or NAME=FILE with prompts, one of which is sent at each turn."
     )
     examples: str | None = _flag(
@@ -208,4 +213,4 @@ def _from_json(name: str, value: Any) -> Any:
     try:
         return json.loads(value)
     except ValueError as error:
-        raise InputError(f"--{name} {value!r:.80} is not JSON ({error}): quote it, e.g. '{{\"key\": 1}}'") from error
+        raise InputError(f"--{name} is not JSON ({error}): give e.g. '{{\"key\": 1}}' in single quotes") from error

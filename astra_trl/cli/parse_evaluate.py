@@ -1,6 +1,5 @@
 """Arguments of an evaluation: from flags, YAML files and the settings of the run that trained the tester."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -36,9 +35,6 @@ examples:
 """,
     )
     parser.add_argument("folder", nargs="?", metavar="TESTER", help="the same as --tester")
-    for action in parser._actions:
-        if action.dest == "also":  # `--also a=b --also c=d` is two of them
-            action.__class__ = argparse._ExtendAction
     return parser
 
 

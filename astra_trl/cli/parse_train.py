@@ -33,7 +33,7 @@ def choose(argv: Sequence[str], defaults: Mapping[str, Any] = {}) -> tuple[str, 
 def train_parser(prog: str, algorithm: str | None = None, **kwargs: Any) -> Parser:
     """Return the parser of a run: with an algorithm all flags, without one the package's own, for help."""
     if algorithm is None:
-        return Parser([RunArguments], prog, usage="%(prog)s [--config FILE] [flags...]", **kwargs)
+        return Parser([RunArguments], prog, **kwargs)
     from trl import ModelConfig
 
     config_class, _ = trainer_classes(algorithm)
@@ -55,15 +55,16 @@ def parse(
     if defaults.get("algorithm", algorithm) != algorithm:
         raise InputError(f"this recipe trains by {defaults['algorithm']}: use `astra-trl train` for {algorithm}")
     parser = train_parser(prog, algorithm)
+    own = system_class(system).default_settings(algorithm)
+    parser.set_defaults_with_config(**{**own, **defaults})  # for help
     given = parser.given(argv)
     path = given.pop("config", None)
-    chosen = system_class(system)
-    layers: Any = (chosen.default_settings(algorithm), defaults, file_settings(path), given)
+    layers: Any = (own, defaults, file_settings(path), given)
     settings = {key: value for layer in layers for key, value in layer.items()}
     settings |= {"system": system, "algorithm": algorithm}
     args, training_args, model_args = parser.filled(settings, f"config {path!r}" if path else "settings")
     training_args.__class__, _ = trainer_classes(algorithm)  # which can be saved with a checkpoint
-    chosen.check_training(algorithm, args.system_kwargs or {})
+    system_class(system).check_training(algorithm, args.system_kwargs or {})
     return args, training_args, model_args
 
 

@@ -1,6 +1,7 @@
 """Parser of flags and YAML files: TRL's, with help by section."""
 
 import argparse
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -32,16 +33,20 @@ class Parser(TrlParser):
     """
 
     def __init__(self, classes: Sequence[type], prog: str, **kwargs: Any) -> None:
+        kwargs = {"usage": "%(prog)s [--config FILE] [flags...]", **kwargs}
         super().__init__(classes, prog=prog, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         kinds = {f.name: f.type for cls in classes for f in fields(cls)}
         for action in self._actions:
             if action.nargs not in (0, "?") and not action.choices:
                 numbers = {int: "N", float: "X"}
-                action.metavar = "JSON" if action.dest in MAPPINGS else numbers.get(kinds[action.dest], "TEXT")
+                action.metavar = "JSON" if action.dest in MAPPINGS else numbers.get(kinds[action.dest], "TEXT")  # type: ignore[arg-type]
         self.add_argument("--config", metavar="FILE", help="YAML file with any of the flags")
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
         """Return the flags that are given, by name."""
+        if "-h" in argv or "--help" in argv:
+            self.print_help()
+            self.exit()
         for action in self._actions:
             action.default = argparse.SUPPRESS
         found, unknown = self.parse_known_args([underscored(arg) for arg in argv])
@@ -101,11 +106,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
-        if not action.help or " Default: " in action.help or default in (None, False, "", argparse.SUPPRESS):
+        unset = default is None or default is False or default in ("", argparse.SUPPRESS)
+        if not action.help or " Default: " in action.help or unset:
             return action.help
-        return (
-            f"{action.help} Default: {str(default).lower() if default is True else str(default).replace('%', '%%')}."
-        )
+        text = default if isinstance(default, str) else json.dumps(default)
+        return f"{action.help} Default: {text.replace('%', '%%')}."
 
 
 def underscored(arg: str) -> str:
@@ -163,10 +168,8 @@ def file_settings(path: str | None) -> dict[str, Any]:
 
 
 def last_value(argv: Sequence[str], name: str) -> str | None:
+    """Return the value of a flag that takes one, before a parser can be built."""
     args = [underscored(arg) for arg in argv]
-    values = [
-        (arg.partition("=")[2] if "=" in arg else following)
-        for arg, following in zip(args, [*args[1:], ""], strict=True)
-        if arg.partition("=")[0] == f"--{name}"
-    ]
+    values = [arg.partition("=")[2] for arg in args if arg.startswith(f"--{name}=")]
+    values += [args[place + 1] for place, arg in enumerate(args[:-1]) if arg == f"--{name}"]
     return values[-1] if values else None

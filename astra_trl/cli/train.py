@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config
 
+from astra_trl.backends.api.endpoint import CALLING
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.cli.build import build_system
-from astra_trl.cli.config import RunArguments
+from astra_trl.cli.config import FREE_ON_RESUME, RunArguments
 from astra_trl.cli.dry_run import dry_run
 from astra_trl.cli.openings import dev_openings, openings_and_held_out
 from astra_trl.cli.parse_train import parse
@@ -72,7 +73,7 @@ def run(
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     if resume and folder.config.exists():
-        refuse_changes(read_settings(folder.config), settings, folder.path)
+        refuse_changes(_comparable(read_settings(folder.config)), _comparable(settings), folder.path)
     PartialState().wait_for_everyone()
     world = named_world(args.world)
     openings, held_out = openings_and_held_out(args, world, training_args.seed)
@@ -154,6 +155,21 @@ def _teaching(args: RunArguments, training_args: Any, held_out: Sequence[Opening
     if not training_args.teach_fraction:
         return {}
     return {"teaching_pairs": load_teaching_pairs(args.teaching_pairs, held_out=held_out)}
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    # How an endpoint is called may change when a run is resumed, and so may what is free.
+    def kept(value: Any) -> Any:
+        if isinstance(value, list):
+            return [kept(part) for part in value]
+        if not isinstance(value, Mapping):
+            return value
+        return {key: kept(part) for key, part in value.items() if key not in (*CALLING, "base_url")}
+
+    changed = {name: kept(settings.get(name)) for name in ("target", "scorer", "held_out_scorers", "scorers")}
+    if isinstance(changed["target"], Mapping) and [*changed["target"]] == ["model"]:
+        changed["target"] = changed["target"]["model"]  # only its limits were given
+    return {**{key: value for key, value in settings.items() if key not in FREE_ON_RESUME}, **changed}
 
 
 def _resume_from(training_args: Any) -> str | bool | None:
