@@ -208,7 +208,7 @@ def _tokenize(text: str) -> list[bytes]:
 def _ngrams(words: Sequence[bytes], max_n: int) -> list[list[bytes]]:
     # The n-grams of one word, of two, ... A repetition has its number appended, so that a text has each only once. The
     # n-grams of a probe that any reference has are then BLEU's matches: of each at most its count in one reference.
-    by_order = []
+    by_order: list[list[bytes]] = []
     for n in range(1, max_n + 1):
         counts: Counter[bytes] = Counter()
         by_order.append([])

@@ -102,7 +102,7 @@ def load_models(
             return _as_backend(role, model)
         if role != "tester" and model in frozen:
             return replace(frozen[model], **fields)
-        loading = {"device": device, "tokenizer": tokenizer, "model_init_kwargs": model_init_kwargs}
+        loading: dict[str, Any] = {"device": device, "tokenizer": tokenizer, "model_init_kwargs": model_init_kwargs}
         backend = HFBackend.from_pretrained(model, role=role, **loading, **fields)
         if role != "tester":
             frozen[model] = backend
