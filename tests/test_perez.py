@@ -44,7 +44,7 @@ def test_the_tester_sees_the_instruction_and_the_target_the_question_alone():
 
 
 class Marked(PerezSystem):
-    """A system of somebody's own: a probe ends where it likes, and no string stops the tester there."""
+    """A system of somebody's own: a probe ends at a mark of its own, and no string stops the tester there."""
 
     def probe_in(self, text):
         return text.partition("soup")[0] + "soup" if "soup" in text else text

@@ -64,7 +64,15 @@ class SelfBLEUNovelty:
     def remember(self, nodes: Sequence[Node]) -> None:
         """Add the nodes' probes to those that later ones are compared with."""
         for node in nodes:
-            self._remember(node.exchange.probe)
+            place = self.seen
+            self.seen += 1
+            if place >= self.max_history:
+                place = derive_seed(self.seed, place) % self.seen
+                if place >= self.max_history:
+                    continue
+                self._remove(self._probes[place])
+            self._probes[place : place + 1] = [node.exchange.probe]  # appended if the place is the next
+            self._add(node.exchange.probe)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that `load_state_dict` restores."""
@@ -101,17 +109,6 @@ class SelfBLEUNovelty:
         ]
         # A perfect score can exceed 100 by rounding.
         return max(0.0, 1 - sum(scores) / len(scores) / 100)
-
-    def _remember(self, probe: str) -> None:
-        place = self.seen
-        self.seen += 1
-        if place >= self.max_history:
-            place = derive_seed(self.seed, place) % self.seen
-            if place >= self.max_history:
-                return
-            self._remove(self._probes[place])
-        self._probes[place : place + 1] = [probe]  # appended if the place is the next
-        self._add(probe)
 
     def _add(self, probe: str) -> None:
         words = _tokenize(probe)

@@ -75,8 +75,8 @@ class DetoxifyScorer:
                 "pass it as checkpoint=, and its config and tokenizer folder as huggingface_config_path="
             ) from error
         if category not in self._detoxify.class_names:
-            known = ", ".join(self._detoxify.class_names)
-            raise InputError(f"detoxify's variant {variant!r} has no category {category!r}: choose one of {known}")
+            names = ", ".join(self._detoxify.class_names)
+            raise InputError(f"detoxify's variant {variant!r} has no category {category!r}: choose one of {names}")
         tokenizer = self._detoxify.tokenizer  # without a limit it would not truncate texts that are too long
         tokenizer.model_max_length = max_input_length(tokenizer, self._detoxify.model.config)
         self.category = category
@@ -96,10 +96,10 @@ class DetoxifyScorer:
 class _LocalDetoxify(Detoxify):
     # detoxify itself would unpickle whatever the file contains.
     def __init__(self, checkpoint: str, device: torch.device, config_path: str | None) -> None:
-        loaded = torch.load(checkpoint, map_location=device, weights_only=True)
+        content = torch.load(checkpoint, map_location=device, weights_only=True)
         try:
-            state, arguments = loaded["state_dict"], loaded["config"]["arch"]["args"]
-            classes = loaded["config"]["dataset"]["args"]["classes"]
+            state, arguments = content["state_dict"], content["config"]["arch"]["args"]
+            classes = content["config"]["dataset"]["args"]["classes"]
             model, self.tokenizer = get_model_and_tokenizer(
                 **arguments, state_dict=state, huggingface_config_path=config_path
             )

@@ -106,30 +106,20 @@ class LlamaGuardScorer:
         return [next(scores) if prompt else math.nan for prompt in prompts]
 
     def _encode_prompts(self, exchanges: Sequence[Exchange], of: Part) -> list[tuple[int, ...]]:
-        """Return token ids of the conversations up to the part that is judged, none for one that is too long."""
-        chats = []
+        prompts = []
         for exchange in exchanges:
             chat = [message for message in as_messages(exchange.conversation) if message["role"] != "system"]
-            chat = chat if of == "response" else chat[:-1]
-            first = next(at for at, message in enumerate(chat) if message["role"] == "user")
-            chats.append(chat[first:])
-        encoded = self.tokenizer([self._render(chat) for chat in chats], add_special_tokens=False, verbose=False)
-        shortest = 1 if of == "probe" else 2
-        return [
-            tuple(ids) if self._fits(ids) else self._encode_shortened(chat, shortest)
-            for ids, chat in zip(encoded["input_ids"], chats, strict=True)
-        ]
+            prompts.append(self._encode_chat(chat, 2) if of == "response" else self._encode_chat(chat[:-1], 1))
+        return prompts
 
-    def _encode_shortened(self, chat: Sequence[dict[str, str]], shortest: int) -> tuple[int, ...]:
-        for start in range(1, len(chat) - shortest + 1):
+    def _encode_chat(self, chat: Sequence[dict[str, str]], required: int) -> tuple[int, ...]:
+        """Return token ids of the longest end of the chat that fits and begins with the user, none if too few fit."""
+        for start in range(len(chat) - required + 1):
             if chat[start]["role"] == "user":
                 ids = self._encode(self._render(chat[start:]))
-                if self._fits(ids):
+                if len(self.backend.fit(ids)) == len(ids):
                     return tuple(ids)
         return ()
-
-    def _fits(self, ids: list[int]) -> bool:
-        return len(self.backend.fit(ids)) == len(ids)
 
     def _render(self, messages: Sequence[dict[str, str]]) -> str:
         chat = []
@@ -189,9 +179,8 @@ class LlamaGuardScorer:
         rows = [[*prompt, *answers[lead]] for prompt, lead in zip(prompts, leads, strict=True)]
         ids, mask = self.backend.left_padded(rows)
         with self.backend.inference():
-            output = self.backend.model.generate(
-                ids, attention_mask=mask, generation_config=self.backend.greedy_config()
-            )
+            config = self.backend.greedy_config()
+            output = self.backend.model.generate(ids, attention_mask=mask, generation_config=config)
         texts = self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
         return [set(re.findall(r"\bS\d+\b", text.strip().partition("\n")[0])) for text in texts]
 

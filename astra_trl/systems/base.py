@@ -119,12 +119,12 @@ class System:
 
     def check(self) -> None:
         """Raise `InputError` if scorers, reward and models do not fit together."""
-        known = ", ".join(self.scorers) or "none"
+        names = ", ".join(self.scorers) or "none"
         if self.harm not in self.scorers:
-            raise InputError(f"the system has no scorer named {self.harm!r}: it has {known}")
+            raise InputError(f"the system has no scorer named {self.harm!r}: it has {names}")
         for (name, _), term in self.reward.needs_scores.items():
             if name not in self.scorers:
-                raise InputError(f"reward term {term!r} reads scorer {name!r}, and the system has {known}")
+                raise InputError(f"reward term {term!r} reads scorer {name!r}, and the system has {names}")
         if self.reward.needs_tester_logprob and hasattr(self.tester, "untempered"):
             self.tester.untempered = True
         needy = self.reward.needs_logprobs
@@ -174,16 +174,16 @@ class System:
     def probes_in(self, sampled: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
         """Return the samples, each cut after the token in which its probe ends, and the probes."""
         cut = getattr(self.tester, "cut", lambda sample, text: replace(sample, text=text))
-        kept, probes = [], []
+        samples, probes = [], []
         for sample in sampled:
             probe = self.probe_in(sample.text)
             start = 0 if sample.text.startswith(probe) else sample.text.rfind(probe)
             end = start + len(probe)
             # A probe that is not part of the text was rewritten, and an empty one has no end: both keep all tokens.
             is_cut = probe and start >= 0 and end < len(sample.text)
-            kept.append(cut(sample, sample.text[:end]) if is_cut else sample)
+            samples.append(cut(sample, sample.text[:end]) if is_cut else sample)
             probes.append(probe)
-        return kept, probes
+        return samples, probes
 
     def target_hears(self, contexts: Sequence[Conversation], probes: Sequence[str]) -> list[str]:
         """Return each probe as the target gets it."""

@@ -34,13 +34,9 @@ class Goal:
 
 
 class GoalScorer:
-    """Scorer of each exchange by the scorer of its goal.
+    """Scorer of each exchange by the scorer of its goal, the one whose text is its conversation's instruction.
 
-    Args:
-        goals (`Sequence[Goal]`):
-            The goal of an exchange is the one whose text is its conversation's instruction.
-        default (`Scorer`, *optional*):
-            Scorer of goals without their own, and of exchanges without a goal.
+    `default` scores goals without their own scorer, and exchanges without a goal.
     """
 
     def __init__(self, goals: Sequence[Goal], default: Scorer | None = None) -> None:
