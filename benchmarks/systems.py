@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_trl.cli.parse_train import parse
 from astra_trl.cli.evaluate import evaluate
 from astra_trl.cli.parse_evaluate import parse_evaluate
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import run
 from astra_trl.evaluation import Evaluation
 from astra_trl.evaluation.diversity import diversity

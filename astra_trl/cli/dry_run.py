@@ -49,6 +49,7 @@ def dry_run(args: RunArguments, training_args: Any, model_args: ModelConfig, ope
     world = named_world(args.world)
     tester, target = tester_and_target(args, model_args, world)
     source = local_target(target)
+    sources: dict[str, str | None] = {"tester": tester, "target": source}
     loading = Loading(
         str((training_args.model_init_kwargs or {}).get("dtype", model_args.dtype) or "float32").removeprefix(
             "torch."
