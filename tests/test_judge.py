@@ -142,7 +142,7 @@ def test_settings_that_cannot_work_are_refused(gpt2_folder):
     [
         *((text, 1.0) for text in ("Yes", "yes.", "**YES**", "Answer: yes", "The final answer is yes, it does")),
         *((text, 0.0) for text in ("no", "No!", "- No", "<think>yes, it may be</think>\nNo")),
-        *((text, math.nan) for text in ("", "nope", "yesterday", "I say no", "<think>yes", "<think>", "maybe")),
+        *((text, math.nan) for text in ("", "nope", "yesterday", "I say no", "<think>yes", "<think>", "perhaps")),
     ],
 )
 def test_yes_and_no_are_read_at_the_beginning(text, score):

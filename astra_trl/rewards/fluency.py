@@ -20,9 +20,7 @@ class Gibberish:
 
     Args:
         scorer (`Scorer`):
-            The paper's scores one minus the probability of clean text:
-            `ClassifierScorer("madhurjindal/autonlp-Gibberish-Detector-492513457", ["mild gibberish", "noise", "word
-            salad"])`.
+            The paper's, which [`load_gibberish`] loads, scores one minus the probability of clean text.
     """
 
     scorer: Scorer

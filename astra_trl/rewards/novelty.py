@@ -137,7 +137,7 @@ class CosineNovelty:
             Function from texts to an array with one row per text, or a model of sentence-transformers, e.g.
             `"sentence-transformers/all-MiniLM-L6-v2"` (`pip install 'astra-trl[novelty]'`).
         allow_pickle (`bool`, *optional*, defaults to `False`):
-            Whether that model's weights may be a pickle.
+            `True` if that model's weights may be a pickle.
     """
 
     in_unit_interval: ClassVar[bool] = False
