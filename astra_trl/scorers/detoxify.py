@@ -65,7 +65,7 @@ class DetoxifyScorer:
                 self._detoxify = _LocalDetoxify(source, place(device), config_path)
         except UnpicklingError as error:
             raise InputError(
-                f"detoxify's checkpoint {source!r} is damaged, or contains more than tensors and settings, which "
+                f"detoxify's checkpoint {source!r} is damaged, or holds more than tensors and settings, which "
                 "could run code: download it again from detoxify's releases"
             ) from error
         except (OSError, URLError, ValueError) as error:
