@@ -14,7 +14,8 @@ import numpy as np
 from scipy.stats import beta, binom, norm
 
 from astra_trl.evaluation.diversity import diversity
-from astra_trl.evaluation.resampling import Mean, OfSets, Quantile, Share, Statistic, difference, share_limits
+from astra_trl.evaluation.resampling import Mean, Quantile, Share, Statistic, difference, share_limits
+from astra_trl.evaluation.subsampling import SubsampleMean
 
 OPENINGS, SHARES = (20, 40, 100), (0.01, 0.05, 0.5)
 TURNS = 3
@@ -115,7 +116,7 @@ class Talkers:
     def embed(self, texts: list[str]) -> np.ndarray:
         return np.array([self.said[text] for text in texts])
 
-    def figures(self, rng: np.random.Generator, openings: int, size: int, draws: int) -> dict[str, OfSets]:
+    def figures(self, rng: np.random.Generator, openings: int, size: int, draws: int) -> dict[str, SubsampleMean]:
         self.said = {}
         found = diversity(self.texts(rng, openings), int(rng.integers(2**31)), self.embed, draws)
         return {name: figure.of_size(size) for name, figure in found.items()}
