@@ -32,7 +32,7 @@ from astra_trl.cli.sizes import (
 )
 from astra_trl.conversation import Opening, as_conversation
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import sampled
+from astra_trl.prompts.base import draw_sample
 from astra_trl.sandbox import World, named_world
 from astra_trl.scorers.named import ScorerArguments
 
@@ -292,7 +292,7 @@ def _batch(training_args: Any, width: int) -> int:
 
 def _opening_tokens(tokenizer: Any, openings: Sequence[Opening], most: float) -> float:
     counts = []
-    for opening in sampled(list(openings), MOST_OPENINGS, seed=0):
+    for opening in draw_sample(list(openings), MOST_OPENINGS, seed=0):
         texts = [turn.text for turn in as_conversation(opening)]
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         counts.append(min(most, sum(len(utterance) + 1 for utterance in ids)))

@@ -253,14 +253,14 @@ examples:
     build.add_argument("--force", action="store_true", help="write over a file that exists")
     args = parser.parse_args(list(argv))
     from astra_trl.prompts import load_prompts
-    from astra_trl.prompts.show import listed, shown, write_openings
+    from astra_trl.prompts.show import describe_openings, describe_sets, write_openings
 
     if args.command is None:
-        print(f"{listed()}\n--prompts takes these, local files and Hub dataset ids; see --help.")
+        print(f"{describe_sets()}\n--prompts takes these, local files and Hub dataset ids; see --help.")
     elif args.command == "show":
         if args.limit < 0:
             parser.error("--limit must be 0 or more")
-        print(shown(load_prompts(args.source, args.split, args.column), args.limit, args.seed))
+        print(describe_openings(load_prompts(args.source, args.split, args.column), args.limit, args.seed))
     else:
         openings = load_prompts(args.source, args.split, args.column, args.limit, args.seed)
         print(f"wrote {len(openings):,} openings to {write_openings(openings, args.output, args.force)}")
