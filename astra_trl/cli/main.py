@@ -270,7 +270,7 @@ examples:
 def _sandbox(argv: Sequence[str]) -> int:
     if argv and argv[0] == "run":
         return _train(argv[1:], ("sandbox", "run"))
-    from astra_trl.sandbox.__main__ import BUILD, add_build_flags, build, described
+    from astra_trl.sandbox.commands import BUILD, add_build_flags, describe_world, run_build
 
     parser = FlagParser(
         "astra-trl sandbox",
@@ -296,9 +296,9 @@ examples:
     add_build_flags(commands.add_parser("build", help="make another world", description=BUILD, epilog=example))
     args = parser.parse_args(list(argv))
     if args.command == "build":
-        build(args)
+        run_build(args)
     else:
-        print(described(args.world, args.reveal))
+        print(describe_world(args.world, args.reveal))
     return 0
 
 
