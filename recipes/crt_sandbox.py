@@ -10,4 +10,4 @@ from astra_trl.sandbox.defaults import sandbox_defaults
 DEFAULTS = sandbox_defaults("crt", "ppo")  # tree_depth 1, self_bleu_weight 1.0, entropy_weight 1.0, kl_coef, ...
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="ppo")
+    main(DEFAULTS)

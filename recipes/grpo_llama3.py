@@ -30,4 +30,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="grpo")
+    main(DEFAULTS)

@@ -37,4 +37,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="grpo")
+    main(DEFAULTS)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl import InputError
-from astra_trl.cli.arguments import parse
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.build import system_of
 from astra_trl.cli.evaluate import zero_shot_cases
 from astra_trl.cli.train import run
@@ -29,15 +29,15 @@ COLUMNS = ("failing", "of the questions", "questions", "their self-BLEU")
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float | None]]:
-    args, scorer_args, training_args, _ = parse(DEFAULTS, argv, "grpo")
+    args, scorer_args, training_args, _ = parse(DEFAULTS, argv)
     world, folder = named_world(args.world), Path(training_args.output_dir)
     assert world is not None
     own = ["--world", str(world.path), "--seed", str(training_args.seed)]
 
     supervised = [*own, "--output_dir", str(folder / "supervised")]
-    run(*parse(sandbox_defaults("perez", "sft"), supervised, "sft"), "sft")
+    run(*parse(sandbox_defaults("perez", "sft"), supervised))
     rl = [*own, *argv, "--tester", str(folder / "supervised"), "--output_dir", str(folder / "rl")]
-    run(*parse(DEFAULTS, rl, "grpo"), "grpo")
+    run(*parse(DEFAULTS, rl))
 
     testers = {"zero_shot": world.tester, "few_shot": world.tester}
     testers |= {method: str(folder / method) for method in ("supervised", "rl")}

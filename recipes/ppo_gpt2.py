@@ -25,4 +25,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="ppo")
+    main(DEFAULTS)

@@ -4,12 +4,13 @@ import json
 import shutil
 
 import pytest
+from conftest import keyword_flags
 from test_run import FLAGS, changed
 from transformers import AutoModelForCausalLM
 
 from astra_trl import Evaluation, HFBackend, InputError
 from astra_trl.cli.evaluate import evaluate, main
-from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.train import main as train
 
 LORA = ["--use_peft", "true", "--lora_target_modules", "c_attn", "c_proj", "--lora_r", "4", "--learning_rate", "0.1"]
@@ -22,7 +23,7 @@ def runs(gpt2_folder, tmp_path_factory):
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(f"Good morning {i}, what did you cook last night?" for i in range(30)))
     common = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", str(prompts)]
-    common += ["--scorer", "keyword", "--keywords", "the", "a", "e", *FLAGS]
+    common += [*keyword_flags("the", "a", "e"), *FLAGS]
     train({}, [*common, "--output_dir", str(folder / "full")])
     train({}, [*common, *LORA, "--output_dir", str(folder / "adapter")])
     return folder
@@ -95,7 +96,7 @@ def test_targets_arms_and_prompts_of_ones_own(runs, gpt2_folder, tmp_path, capsy
 
 
 def test_an_untrained_model_is_measured_beside_the_openings_alone(gpt2_folder, tmp_path, capsys):
-    flags = ["--scorer", "keyword", "--keywords", "the", "--prompts", "sandbox", "--eval_openings", "2"]
+    flags = [*keyword_flags("the", "--prompts", "sandbox", "--eval_openings", "2")]
     evaluation = run(gpt2_folder, "--target", gpt2_folder, *flags, "--output_dir", tmp_path, "--max_new_tokens", 8)
     assert evaluation.arms_of() == ["tester", "openings"]
     assert "untrained" not in capsys.readouterr().out.splitlines()[0]
