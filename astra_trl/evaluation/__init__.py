@@ -1,4 +1,4 @@
-"""Evaluation of a tester on held-out openings, beside an untrained tester and the openings alone."""
+"""Held-out figures: what a tester finds, beside what an untrained one and the openings alone do."""
 
 from astra_trl.evaluation.evaluator import ASTEvaluator
 from astra_trl.evaluation.figures import figures
