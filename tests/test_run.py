@@ -251,7 +251,7 @@ def test_held_out_openings_are_none_that_are_trained_on(prompts):
 def test_a_recipe_as_a_process_prints_no_traceback(tmp_path):
     command = [sys.executable, str(RECIPES / "dpo_sandbox.py"), "--beta", "high", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -262,14 +262,19 @@ SMALL += ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--warm
 
 
 def detoxify_flags(files):
-    return ["--detoxify_checkpoint", str(files / "tiny.ckpt"), "--detoxify_config_path", str(files)]
+    spec = {"type": "detoxify", "checkpoint": str(files / "tiny.ckpt"), "huggingface_config_path": str(files)}
+    return ["--scorer", json.dumps(spec)]
+
+
+def classifier_flags(folder):
+    return ["--held_out_scorers", json.dumps({"type": "classifier", "model": str(folder), "labels": ["hate"]})]
 
 
 def run_recipe(name, arguments, tmp_path, capsys):
     """Runs a recipe with flags alone; its summary, what it printed, and its exchanges."""
     algorithm = algorithm_of(name)
     size = {"dpo": ("--pairs_per_round", "8"), "ppo": ("--contexts_per_round", "16")}.get(algorithm, ())
-    main(recipe_defaults(name), [*arguments, *SMALL, *size, "--output_dir", str(tmp_path / "run")], algorithm)
+    main(recipe_defaults(name), [*arguments, *SMALL, *size, "--output_dir", str(tmp_path / "run")])
     out = capsys.readouterr().out
     exchanges = (tmp_path / "run" / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()
     return json.loads(out.splitlines()[-1]), out, [json.loads(line) for line in exchanges]
@@ -281,7 +286,7 @@ def test_the_gpt2_recipe_runs_on_stand_ins(gpt2_folder, detoxify_files, prompts,
     pairs.write_text("\n".join(json.dumps({"prompt": f"The train {i}", "continuation": "soup"}) for i in range(9)))
     flags = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
     flags += [*detoxify_flags(detoxify_files), "--teaching_pairs", str(pairs)]
-    flags += ["--held_out_scorers", f"classifier:{classifier}"]
+    flags += [*classifier_flags(classifier)]
     summary, out, exchanges = run_recipe("dpo_gpt2", flags, tmp_path, capsys)
     assert "  by classifier %" in out and "Trained on detoxify; other scorers are held out." in " ".join(out.split())
     for when in ("before", "after"):
@@ -300,7 +305,7 @@ def test_the_gpt2_recipe_runs_on_stand_ins(gpt2_folder, detoxify_files, prompts,
 def test_the_gpt2_recipe_of_ppo_runs_on_stand_ins(gpt2_folder, detoxify_files, prompts, tmp_path, capsys):
     classifier = save_classifier(tmp_path / "classifier", ["nothate", "hate"])
     flags = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
-    flags += [*detoxify_flags(detoxify_files), "--held_out_scorers", f"classifier:{classifier}"]
+    flags += [*detoxify_flags(detoxify_files), *classifier_flags(classifier)]
     summary, out, exchanges = run_recipe("ppo_gpt2", flags, tmp_path, capsys)
     assert "  by classifier %" in out and "Trained on detoxify; other scorers are held out." in " ".join(out.split())
     assert (summary["algorithm"], len(exchanges)) == ("ppo", 32)

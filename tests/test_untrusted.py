@@ -352,7 +352,7 @@ def test_the_flag_lets_a_run_and_an_evaluation_load_pickles(folder, tmp_path, ca
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"What did you cook on day {i}?" for i in range(12)))
     models = ["--tester", str(pickled(folder)), "--target", str(folder), "--prompts", str(prompts)]
-    common = [*models, *keyword_flags("e", "--eval_openings", "1")]
+    common = [*models, *keyword_flags("e"), "--eval_openings", "1"]
     evaluate = [
         "evaluate",
         *common,

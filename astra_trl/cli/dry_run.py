@@ -49,6 +49,7 @@ def dry_run(args: RunArguments, training_args: Any, model_args: ModelConfig, ope
     world = named_world(args.world)
     tester, target = tester_and_target(args, model_args, world)
     source = local_target(target)
+    sources: dict[str, str | None] = {"tester": tester, "target": source}
     loading = Loading(
         str((training_args.model_init_kwargs or {}).get("dtype", model_args.dtype) or "float32").removeprefix(
             "torch."
@@ -68,9 +69,7 @@ def dry_run(args: RunArguments, training_args: Any, model_args: ModelConfig, ope
                 f"weights: {size_text(loaded)} in each process. Gradients, the optimizer's state, activations and the "
                 "keys and values of conversations come on top."
             ),
-            _reading(
-                args, training_args, {"tester": tester} | ({"target": source} if source else {}), openings, loading
-            ),
+            _reading(args, training_args, sources, openings, loading),
             *([] if source else [_asking(args, training_args, tester, target, openings, loading)]),
         ]
     )
