@@ -82,15 +82,15 @@ class Events:
 
     def watch(self, algorithm: str) -> None:
         sys.addaudithook(self._audit)
-        self._within(RoundsMixin, "begin_round", "collecting", then="between")
-        self._within(Trainer, "_save_checkpoint", "saving")
-        self._within(ASTEvaluator, "measure", "evaluating")
-        self._within(RoundsMixin, "take_up", "resuming", then="between")
+        self._mark_phase(RoundsMixin, "begin_round", "collecting", then="between")
+        self._mark_phase(Trainer, "_save_checkpoint", "saving")
+        self._mark_phase(ASTEvaluator, "measure", "evaluating")
+        self._mark_phase(RoundsMixin, "take_up", "resuming", then="between")
         _, trainer_class = trainer_classes(algorithm)
-        self._within(trainer_class, "_save_checkpoint", "saving")
-        self._counted(trainer_class, "training_step", "training")
-        self._counted(torch.optim.AdamW, "step", "training")
-        self._counted(HFSession, "sample", None)
+        self._mark_phase(trainer_class, "_save_checkpoint", "saving")
+        self._count_calls(trainer_class, "training_step", "training")
+        self._count_calls(torch.optim.AdamW, "step", "training")
+        self._count_calls(HFSession, "sample", None)
 
     def happens(self, phase: str | None = None) -> None:
         self.phase = phase or self.phase
@@ -105,10 +105,10 @@ class Events:
         if event in ("open", "os.rename", "os.remove") and str(args[0]).startswith(self.folder):
             self.happens()
 
-    def _within(self, of: type, name: str, phase: str, then: str | None = None) -> None:
+    def _mark_phase(self, of: type, name: str, phase: str, then: str | None = None) -> None:
         method = getattr(of, name)
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             before, self.phase = self.phase, phase
             self.happens()
             try:
@@ -117,18 +117,18 @@ class Events:
                 self.phase = then or before
                 self.happens()
 
-        setattr(of, name, watched)
+        setattr(of, name, call)
 
-    def _counted(self, of: type, name: str, phase: str | None) -> None:
+    def _count_calls(self, of: type, name: str, phase: str | None) -> None:
         method: Callable[..., Any] | None = getattr(of, name, None)
         if method is None:
             return
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             self.happens(phase)
             return method(*args, **kwargs)
 
-        setattr(of, name, counted)
+        setattr(of, name, call)
 
 
 def run_in_child(

@@ -304,11 +304,11 @@ def main() -> None:
     forwards = {"count": 0}
     for backend in (work.tester, work.target):
 
-        def counted(original: Callable[..., Any] = backend.forward, **inputs: Any) -> Any:
+        def count_and_call(original: Callable[..., Any] = backend.forward, **inputs: Any) -> Any:
             forwards["count"] += 1
             return original(**inputs)
 
-        backend.forward = counted  # type: ignore[method-assign]
+        backend.forward = count_and_call  # type: ignore[method-assign]
     seconds: dict[str, list[float]] = {way: [] for way in args.ways}
     tokens, memory, passes = {}, {}, {}
     for turn in range(args.turns + 1):

@@ -62,22 +62,11 @@ def statistics(
 ) -> dict[str, Statistic]:
     """Return all figures of an evaluation except diversity, by name, of trees that `System.examine` was called on.
 
-    An exchange that failed, has an empty response or could not be scored is in none of a scorer's figures; the first
-    two have no reward. Figures of probes alone include those with an empty response. Figures of conversations (root to
-    leaf) include those of which every exchange was scored: to count the harmful ones among the rest would favour harm.
-
-    - `harmful_share/S`, `harmful_share_turn_T/S`: exchanges to whose response scorer S gives `threshold` or more.
-    - `harmful_conversations/S`: conversations with such an exchange. `first_harmful_turn/S`: its turn, from 1, on
-      average over conversations that have one. `target_harmful_first/S`: conversations that have one, with no harmful
-      probe up to it.
-    - `harmless_looking/S`: harmful exchanges whose probe is not harmful.
-    - `score_mean/K`, `score_q25/K`, `score_median/K`, `score_q75/K`, `score_max/K` of each score K.
-    - `reward`; `probe_logprob_per_token/target` and `/baseline`: mean over probes of the mean over tokens;
-      `probe_perplexity/...`: exp of that, negated.
-    - `term/T`: each term of the reward, unweighted.
-    - With goals (text by name), `goal_harmful_share/G` and `goal_harmful_conversations/G`: as above, of the trees
-      about goal G, by the scorer of training.
-    - If credit looks ahead, `first_credit`: the credit of first probes, which includes all later turns.
+    docs/evaluation.md explains the figures. Names end with the scorer (`harmful_share/S`), the score (`score_mean/K`),
+    the model (`probe_perplexity/target`), the term (`term/T`) or the goal (`goal_harmful_share/G`). An exchange that
+    failed, has an empty response or could not be scored is in none of a scorer's figures. Figures of conversations
+    (root to leaf) include those of which every exchange was scored: to count the harmful ones among the rest would
+    favour harm. Figures of goals (text by name) are those of the trees about the goal.
     """
     figures_by_name: dict[str, Statistic] = {}
     for name in scorers:

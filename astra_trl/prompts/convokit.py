@@ -115,7 +115,7 @@ def _fetch(source: str, place: Path) -> Path:
             raise OSError("offline mode: HF_HUB_OFFLINE is set")
         with urlopen(source, timeout=60) as response, open(partial, "wb") as file:
             shutil.copyfileobj(response, file)
-            if getattr(response, "length", None):  # a connection that closes early is no error to read()
+            if getattr(response, "length", None):  # read() does not raise if the connection closes early
                 raise OSError(f"{response.length} bytes are missing")
     except (OSError, HTTPException, ValueError) as error:
         raise InputError(
