@@ -69,7 +69,7 @@ class Mean:
     def interval(self) -> Interval:
         plain = self if self.transform is np.asarray else replace(self, transform=np.asarray)
         ends = _jackknife_interval(plain.value, plain.influences, self.openings, abs(plain.value))
-        return clipped(self.bounds, np.sort(self.transform(np.array(ends))))
+        return clip_interval(self.bounds, np.sort(self.transform(np.array(ends))))
 
     @cached_property
     def sums(self) -> np.ndarray:
@@ -129,7 +129,7 @@ class Quantile(Mean):
 
     @cached_property
     def value(self) -> float:
-        return float(np.quantile(self.sorted, self.q)) if self.n else np.nan
+        return float(np.quantile(self.sorted_values, self.q)) if self.n else np.nan
 
     @cached_property
     def interval(self) -> Interval:
@@ -138,12 +138,12 @@ class Quantile(Mean):
         independent = effective_n(self.influences + self.q * self.sizes, self.sizes)
         low, high = share_limits(self.q, independent)
         return (
-            self.bounds[0] if (1 - self.q) ** independent > TAIL else self.sorted[int(low * self.n)],
-            self.bounds[1] if self.q**independent > TAIL else self.sorted[int(np.ceil(high * self.n)) - 1],
+            self.bounds[0] if (1 - self.q) ** independent > TAIL else self.sorted_values[int(low * self.n)],
+            self.bounds[1] if self.q**independent > TAIL else self.sorted_values[int(np.ceil(high * self.n)) - 1],
         )
 
     @cached_property
-    def sorted(self) -> np.ndarray:
+    def sorted_values(self) -> np.ndarray:
         return np.sort(np.concatenate([np.asarray(values, dtype=float) for values in self.values]))
 
     @cached_property
@@ -152,7 +152,7 @@ class Quantile(Mean):
         return below - self.q * self.sizes
 
 
-def clipped(bounds: Interval, ends: Sequence[float] | np.ndarray) -> Interval:
+def clip_interval(bounds: Interval, ends: Sequence[float] | np.ndarray) -> Interval:
     """Return the ends of an interval, each moved into the bounds if it lies outside."""
     low, high = np.clip(ends, *bounds)
     return float(low), float(high)
@@ -171,12 +171,12 @@ def difference(one: Statistic, other: Statistic) -> tuple[float, Interval]:
     if type(one) is Mean and type(other) is Mean:
         openings, scale = min(one.openings, other.openings), max(abs(one.value), abs(other.value))
         paired = one.influences - other.influences
-        return value, clipped(bounds, _jackknife_interval(value, paired, openings, scale))
+        return value, clip_interval(bounds, _jackknife_interval(value, paired, openings, scale))
     correlation = _correlation(one, other)
     (low, high), (other_low, other_high) = one.interval, other.interval
     below = _distance(one.value - low, other_high - other.value, correlation)
     above = _distance(high - one.value, other.value - other_low, correlation)
-    return value, clipped(bounds, (value - below, value + above))
+    return value, clip_interval(bounds, (value - below, value + above))
 
 
 def share_limits(share: float, n: float) -> Interval:

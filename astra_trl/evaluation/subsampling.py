@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import t
 
-from astra_trl.evaluation.resampling import TAIL, UNKNOWN, Interval, clipped
+from astra_trl.evaluation.resampling import TAIL, UNKNOWN, Interval, clip_interval
 
 MAX_SIZE = 250  # texts in a subsample: the time of some figures grows with its square
 MIN_SIZE = 2  # a single text has no diversity
@@ -88,7 +88,7 @@ class SubsampleMean:
             low, high = expit(logit(value) + np.array((-half, half)) / (value * (1 - value)))
         else:
             low, high = value - half, value + half
-        return value, clipped((self.bounds[0], min(self.bounds[1], size)), (low, high))
+        return value, clip_interval((self.bounds[0], min(self.bounds[1], size)), (low, high))
 
     def _orders(self, size: int) -> Iterable[list[np.ndarray]]:
         rng = np.random.default_rng(self.seed)
