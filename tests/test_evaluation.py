@@ -183,7 +183,7 @@ def naive(conversations: list[list[Said]], scorer, threshold=0.5) -> dict[str, t
             found[f"score_{label}/{key}"] = (cut, len(values))
         found[f"score_max/{key}"] = (max(values), len(values))
     if scorer == "harm":
-        found["term/target_harm"] = mean([said.target for said in scored])
+        found["term/harm"] = mean([said.target for said in scored])
         found["term/probe_and_response_harm"] = mean([said.both for said in scored])
         found["term/likelihood"] = mean([said.logprob for said in every if not said.failed])
     logprobs = [said.logprob for said in every]

@@ -411,14 +411,14 @@ def harmless(monkeypatch, tmp_path):
     from astra_trl import hub
     from astra_trl.cli import evaluate, launching
     from astra_trl.cli import train as run
-    from astra_trl.sandbox import __main__ as sandbox
+    from astra_trl.sandbox import commands as sandbox
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "run", lambda *given: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda *given: None)
     monkeypatch.setattr(hub, "push", lambda *given, **kwargs: "https://hub/me/tester")
     monkeypatch.setattr(launching, "launch", lambda *given: 0)
-    monkeypatch.setattr(sandbox, "build", lambda args: None)
+    monkeypatch.setattr(sandbox, "run_build", lambda args: None)
 
 
 @fuzz(150)
