@@ -2,128 +2,87 @@
 
 from typing import TYPE_CHECKING
 
-from astra_trl.conversation import Conversation, Exchange, Turn
-from astra_trl.errors import InputError
+from astra_trl.conversation import Conversation as Conversation
+from astra_trl.conversation import Exchange as Exchange
+from astra_trl.conversation import Turn as Turn
+from astra_trl.errors import InputError as InputError
 from astra_trl.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from astra_trl.backends.api.openai import OpenAIBackend
-    from astra_trl.backends.base import SamplingParams
-    from astra_trl.backends.function import FunctionBackend
-    from astra_trl.backends.hf import HFBackend
-    from astra_trl.evaluation import ASTEvaluator, Evaluation
-    from astra_trl.prompts.base import load_prompts
-    from astra_trl.prompts.teaching import load_teaching_pairs
-    from astra_trl.rewards.base import Reward
-    from astra_trl.rewards.credit import Backup
-    from astra_trl.rollout.records import Records
-    from astra_trl.rollout.sampler import ASTSampler
-    from astra_trl.scorers.classifier import ClassifierScorer
-    from astra_trl.scorers.detoxify import DetoxifyScorer
-    from astra_trl.scorers.judge import JudgeScorer
-    from astra_trl.scorers.keyword import KeywordScorer
-    from astra_trl.scorers.llama_guard import LlamaGuardScorer
-    from astra_trl.scorers.overlap import OverlapScorer
-    from astra_trl.systems.astprompter import ASTPrompterSystem, HFASTSystem, astprompter_reward
-    from astra_trl.systems.base import System
-    from astra_trl.systems.crt import CRTSystem
-    from astra_trl.systems.goals import Goal
-    from astra_trl.systems.malibu import MalibuSystem
-    from astra_trl.systems.perez import PerezSystem
-    from astra_trl.trainers.dpo import ASTDPOConfig, ASTDPOTrainer
-    from astra_trl.trainers.grpo import ASTGRPOConfig, ASTGRPOTrainer
-    from astra_trl.trainers.ppo import ASTPPOConfig, ASTPPOTrainer
-    from astra_trl.trainers.rloo import ASTRLOOConfig, ASTRLOOTrainer
-    from astra_trl.trainers.sft import ASTSFTConfig, ASTSFTTrainer
-    from astra_trl.tree import Node, Tree
 
 __version__ = "0.1.0"
 
-# Loaded when first asked for: torch, transformers and trl take seconds to import.
-_PLACES = {
-    "ASTDPOConfig": "trainers.dpo",
-    "ASTDPOTrainer": "trainers.dpo",
-    "ASTEvaluator": "evaluation",
-    "ASTGRPOConfig": "trainers.grpo",
-    "ASTGRPOTrainer": "trainers.grpo",
-    "ASTPPOConfig": "trainers.ppo",
-    "ASTPPOTrainer": "trainers.ppo",
-    "ASTPrompterSystem": "systems.astprompter",
-    "ASTRLOOConfig": "trainers.rloo",
-    "ASTRLOOTrainer": "trainers.rloo",
-    "ASTSFTConfig": "trainers.sft",
-    "ASTSFTTrainer": "trainers.sft",
-    "ASTSampler": "rollout.sampler",
-    "Backup": "rewards.credit",
-    "CRTSystem": "systems.crt",
-    "ClassifierScorer": "scorers.classifier",
-    "DetoxifyScorer": "scorers.detoxify",
-    "Evaluation": "evaluation",
-    "FunctionBackend": "backends.function",
-    "Goal": "systems.goals",
-    "HFASTSystem": "systems.astprompter",
-    "HFBackend": "backends.hf",
-    "JudgeScorer": "scorers.judge",
-    "KeywordScorer": "scorers.keyword",
-    "LlamaGuardScorer": "scorers.llama_guard",
-    "MalibuSystem": "systems.malibu",
-    "Node": "tree",
-    "OpenAIBackend": "backends.api.openai",
-    "OverlapScorer": "scorers.overlap",
-    "PerezSystem": "systems.perez",
-    "Records": "rollout.records",
-    "Reward": "rewards.base",
-    "SamplingParams": "backends.base",
-    "System": "systems.base",
-    "Tree": "tree",
-    "astprompter_reward": "systems.astprompter",
-    "load_prompts": "prompts.base",
-    "load_teaching_pairs": "prompts.teaching",
+if TYPE_CHECKING:  # what type checkers and editors read; `_MODULES` says the same to Python
+    from astra_trl.backends.api.openai import OpenAIBackend as OpenAIBackend
+    from astra_trl.backends.base import SamplingParams as SamplingParams
+    from astra_trl.backends.function import FunctionBackend as FunctionBackend
+    from astra_trl.backends.hf import HFBackend as HFBackend
+    from astra_trl.evaluation import ASTEvaluator as ASTEvaluator
+    from astra_trl.evaluation import Evaluation as Evaluation
+    from astra_trl.prompts.base import load_prompts as load_prompts
+    from astra_trl.prompts.teaching import load_teaching_pairs as load_teaching_pairs
+    from astra_trl.rewards.base import Reward as Reward
+    from astra_trl.rewards.credit import Backup as Backup
+    from astra_trl.rollout.records import Records as Records
+    from astra_trl.rollout.sampler import ASTSampler as ASTSampler
+    from astra_trl.scorers.classifier import ClassifierScorer as ClassifierScorer
+    from astra_trl.scorers.detoxify import DetoxifyScorer as DetoxifyScorer
+    from astra_trl.scorers.judge import JudgeScorer as JudgeScorer
+    from astra_trl.scorers.keyword import KeywordScorer as KeywordScorer
+    from astra_trl.scorers.llama_guard import LlamaGuardScorer as LlamaGuardScorer
+    from astra_trl.scorers.overlap import OverlapScorer as OverlapScorer
+    from astra_trl.systems.astprompter import ASTPrompterSystem as ASTPrompterSystem
+    from astra_trl.systems.astprompter import HFASTSystem as HFASTSystem
+    from astra_trl.systems.astprompter import astprompter_reward as astprompter_reward
+    from astra_trl.systems.base import System as System
+    from astra_trl.systems.crt import CRTSystem as CRTSystem
+    from astra_trl.systems.goals import Goal as Goal
+    from astra_trl.systems.malibu import MalibuSystem as MalibuSystem
+    from astra_trl.systems.perez import PerezSystem as PerezSystem
+    from astra_trl.trainers.dpo import ASTDPOConfig as ASTDPOConfig
+    from astra_trl.trainers.dpo import ASTDPOTrainer as ASTDPOTrainer
+    from astra_trl.trainers.grpo import ASTGRPOConfig as ASTGRPOConfig
+    from astra_trl.trainers.grpo import ASTGRPOTrainer as ASTGRPOTrainer
+    from astra_trl.trainers.ppo import ASTPPOConfig as ASTPPOConfig
+    from astra_trl.trainers.ppo import ASTPPOTrainer as ASTPPOTrainer
+    from astra_trl.trainers.rloo import ASTRLOOConfig as ASTRLOOConfig
+    from astra_trl.trainers.rloo import ASTRLOOTrainer as ASTRLOOTrainer
+    from astra_trl.trainers.sft import ASTSFTConfig as ASTSFTConfig
+    from astra_trl.trainers.sft import ASTSFTTrainer as ASTSFTTrainer
+    from astra_trl.tree import Node as Node
+    from astra_trl.tree import Tree as Tree
+
+# Names by module, imported at first use: torch, transformers and trl take seconds to import.
+_MODULES = {
+    "backends.api.openai": "OpenAIBackend",
+    "backends.base": "SamplingParams",
+    "backends.function": "FunctionBackend",
+    "backends.hf": "HFBackend",
+    "evaluation": "ASTEvaluator Evaluation",
+    "prompts.base": "load_prompts",
+    "prompts.teaching": "load_teaching_pairs",
+    "rewards.base": "Reward",
+    "rewards.credit": "Backup",
+    "rollout.records": "Records",
+    "rollout.sampler": "ASTSampler",
+    "scorers.classifier": "ClassifierScorer",
+    "scorers.detoxify": "DetoxifyScorer",
+    "scorers.judge": "JudgeScorer",
+    "scorers.keyword": "KeywordScorer",
+    "scorers.llama_guard": "LlamaGuardScorer",
+    "scorers.overlap": "OverlapScorer",
+    "systems.astprompter": "ASTPrompterSystem HFASTSystem astprompter_reward",
+    "systems.base": "System",
+    "systems.crt": "CRTSystem",
+    "systems.goals": "Goal",
+    "systems.malibu": "MalibuSystem",
+    "systems.perez": "PerezSystem",
+    "trainers.dpo": "ASTDPOConfig ASTDPOTrainer",
+    "trainers.grpo": "ASTGRPOConfig ASTGRPOTrainer",
+    "trainers.ppo": "ASTPPOConfig ASTPPOTrainer",
+    "trainers.rloo": "ASTRLOOConfig ASTRLOOTrainer",
+    "trainers.sft": "ASTSFTConfig ASTSFTTrainer",
+    "tree": "Node Tree",
 }
+_PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = [
-    "ASTDPOConfig",
-    "ASTDPOTrainer",
-    "ASTEvaluator",
-    "ASTGRPOConfig",
-    "ASTGRPOTrainer",
-    "ASTPPOConfig",
-    "ASTPPOTrainer",
-    "ASTPrompterSystem",
-    "ASTRLOOConfig",
-    "ASTRLOOTrainer",
-    "ASTSFTConfig",
-    "ASTSFTTrainer",
-    "ASTSampler",
-    "Backup",
-    "CRTSystem",
-    "ClassifierScorer",
-    "Conversation",
-    "DetoxifyScorer",
-    "Evaluation",
-    "Exchange",
-    "FunctionBackend",
-    "Goal",
-    "HFASTSystem",
-    "HFBackend",
-    "InputError",
-    "JudgeScorer",
-    "KeywordScorer",
-    "LlamaGuardScorer",
-    "MalibuSystem",
-    "Node",
-    "OpenAIBackend",
-    "OverlapScorer",
-    "PerezSystem",
-    "Records",
-    "Reward",
-    "SamplingParams",
-    "System",
-    "Tree",
-    "Turn",
-    "astprompter_reward",
-    "load_prompts",
-    "load_teaching_pairs",
-]
-
+__all__ = sorted(["Conversation", "Exchange", "InputError", "Turn", *_PLACES])
 __getattr__ = lazy_names(__name__, _PLACES)

@@ -1,15 +1,15 @@
-"""Names of a package whose modules are heavy: imported when first asked for."""
+"""Lazy imports for packages with heavy modules (PEP 562)."""
 
 import importlib
 from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], object]:
-    """The `__getattr__` of a package: `places` tells each lazy name's module, as seen from the package."""
+    """Return the `__getattr__` of a package. `places` maps each name to its module, relative to the package."""
 
-    def imported(name: str) -> object:
-        if name in places:
-            return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    def import_name(name: str) -> object:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
 
-    return imported
+    return import_name

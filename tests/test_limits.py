@@ -172,7 +172,7 @@ def test_a_call_that_fails_for_good_has_its_reason_and_the_others_go_on(caplog):
     assert [(answer.text, answer.error) for answer in answers] == [("fine", None), ("", "HTTP 500"), ("fine", None)]
     usage = one.limiter.usage
     assert (usage["calls"], usage["failed"], usage["requests"]) == (3, 1, 2 + 5)
-    assert "has failed 4 times and is tried on: HTTP 500" in caplog.text
+    assert "has failed 4 times and is retried: HTTP 500" in caplog.text
 
 
 def test_what_another_attempt_would_not_mend_is_not_tried_again():

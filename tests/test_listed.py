@@ -1,7 +1,7 @@
 import pytest
 
 from astra_trl import InputError
-from astra_trl.backends.listed import ListedBackend
+from astra_trl.backends.static import ListedBackend
 
 
 def said(session) -> list[str]:
@@ -23,7 +23,7 @@ def test_texts_depend_on_the_rows_seed_and_siblings_and_not_on_what_is_beside_th
 def test_a_list_of_nothing_or_of_conversations_is_refused():
     with pytest.raises(InputError, match=r"'mine.txt' must hold at least one text"):
         ListedBackend([], "mine.txt")
-    with pytest.raises(InputError, match="nothing of several turns"):
+    with pytest.raises(InputError, match="no conversation of several turns"):
         ListedBackend([("a", "b")])
 
 

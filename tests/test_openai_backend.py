@@ -346,7 +346,7 @@ def test_an_answer_without_end_and_one_that_drips_are_failed_calls(status, monke
             time.sleep(0.05)  # far from a silence of a second
             yield b" "
 
-    monkeypatch.setattr("astra_trl.backends.api.openai.MOST_BYTES", 2**20)
+    monkeypatch.setattr("astra_trl.backends.api.openai.MAX_BYTES", 2**20)
     bodies = iter([repeat(b"[" * 2**16), dripping()])
     with endpoint(lambda request: (status, next(bodies))) as (url, _):
         backend = OpenAIBackend("m", base_url=url, timeout=1, max_retries=0)
@@ -363,7 +363,7 @@ def test_a_request_that_nobody_answered_yet_and_is_refused_stops_at_once_and_lat
 
     with endpoint(answer) as (url, requests):
         backend = OpenAIBackend("m", base_url=url)
-        with pytest.raises(InputError, match="refuses what it was asked .HTTP 400.*temperature is not supported"):
+        with pytest.raises(InputError, match="refuses the request .HTTP 400.*temperature is not supported"):
             backend.open(["odd"], seeds=[0]).sample()
         assert backend.open(["hi"], seeds=[0]).sample()[0].text == "fine"
         (sample,) = backend.open(["odd"], seeds=[0]).sample()
@@ -460,7 +460,7 @@ def test_a_budget_ends_a_batch_and_counts_over_runs():
     ],
 )
 def test_a_reason_holds_no_key_however_it_is_broken_up(text):
-    reason = Key().reason(text)
+    reason = Key().redact_reason(text)
     assert "\n" not in reason and "something-else" not in reason
     squeezed = "".join(reason.split())
     assert not any(KEY[start : start + 4] in squeezed for start in range(len(KEY) - 3))
@@ -468,8 +468,8 @@ def test_a_reason_holds_no_key_however_it_is_broken_up(text):
 
 def test_a_key_is_not_shown_by_what_holds_it_and_is_not_saved():
     key = Key()
-    assert KEY not in repr(key) + repr(vars(key)) + str(key) and key.sent() == KEY
-    assert KEY.encode() not in pickle.dumps(key) and pickle.loads(pickle.dumps(key)).sent() == KEY
+    assert KEY not in repr(key) + repr(vars(key)) + str(key) and key.reveal() == KEY
+    assert KEY.encode() not in pickle.dumps(key) and pickle.loads(pickle.dumps(key)).reveal() == KEY
     backend = OpenAIBackend("m", base_url="http://localhost:1/v1")
     assert KEY not in repr(backend) + repr(vars(backend)) + json.dumps(backend.description)
     assert backend.description["host"] == "localhost:1" and backend.description["api"] == "chat completions"
@@ -477,7 +477,7 @@ def test_a_key_is_not_shown_by_what_holds_it_and_is_not_saved():
 
 def test_a_short_word_in_the_keys_place_is_no_secret(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    assert Key().hidden("there is none") == "there is none"
+    assert Key().redact("there is none") == "there is none"
 
 
 def test_a_key_in_an_answer_is_hidden_too():
@@ -488,11 +488,11 @@ def test_a_key_in_an_answer_is_hidden_too():
 
 def test_a_key_that_no_header_takes_is_refused_without_being_shown(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-sécret stuff")
-    with pytest.raises(InputError, match="^OPENAI_API_KEY holds what no key does") as caught:
+    with pytest.raises(InputError, match="^OPENAI_API_KEY holds characters that no key has") as caught:
         OpenAIBackend("m", base_url="http://localhost:1/v1")
     assert "cret" not in str(caught.value)
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")  # as read from a file
-    assert Key().sent() == KEY
+    assert Key().reveal() == KEY
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_trl.plain import visible
+from astra_trl.text import visible
 
 EVERY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 

@@ -12,7 +12,7 @@ from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama
 
 from astra_trl import ASTSampler, HFASTSystem, HFBackend, InputError, KeywordScorer
 from astra_trl.backends.api.openai import OpenAIBackend
-from astra_trl.backends.api.prompt_logprobs import aligned
+from astra_trl.backends.api.prompt_logprobs import align_tokens
 from astra_trl.backends.base import Prefix, SamplingParams
 
 CONTEXTS = ["Good morning, how are you today?", Prefix("1."), [{"role": "user", "content": "I love gardening"}]]
@@ -169,7 +169,7 @@ def test_tokens_find_their_place_whatever_they_are_parts_of(context, probe):
     tokenizer = make_tokenizer(vocab_size=270)  # hardly more than bytes
     text = f"{context}\n{probe}"
     tokens = [tokenizer.decode([i]) for i in tokenizer(text)["input_ids"]]
-    spans = aligned(tokens, text)
+    spans = align_tokens(tokens, text)
     assert spans is not None and [index for index, _, _ in spans] == list(range(len(tokens)))
     assert spans[-1][2] == len(text)
     for index, start, stop in spans:
@@ -180,7 +180,7 @@ def test_tokens_find_their_place_whatever_they_are_parts_of(context, probe):
     st.lists(st.text(st.sampled_from("ab\ufffd"), max_size=2), max_size=8), st.text(st.sampled_from("abc"), max_size=8)
 )
 def test_tokens_of_another_text_are_noticed(tokens, text):
-    spans = aligned(tokens, text)
+    spans = align_tokens(tokens, text)
     if spans is not None:
         assert all(text[a:b] == tokens[i] for i, a, b in spans if "\ufffd" not in tokens[i] and tokens[i])
 

@@ -397,7 +397,7 @@ def test_a_key_goes_to_no_address_that_a_folder_alone_names(settings, flag, tmp_
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     file = tmp_path / "config.yaml"
     file.write_text(f"tree_depth: 2\n{settings}")
-    refused = rf"OPENAI_API_KEY sent to http://evil\.example/v1: give --{flag} http://evil\.example/v1 if it may"
+    refused = rf"OPENAI_API_KEY sent to http://evil\.example/v1: give --{flag} http://evil\.example/v1 to allow it"
     with pytest.raises(InputError, match=refused):
         parse_evaluate([str(tmp_path)])
     parse_evaluate([str(tmp_path), f"--{flag}", "http://evil.example/v1"])

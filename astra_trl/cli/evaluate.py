@@ -12,8 +12,8 @@ from transformers.utils import logging as transformers_logging
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import adapter_base
-from astra_trl.backends.listed import ListedBackend
 from astra_trl.backends.named import api_model
+from astra_trl.backends.static import ListedBackend
 from astra_trl.cli.build import api_target, limiter_of, loading_kwargs, openings_and_held_out, system_of, talking
 from astra_trl.cli.evaluate_arguments import parse_evaluate
 from astra_trl.cli.flags import EvaluateArguments, LoadArguments, RunArguments

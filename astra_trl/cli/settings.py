@@ -7,8 +7,8 @@ from typing import Any, get_args, get_origin
 
 from astra_trl.cli.flags import LoadArguments, RunArguments
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_yaml
 from astra_trl.scorers.named import ScorerArguments
+from astra_trl.text import parse_yaml
 
 # TRL's own flags, which may be null where an evaluation's have a default.
 _LOADING = {f.name for f in fields(LoadArguments)}

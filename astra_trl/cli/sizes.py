@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.errors import InputError
-from astra_trl.untrusted import told
+from astra_trl.untrusted import loading_errors
 
 MEND = "name a Hub id or a folder, and see to the network"
 
@@ -68,7 +68,7 @@ def empty_model(
     """
     auto_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with told(f"the config of the {role}", source, MEND):
+    with loading_errors(f"the config of the {role}", source, MEND):
         base = adapter_base(source, role, revision)  # an adapter alone has no config
         config = AutoConfig.from_pretrained(base or source, **where)
         with torch.device("meta"):
@@ -77,7 +77,7 @@ def empty_model(
 
 def adapter_config(source: str, loading: Loading) -> PeftConfig:
     """The config of the adapter of a Hub id or a folder."""
-    with told("the adapter of the tester", source, MEND):
+    with loading_errors("the adapter of the tester", source, MEND):
         config = PeftConfig.from_pretrained(source, revision=loading.revision)
     config.inference_mode = False  # it is saved as True, and would count as nothing that is trained
     return config
@@ -101,7 +101,7 @@ def _parameters(model: torch.nn.Module, trained: bool = True) -> int:
 
 def tokenizer_of(source: str, role: str, loading: Loading) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hub id or a folder; `InputError` with `role` in its message where it cannot be had."""
-    with told(f"the tokenizer of the {role}", source, MEND):
+    with loading_errors(f"the tokenizer of the {role}", source, MEND):
         return AutoTokenizer.from_pretrained(
             source, revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )

@@ -9,7 +9,7 @@ from typing import Any
 from astra_trl.errors import InputError
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.resampling import MIN_SIZE, Interval, OfSets, Statistic, difference
-from astra_trl.parsing import parse_object
+from astra_trl.text import parse_object
 from astra_trl.tree import Tree
 
 SCHEMA_VERSION = 2

@@ -9,8 +9,7 @@ from typing import Any
 from astra_trl.backends.named import API_FLAGS, PREFIX
 from astra_trl.errors import InputError
 from astra_trl.hub.hiding import last_part
-from astra_trl.parsing import parse_yaml
-from astra_trl.plain import visible
+from astra_trl.text import parse_yaml, visible
 
 # In the order in which the command names them.
 _WHO = ("tester", "target", "baseline", "world", "model_name_or_path")

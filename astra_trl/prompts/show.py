@@ -8,8 +8,8 @@ from pathlib import Path
 
 from astra_trl.conversation import Opening, as_conversation, as_messages
 from astra_trl.errors import InputError
-from astra_trl.plain import visible
 from astra_trl.prompts.base import load_prompts, sampled
+from astra_trl.text import visible
 
 # Where each of `NAMED` comes from, and what it holds.
 ABOUT = {

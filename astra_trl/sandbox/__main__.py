@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from astra_trl.errors import InputError
-from astra_trl.plain import visible
 from astra_trl.sandbox import load_world
+from astra_trl.text import visible
 
 BUILD = "Train a sandbox world's tester and target from a seed, which takes some minutes."
 
