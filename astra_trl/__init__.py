@@ -6,11 +6,12 @@ from astra_trl.conversation import Conversation as Conversation
 from astra_trl.conversation import Exchange as Exchange
 from astra_trl.conversation import Turn as Turn
 from astra_trl.errors import InputError as InputError
-from astra_trl.lazy import lazy_names
+from astra_trl.lazy import lazy_imports
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:  # what type checkers and editors read; `_MODULES` says the same to Python
+# These are imported at first use, because torch, transformers and trl take seconds to import.
+if TYPE_CHECKING:
     from astra_trl.backends.api.openai import OpenAIBackend as OpenAIBackend
     from astra_trl.backends.base import SamplingParams as SamplingParams
     from astra_trl.backends.function import FunctionBackend as FunctionBackend
@@ -50,39 +51,5 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_MODULES` says the sa
     from astra_trl.tree import Node as Node
     from astra_trl.tree import Tree as Tree
 
-# Names by module, imported at first use: torch, transformers and trl take seconds to import.
-_MODULES = {
-    "backends.api.openai": "OpenAIBackend",
-    "backends.base": "SamplingParams",
-    "backends.function": "FunctionBackend",
-    "backends.hf": "HFBackend",
-    "evaluation": "ASTEvaluator Evaluation",
-    "prompts.base": "load_prompts",
-    "prompts.teaching": "load_teaching_pairs",
-    "rewards.base": "Reward",
-    "rewards.credit": "Backup",
-    "rollout.records": "Records",
-    "rollout.sampler": "ASTSampler",
-    "scorers.classifier": "ClassifierScorer",
-    "scorers.detoxify": "DetoxifyScorer",
-    "scorers.judge": "JudgeScorer",
-    "scorers.keyword": "KeywordScorer",
-    "scorers.llama_guard": "LlamaGuardScorer",
-    "scorers.overlap": "OverlapScorer",
-    "systems.astprompter": "ASTPrompterSystem HFASTSystem astprompter_reward",
-    "systems.base": "System",
-    "systems.crt": "CRTSystem",
-    "systems.goals": "Goal",
-    "systems.malibu": "MalibuSystem",
-    "systems.perez": "PerezSystem",
-    "trainers.dpo": "ASTDPOConfig ASTDPOTrainer",
-    "trainers.grpo": "ASTGRPOConfig ASTGRPOTrainer",
-    "trainers.ppo": "ASTPPOConfig ASTPPOTrainer",
-    "trainers.rloo": "ASTRLOOConfig ASTRLOOTrainer",
-    "trainers.sft": "ASTSFTConfig ASTSFTTrainer",
-    "tree": "Node Tree",
-}
-_PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}
-
-__all__ = sorted(["Conversation", "Exchange", "InputError", "Turn", *_PLACES])
-__getattr__ = lazy_names(__name__, _PLACES)
+__getattr__, __all__ = lazy_imports(__name__)
+__all__ += ["Conversation", "Exchange", "InputError", "Turn"]

@@ -1,6 +1,9 @@
 """Lazy imports for packages with heavy modules (PEP 562)."""
 
+import ast
 import importlib
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 
 
@@ -13,3 +16,16 @@ def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], objec
         return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
 
     return import_name
+
+
+def lazy_imports(package: str) -> tuple[Callable[[str], object], list[str]]:
+    """Make the imports under `if TYPE_CHECKING` of a package lazy: return its `__getattr__` and its `__all__`."""
+    places = {
+        alias.name: str(statement.module).removeprefix(f"{package}.")
+        for block in ast.parse(inspect.getsource(sys.modules[package])).body
+        if isinstance(block, ast.If)
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    return lazy_names(package, places), sorted(places)

@@ -1,7 +1,7 @@
 """Nodes (one exchange each), trees, and their JSON form."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -69,21 +69,12 @@ class Node:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the children as a JSON object; nan becomes null, because JSON has no nan."""
+        exchange = self.exchange
         return {
-            "context": [[turn.speaker, turn.text] for turn in self.exchange.context],
-            "probe": self.exchange.probe,
-            "response": self.exchange.response,
-            "probe_logprob_per_token": _null_if_nan(self.probe_logprob_per_token),
-            "baseline_logprob_per_token": _null_if_nan(self.baseline_logprob_per_token),
-            "scores": {name: _null_if_nan(value) for name, value in self.scores.items()},
-            "terms": {name: _null_if_nan(value) for name, value in self.terms.items()},
-            "reward": self.reward,
-            "credit": self.credit,
-            "error": self.error,
-            "prompt_ids": self.prompt_ids,
-            "probe_ids": self.probe_ids,
-            "sampling_logprobs": self.sampling_logprobs,
-            "tester_logprob": _null_if_nan(self.tester_logprob),
+            "context": [[turn.speaker, turn.text] for turn in exchange.context],
+            "probe": exchange.probe,
+            "response": exchange.response,
+            **{name: _null_if_nan(getattr(self, name)) for name in _READERS},
         }
 
     @classmethod
@@ -91,22 +82,8 @@ class Node:
         """Return the node that `to_json` wrote; raises `InputError` for any other data."""
         data = _check(data, dict, "the exchange")
         probe, response = (_check(data.get(name), str, name) for name in ("probe", "response"))
-        logprobs = _check(data.get("sampling_logprobs"), list, "sampling_logprobs")
-        fields: dict[str, Any] = {name: _ids(data, name) for name in ("prompt_ids", "probe_ids")}
-        for name in ("probe_logprob_per_token", "baseline_logprob_per_token", "tester_logprob"):
-            fields[name] = _nan_if_null(data.get(name), name)
-        for name in ("scores", "terms"):
-            values = _check(data.get(name), dict, name)
-            fields[name] = {key: _nan_if_null(value, f"{name} {key}") for key, value in values.items()}
-        for name in ("reward", "credit"):
-            value = _nan_if_null(data.get(name), name)
-            fields[name] = None if math.isnan(value) else value
-        return cls(
-            Exchange(_turns(data.get("context"), "context"), probe, response),
-            sampling_logprobs=[_number(value, "sampling_logprobs") for value in logprobs],
-            error=None if data.get("error") is None else _check(data["error"], str, "error"),
-            **fields,
-        )
+        exchange = Exchange(_turns(data.get("context"), "context"), probe, response)
+        return cls(exchange, **{name: read(data.get(name), name) for name, read in _READERS.items()})
 
 
 @dataclass(slots=True, eq=False)
@@ -118,13 +95,12 @@ class Tree:
 
     def walk(self) -> Iterator[tuple[tuple[int, ...], Node]]:
         """Yield every node with its path (child indices from the root), parents before children."""
-        stack: list[tuple[tuple[int, ...], Node]] = [
-            ((index,), node) for index, node in reversed(list(enumerate(self.children)))
-        ]
+        stack: list[tuple[tuple[int, ...], Tree | Node]] = [((), self)]
         while stack:
-            path, node = stack.pop()
-            yield path, node
-            stack.extend(((*path, index), child) for index, child in reversed(list(enumerate(node.children))))
+            path, parent = stack.pop()
+            if isinstance(parent, Node):
+                yield path, parent
+            stack.extend(((*path, index), child) for index, child in reversed(list(enumerate(parent.children))))
 
     def nodes(self) -> Iterator[Node]:
         """Yield every node, parents before children."""
@@ -151,7 +127,7 @@ class Tree:
         by_path: dict[tuple[int, ...], Tree | Node] = {(): tree}
         for entry in _check(data.get("nodes"), list, "nodes"):
             node = Node.from_json(entry)
-            path = tuple(_ids(entry, "path"))
+            path = tuple(_ids(entry.get("path"), "path"))
             parent = by_path.get(path[:-1])
             if not path or parent is None or path[-1] != len(parent.children):
                 raise InputError(f"the JSON of a tree has no parent of the node {list(path)}: restore its file")
@@ -160,12 +136,17 @@ class Tree:
         return tree
 
 
-def _null_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _null_if_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _null_if_nan(number) for name, number in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _nan_if_null(value: Any, name: str) -> float:
-    return math.nan if value is None else _number(value, name)
+def _check(value: Any, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        actual = "nothing" if value is None else type(value).__name__
+        raise InputError(f"{name} holds {actual} instead of {kind.__name__}: restore the file it is from")
+    return value
 
 
 def _number(value: Any, name: str) -> float:
@@ -175,25 +156,47 @@ def _number(value: Any, name: str) -> float:
         raise InputError(f"{name} holds a number of {len(str(value))} digits: restore the file it is from") from None
 
 
-def _ids(data: dict[str, Any], name: str) -> list[int]:
-    return [_check(value, int, name) for value in _check(data.get(name), list, name)]
+def _nan_if_null(value: Any, name: str) -> float:
+    return math.nan if value is None else _number(value, name)
+
+
+def _none_if_nan(value: Any, name: str) -> float | None:
+    number = _nan_if_null(value, name)
+    return None if math.isnan(number) else number
+
+
+def _named_numbers(value: Any, name: str) -> dict[str, float]:
+    return {key: _nan_if_null(number, f"{name} {key}") for key, number in _check(value, dict, name).items()}
+
+
+def _ids(value: Any, name: str) -> list[int]:
+    return [_check(number, int, name) for number in _check(value, list, name)]
 
 
 def _turns(data: Any, name: str) -> Conversation:
     turns = []
     for pair in _check(data, list, name):
+        speaker: Any
         speaker, text = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
-        known = next((known for known in get_args(Speaker) if known == speaker), None)
-        if known is None:
+        if speaker not in get_args(Speaker):
             raise InputError(
                 f"{name} holds {pair!r:.80}, not a pair of a speaker and a text: restore the file it is from"
             )
-        turns.append(Turn(known, _check(text, str, name)))
+        turns.append(Turn(speaker, _check(text, str, name)))
     return tuple(turns)
 
 
-def _check(value: Any, kind: type[T], name: str) -> T:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        actual = "nothing" if value is None else type(value).__name__
-        raise InputError(f"{name} holds {actual} instead of {kind.__name__}: restore the file it is from")
-    return value
+# The fields of a node in the order of its JSON, and the function that reads each.
+_READERS: dict[str, Callable[[Any, str], Any]] = {
+    "probe_logprob_per_token": _nan_if_null,
+    "baseline_logprob_per_token": _nan_if_null,
+    "scores": _named_numbers,
+    "terms": _named_numbers,
+    "reward": _none_if_nan,
+    "credit": _none_if_nan,
+    "error": lambda value, name: None if value is None else _check(value, str, name),
+    "prompt_ids": _ids,
+    "probe_ids": _ids,
+    "sampling_logprobs": lambda values, name: [_number(value, name) for value in _check(values, list, name)],
+    "tester_logprob": _nan_if_null,
+}

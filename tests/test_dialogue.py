@@ -104,8 +104,8 @@ def test_rewritten_history_is_fed_from_where_it_differs():
     text = "<think>hm</think>yes"
     ids = backend.tokenizer(text, add_special_tokens=False)["input_ids"]
     before = backend.dialogue.open(["Hello, how are you today?"])
-    (heard,) = backend.dialogue.append_other(before, ["bread?"])
-    session.rows[1] = backend.dialogue.append_own(heard.row, ids, text)
+    ((longer, _, _),) = backend.dialogue.append_other(before, ["bread?"])
+    session.rows[1] = backend.dialogue.append_own(longer, ids, text)
     fed = []
 
     def forward(original=backend.forward, **inputs):

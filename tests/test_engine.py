@@ -245,7 +245,7 @@ def test_a_memory_budget_is_kept_and_changes_no_tree(caplog):
     assert max(parts) < 50  # of 135 rows at the last turn
     for backend in (system.tester, system.target):
         assert 0.2 * budget < backend.budget.peak <= budget
-        assert backend.budget.held == 0  # nothing outlives the trees
+        assert backend.budget.in_use == 0  # nothing outlives the trees
     assert not caplog.records
 
 
@@ -258,7 +258,7 @@ def test_the_bytes_counted_are_those_of_the_buffers():
     backend = make_system("llama", "gpt2", SAMPLED, cache_bytes=10**8).tester
     session = backend.open(OPENINGS, seeds=range(5))
     session.sample()
-    assert backend.budget.held == session.past.nbytes > 0
+    assert backend.budget.in_use == session.past.nbytes > 0
 
 
 def test_out_of_memory_halves_the_rows_says_so_once_and_loses_nothing(caplog):

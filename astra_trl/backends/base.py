@@ -32,7 +32,7 @@ class SamplingParams:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, valid, wanted in (
+        for name, valid, requirement in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
@@ -42,7 +42,7 @@ class SamplingParams:
             ("stop_strings", not isinstance(self.stop_strings, str) and all(self.stop_strings), "texts, none empty"),
         ):
             if not valid:
-                raise InputError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be {requirement}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,40 +26,18 @@ _jitter = random.Random()  # its own state, so that seeds of the global one stay
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a call.
-
-    Args:
-        text (`str`):
-            The utterance.
-        error (`str`, *optional*):
-            The reason why there is no utterance.
-        filtered (`bool`, *optional*, defaults to `False`):
-            Whether a content filter withheld the utterance.
-        logprobs (`tuple[float, ...]`, *optional*):
-            Log-probabilities of the tokens that were asked about.
-        prompt_tokens, completion_tokens (`int`, *optional*):
-            The endpoint's own counts.
-    """
+    """The result of a call."""
 
     text: str = ""
-    error: str | None = None
-    filtered: bool = False
-    logprobs: tuple[float, ...] | None = None
-    prompt_tokens: int | None = None
+    error: str | None = None  # the reason why there is no text
+    filtered: bool = False  # a content filter withheld the text
+    logprobs: tuple[float, ...] | None = None  # of the tokens that were asked about
+    prompt_tokens: int | None = None  # the endpoint's own counts
     completion_tokens: int | None = None
 
 
 class CallFailed(Exception):
-    """A failed attempt.
-
-    Args:
-        reason (`str`):
-            The reason in one line, without secrets.
-        again (`bool`, *optional*, defaults to `True`):
-            Whether to retry.
-        after (`float`, *optional*):
-            Seconds to wait before that.
-    """
+    """A failed attempt: its reason in one line, without secrets, and if and after how many seconds to retry."""
 
     def __init__(self, reason: str, again: bool = True, after: float | None = None) -> None:
         super().__init__(reason)
@@ -75,31 +53,17 @@ Attempt = Callable[[Sequence[T]], Sequence[Answer]]
 
 @dataclass
 class Caller:
-    """Makes concurrent calls with retries.
-
-    Args:
-        limiter (`Limiter`):
-            Rate limiter and counter.
-        max_retries (`int`, *optional*, defaults to `10`):
-            Attempts after the first one.
-        sleep (`Callable[[float], None]`, *optional*):
-            Sleeps for some seconds; by default until then, or until a call stops all calls.
-    """
+    """Makes concurrent calls with retries."""
 
     limiter: Limiter
     max_retries: int = MAX_RETRIES
-    sleep: Pause | None = None
+    sleep: Pause | None = None  # by default a sleep that ends when a call stops all calls
 
     def each(self, attempt: Attempt[T], groups: Sequence[Sequence[T]], tokens: Sequence[int]) -> list[Answer]:
         """Return the answers to all calls, in their order.
 
-        Args:
-            attempt (`Callable[[Sequence[T]], Sequence[Answer]]`):
-                Makes one attempt at the calls of one group. Raises `CallFailed`; any other error stops all calls.
-            groups (`Sequence[Sequence[T]]`):
-                Calls that one request makes.
-            tokens (`Sequence[int]`):
-                An estimate for each group.
+        `attempt` makes one request for the calls of a group, which takes about as many tokens as `tokens` says. If it
+        raises `CallFailed`, the request is retried; any other error stops all calls.
         """
         stop, errors = threading.Event(), []  # the first error is the cause, later ones follow from it
 
@@ -136,31 +100,27 @@ class Caller:
 
     def _call(self, attempt: Attempt[T], group: Sequence[T], tokens: int, pause: Pause) -> Sequence[Answer]:
         for retry in count():
+            request, used = self.limiter.reserve(tokens, pause), (0, 0)
+            delay = None
             try:
-                answers = self._attempt(attempt, group, tokens, pause)
+                answers = attempt(group)
+                prompt = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
+                # Without a count of the endpoint, the estimate counts.
+                used = (sum(prompt) if prompt else tokens, sum(answer.completion_tokens or 0 for answer in answers))
             except CallFailed as failure:
                 if failure.again and retry < self.max_retries:
+                    delay = pause_before(retry, failure.after)
                     if retry == RETRIES_BEFORE_WARNING:
                         logger.warning("a call has failed %d times and is retried: %s", retry + 1, failure.reason)
-                    pause(pause_before(retry, failure.after))
-                    continue
                 answers = [Answer(error=failure.reason)] * len(group)
-            break
+            finally:
+                self.limiter.settle(request, *used)
+            if delay is None:
+                break
+            pause(delay)
         errors = [answer.error for answer in answers if answer.error is not None]
         self.limiter.count_calls(len(answers), len(errors), errors[-1] if errors else None)
         return answers
-
-    def _attempt(self, attempt: Attempt[T], group: Sequence[T], tokens: int, pause: Pause) -> Sequence[Answer]:
-        request = self.limiter.reserve(tokens, pause)
-        used = (0, 0)
-        try:
-            answers = attempt(group)
-            prompt = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
-            # Without a count of the endpoint, the estimate counts.
-            used = (sum(prompt) if prompt else tokens, sum(answer.completion_tokens or 0 for answer in answers))
-            return answers
-        finally:
-            self.limiter.settle(request, *used)
 
 
 def pause_before(retry: int, after: float | None = None) -> float:
@@ -173,9 +133,7 @@ def pause_before(retry: int, after: float | None = None) -> float:
 def retry_after(headers: Mapping[str, Any], now: float) -> float | None:
     """Return the seconds that a response's headers ask to wait: in milliseconds, in seconds or by date.
 
-    Args:
-        now (`float`):
-            Seconds since 1970.
+    `now` is in seconds since 1970.
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name)

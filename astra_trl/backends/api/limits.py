@@ -74,14 +74,7 @@ class Reservation:
 
 
 class Limiter:
-    """Rate limiter and counter for several threads and several backends.
-
-    Args:
-        limits (`Limits`):
-            The limits.
-        clock (`Callable[[], float]`, *optional*):
-            Returns seconds that never decrease.
-    """
+    """Rate limiter and counter for several threads and several backends."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits

@@ -30,16 +30,7 @@ class Row:
 
 
 class MessagesBackend(ABC):
-    """A backend that gets whole conversations; a subclass implements `ask`.
-
-    Args:
-        caller (`Caller`):
-            Makes the calls.
-        sampling (`SamplingParams`):
-            Sampling of utterances.
-        max_characters (`int`):
-            Length at which longer answers are cut.
-    """
+    """A backend that gets whole conversations; a subclass implements `ask`. Longer answers are cut."""
 
     gives_logprobs = False
     chat = True

@@ -181,13 +181,13 @@ class OpenAIBackend(MessagesBackend):
         return {**body, **self._extra_body}
 
     def _answers(self, requests: Sequence[Request]) -> list[Answer]:
-        known: list[Answer | None] = [None] * len(requests)
+        cached: list[Answer | None] = [None] * len(requests)
         if self._cache is not None:
             requests = [replace(request, key=self._cache.key(self.address, request.body)) for request in requests]
-            known = [self._cache.get(request.key) for request in requests]
-        new = [[request] for request, answer in zip(requests, known, strict=True) if answer is None]
+            cached = [self._cache.get(request.key) for request in requests]
+        new = [[request] for request, answer in zip(requests, cached, strict=True) if answer is None]
         answers = iter(self.caller.each(self._attempt, new, [request.estimated_tokens for (request,) in new]))
-        return [next(answers) if answer is None else answer for answer in known]
+        return [next(answers) if answer is None else answer for answer in cached]
 
     def _attempt(self, requests: Sequence[Request]) -> list[Answer]:
         (request,) = requests

@@ -23,17 +23,7 @@ class NoLogprobs(CallFailed):
 
 
 class PromptReader:
-    """Requests for log-probabilities of prompts, and their answers.
-
-    Args:
-        way (`str`):
-            `"echo"`, `"vllm"`, or `"none"` for an endpoint that is not asked.
-        chat (`bool`):
-            Whether requests hold messages.
-
-    Raises:
-        InputError: such requests cannot return log-probabilities in this way.
-    """
+    """Requests for log-probabilities of prompts, and their answers. Raises `InputError` if `way` does not fit."""
 
     def __init__(self, way: PromptLogprobs, chat: bool) -> None:
         if way not in get_args(PromptLogprobs):

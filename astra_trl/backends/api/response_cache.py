@@ -14,12 +14,7 @@ from astra_trl.errors import InputError
 
 
 class ResponseCache:
-    """One file per answer. A damaged file counts as missing.
-
-    Args:
-        folder (`str` or `Path`):
-            Can hold answers of several endpoints and models; several processes can share it.
-    """
+    """A folder with one file per answer, for several endpoints, models and processes. A damaged file is ignored."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)

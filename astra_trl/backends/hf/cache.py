@@ -35,21 +35,21 @@ class Budget:
     """Maximum number of bytes of all caches, and the bytes that they hold. `None` is no maximum."""
 
     limit: int | None = None
-    held: int = 0
+    in_use: int = 0
     peak: int = field(default=0, init=False)
 
     def take(self, count: int) -> None:
         """Count bytes as held. Raises `OutOfMemory` if they exceed the limit."""
-        if self.limit is not None and self.held + count > self.limit:
+        if self.limit is not None and self.in_use + count > self.limit:
             raise OutOfMemory(
-                f"keys and values would take {self.held + count:,} bytes, and their budget is {self.limit:,}: raise "
+                f"keys and values would take {self.in_use + count:,} bytes, and their budget is {self.limit:,}: raise "
                 "cache_bytes, or lower max_length"
             )
-        self.held += count
-        self.peak = max(self.peak, self.held)
+        self.in_use += count
+        self.peak = max(self.peak, self.in_use)
 
     def give_back(self, count: int) -> None:
-        self.held -= count
+        self.in_use -= count
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ the whole text again would change a few of them.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -20,38 +20,21 @@ Prompts = Sequence[str | Sequence[Message]]
 
 
 @dataclass(frozen=True, slots=True)
-class PlainRow:
-    """One side of a conversation; the model continues `ids`."""
+class Row:
+    """One side of a conversation. The model continues `ids`; in a chat, they stand for the rendered messages."""
 
     ids: list[int]
+    messages: Messages = ()
+    text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRow:
-    """One side of a chat: its messages, the rendered text, and the ids of that text."""
-
-    ids: list[int]
-    messages: Messages
-    text: str
-
-
-Row = PlainRow | ChatRow
+LongerRow = tuple[Row, int, int]  # a row with a new utterance of the other side, and start and stop of its tokens
 
 
 def row_from_json(data: dict[str, Any]) -> Row:
     """Return the row with these fields, as `dataclasses.asdict` gives them."""
-    if "messages" not in data:
-        return PlainRow(data["ids"])
-    messages = tuple((role, tuple(parts)) for role, parts in data["messages"])
-    return ChatRow(data["ids"], messages, data["text"])
-
-
-class LongerRow(NamedTuple):
-    """A row with a new utterance of the other side, whose tokens are `row.ids[start:stop]`."""
-
-    row: Row
-    start: int
-    stop: int
+    messages = tuple((role, tuple(parts)) for role, parts in data.get("messages", ()))
+    return Row(data["ids"], messages, data.get("text", ""))
 
 
 class PlainText:
@@ -72,7 +55,7 @@ class PlainText:
             ids = [i for _ in utterances for i in (*next(encoded), *self.separator_ids)]
             if isinstance(prompt, Prefix):
                 ids = ids[: len(ids) - len(self.separator_ids)]
-            rows.append(PlainRow(self.head + ids or self.empty_context))
+            rows.append(Row(self.head + ids or self.empty_context))
         return rows
 
     def visible_part(self, text: str) -> str:
@@ -81,13 +64,13 @@ class PlainText:
 
     def append_own(self, row: Row, ids: list[int], text: str) -> Row:
         """Return the row with a sampled utterance."""
-        return PlainRow(row.ids + ids + self.separator_ids)
+        return Row(row.ids + ids + self.separator_ids)
 
     def append_other(self, rows: Sequence[Row], texts: Sequence[str]) -> Iterator[LongerRow]:
         """Yield the rows with an utterance of the other side each."""
         for row, ids in zip(rows, encode_all(self.tokenizer, texts), strict=True):
             start = len(row.ids)
-            yield LongerRow(PlainRow(row.ids + ids + self.separator_ids), start, start + len(ids))
+            yield Row(row.ids + ids + self.separator_ids), start, start + len(ids)
 
 
 class ChatTemplate:
@@ -131,7 +114,7 @@ class ChatTemplate:
             for role, content in turns:
                 messages = _add(messages, self.system_role if role == "system" else role, content)
             # Templates refuse an empty chat; the first utterance opens it.
-            rows.append(self._encode(messages, None)[0] if messages else ChatRow([], (), ""))
+            rows.append(self._encode(messages, None)[0] if messages else Row([]))
         return rows
 
     def visible_part(self, text: str) -> str:
@@ -140,16 +123,14 @@ class ChatTemplate:
 
     def append_own(self, row: Row, ids: list[int], text: str) -> Row:
         """Return the row with a sampled utterance."""
-        assert isinstance(row, ChatRow)
-        return ChatRow(row.ids + ids, _add(row.messages, "assistant", self.visible_part(text)), row.text + text)
+        return Row(row.ids + ids, _add(row.messages, "assistant", self.visible_part(text)), row.text + text)
 
     def append_other(self, rows: Sequence[Row], texts: Sequence[str]) -> Iterator[LongerRow]:
         """Yield the rows with an utterance of the other side each."""
         for row, text in zip(rows, texts, strict=True):
-            assert isinstance(row, ChatRow)
-            yield LongerRow(*self._encode(_add(row.messages, "user", text), row))
+            yield self._encode(_add(row.messages, "user", text), row)
 
-    def _encode(self, messages: Messages, before: ChatRow | None) -> tuple[ChatRow, int, int]:
+    def _encode(self, messages: Messages, before: Row | None) -> LongerRow:
         """Return the row of these messages, with start and stop of the ids of the last utterance.
 
         It continues the ids of `before` if the template left that text as it was, or else is encoded anew.
@@ -167,17 +148,17 @@ class ChatTemplate:
                 ids += encode_all(self.tokenizer, [text[first:last]])[0]
                 stop, position = len(ids), last
         ids += self._template_ids(text[position:])
-        return ChatRow(ids, messages, text), start, stop
+        return Row(ids, messages, text), start, stop
 
     def _utterances(self, text: str, messages: Messages) -> list[tuple[int, int]]:
-        """Return the spans of all utterances in the text, or of the last message alone if the template rewrote more."""
+        """Return the spans of all utterances in the text, or of the last message alone if the rest was rewritten."""
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
         rest = self._render(tuple((role, (mark,)) for (role, _), mark in zip(messages, marks, strict=True)))
         pieces = []
         for mark in marks:
             piece, separator, rest = rest.partition(mark)
             if not separator:
-                raise InputError(f"the chat template leaves out what was said: mark {mark!r} of a message is missing")
+                raise InputError(f"the chat template leaves a message out: its mark {mark!r} is missing")
             pieces.append(piece)
         spans: list[tuple[int, int]] = []
         position = 0

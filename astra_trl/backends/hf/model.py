@@ -81,13 +81,13 @@ class HFModel:
         """Return a sampled utterance without its end-of-sequence token, if it has one."""
         return ids[:-1] if ids and ids[-1] in self.eos else ids
 
-    def decoded(self, utterances: Sequence[list[int]]) -> list[str]:
+    def decode(self, utterances: Sequence[list[int]]) -> list[str]:
         """Return token ids as text, without special tokens."""
         return self.tokenizer.batch_decode(utterances, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def texts(self, utterances: Sequence[list[int]]) -> list[str]:
         """Return sampled utterances as the other side sees them: no end of sequence, no thoughts of a chat model."""
-        texts = self.decoded([self.without_end(ids) for ids in utterances])
+        texts = self.decode([self.without_end(ids) for ids in utterances])
         return [self.dialogue.visible_part(text) for text in texts]
 
     def ends(self, ids: torch.Tensor) -> torch.Tensor:
@@ -230,7 +230,7 @@ class HFModel:
             # Tester and target have a cache each; the rest is for logits and activations.
             free, _ = torch.cuda.mem_get_info(self.device)
             unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            self.budget.limit = self.budget.held + int(0.35 * (free + unused))
+            self.budget.limit = self.budget.in_use + int(0.35 * (free + unused))
 
 
 def base_of(model: Any) -> Any:

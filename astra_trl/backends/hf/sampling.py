@@ -12,21 +12,8 @@ from astra_trl.backends.base import SamplingParams
 class TokenSampler:
     """Draws the next token of every row, step by step.
 
-    A row's random numbers come from its key alone, so its tokens do not depend on the other rows of the batch.
-
-    Args:
-        params (`SamplingParams`):
-            The sampling.
-        eos (`Sequence[int]`):
-            End-of-sequence ids, which `min_new_tokens` suppresses.
-        keys (`Sequence[int]`):
-            One random key per row.
-        contexts (`Sequence[list[int]]`):
-            Token ids that each row starts from, none empty. The repetition penalty counts these and the drawn ones.
-        device (`torch.device`):
-            Device of the logits.
-        untempered (`bool`, *optional*, defaults to `False`):
-            Whether log-probabilities at temperature 1 are returned too.
+    A row's random numbers come from its key alone, so its tokens do not depend on the other rows of the batch. The
+    repetition penalty counts the tokens of its context, which is not empty, and the drawn ones.
     """
 
     def __init__(
@@ -47,13 +34,13 @@ class TokenSampler:
             uniforms = np.stack([np.random.Generator(np.random.Philox(key)).random(shape, np.float32) for key in keys])
             # Times the sum of the weights, a larger number could round up to that sum, beyond the last token.
             self.uniforms = torch.from_numpy(uniforms).clamp_(max=1 - 2**-23).to(device)
-        self.seen: torch.Tensor | None = None
+        self.history: torch.Tensor | None = None
         if params.repetition_penalty != 1:
             self.start = max(len(context) for context in contexts)
             space = [0] * params.max_new_tokens
             # Each row is padded with its own first token, so that padding penalises no other token.
             padded = [context + context[:1] * (self.start - len(context)) + space for context in contexts]
-            self.seen = torch.tensor(padded, device=device)
+            self.history = torch.tensor(padded, device=device)
 
     def __call__(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens (rows,) and their log-probabilities (rows, 1), before penalties, top-k and top-p.
@@ -65,36 +52,36 @@ class TokenSampler:
         self.ties = logits.dtype != torch.float32
         logits = logits.float()
         temperature = self.params.temperature or 1.0  # log-probabilities of greedy tokens are at temperature 1
-        changed = self._penalise(logits, rows, step)
-        same = changed is logits
+        scores = self._penalise(logits, rows, step)
+        same = scores is logits
         tables = [logits.clone() if temperature != 1 else logits] if self.untempered else []
         # The logits are divided before the softmax: in the other order, low temperatures leave only zeros.
         tables.insert(0, logits.div_(temperature) if temperature != 1 else logits)
-        changed = tables[0] if same else changed.div_(temperature)
+        scores = tables[0] if same else scores.div_(temperature)
         weights = tables[0].softmax(-1)
         totals = [_log_total(tables[0], weights), *(_log_total(plain, plain.softmax(-1)) for plain in tables[1:])]
         if self.params.temperature == 0:
-            tokens = changed.argmax(-1)
+            tokens = scores.argmax(-1)
         elif 0 < self.params.top_k < logits.shape[-1]:
-            tokens = self._draw_from_top_k(changed, self.uniforms[rows, step])
+            tokens = self._draw_from_top_k(scores, self.uniforms[rows, step])
         else:
-            tokens = self._draw(weights if same else changed.softmax(-1), self.uniforms[rows, step])
-        if self.seen is not None:
-            self.seen[rows, self.start + step] = tokens
+            tokens = self._draw(weights if same else scores.softmax(-1), self.uniforms[rows, step])
+        if self.history is not None:
+            self.history[rows, self.start + step] = tokens
         own = tokens[:, None]
         return tokens, torch.cat([x.gather(-1, own) - total for x, total in zip(tables, totals, strict=True)], dim=-1)
 
     def _penalise(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
         """Return the logits as transformers' logits processors change them: a copy, or themselves if unchanged."""
         suppress_eos = step < self.params.min_new_tokens and len(self.eos) > 0
-        if self.seen is None and not suppress_eos:
+        if self.history is None and not suppress_eos:
             return logits
-        changed = logits.clone()
-        if self.seen is not None:
-            seen = self.seen[rows, : self.start + step]
-            values, penalty = logits.gather(-1, seen), self.params.repetition_penalty
-            changed.scatter_(-1, seen, torch.where(values < 0, values * penalty, values / penalty))
-        return changed.index_fill_(-1, self.eos, -torch.inf) if suppress_eos else changed
+        scores = logits.clone()
+        if self.history is not None:
+            history = self.history[rows, : self.start + step]
+            values, penalty = logits.gather(-1, history), self.params.repetition_penalty
+            scores.scatter_(-1, history, torch.where(values < 0, values * penalty, values / penalty))
+        return scores.index_fill_(-1, self.eos, -torch.inf) if suppress_eos else scores
 
     def _draw_from_top_k(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         top_k = self.params.top_k
@@ -135,7 +122,7 @@ def _draw_from_nucleus(weights: torch.Tensor, uniforms: torch.Tensor, top_p: flo
     limit = top_p * weights.sum(-1)
     rows, ids = (torch.arange(size, device=weights.device) for size in weights.shape)
     tokens = torch.zeros_like(rows)
-    settled = torch.zeros_like(rows, dtype=torch.bool)
+    is_settled = torch.zeros_like(rows, dtype=torch.bool)
     for draw in range(uniforms.shape[1]):
         candidates = _inverse_cdf(weights, uniforms[rows, draw])
         own = weights.gather(-1, candidates[:, None])
@@ -143,14 +130,14 @@ def _draw_from_nucleus(weights: torch.Tensor, uniforms: torch.Tensor, top_p: flo
         if ties:
             likelier = torch.where((weights == own) & (ids > candidates[:, None]), weights, likelier)
         inside = likelier.sum(-1) < limit[rows]
-        tokens[rows] = torch.where(inside & ~settled, candidates, tokens[rows])
-        settled = settled | inside
+        tokens[rows] = torch.where(inside & ~is_settled, candidates, tokens[rows])
+        is_settled = is_settled | inside
         weights = likelier
         # To drop rows, the host must know them: on a GPU it costs less to make every draw for all rows.
         if weights.device.type == "cpu":
-            rest = (~settled).nonzero()[:, 0]
+            rest = (~is_settled).nonzero()[:, 0]
             if not len(rest):
                 return tokens
-            rows, weights, settled = rows[rest], weights[rest], settled[rest]
-    tokens[rows] = torch.where(settled, tokens[rows], weights.argmax(-1))
+            rows, weights, is_settled = rows[rest], weights[rest], is_settled[rest]
+    tokens[rows] = torch.where(is_settled, tokens[rows], weights.argmax(-1))
     return tokens

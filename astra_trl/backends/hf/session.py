@@ -24,20 +24,7 @@ MIN_SHARED_TOKENS = 8  # to feed fewer to each child costs less than a forward p
 
 
 class HFSession:
-    """The rows of an [`HFBackend`].
-
-    Args:
-        backend (`HFModel`):
-            The model.
-        rows (`list[Row]`):
-            Their conversations so far.
-        keys (`list[int]`):
-            Their random keys.
-        with_logprobs (`bool`):
-            Whether `append` returns log-probabilities.
-        source (`tuple[HFSession, list[int]]`, *optional*):
-            The session that the rows continue, and its row for each of them.
-    """
+    """The rows of an [`HFBackend`], each with a random key. `source` is a session and its row for each of them."""
 
     def __init__(
         self,
@@ -67,7 +54,7 @@ class HFSession:
         columns = max(len(row.ids) for row in self.rows) + 3 * backend.sampling.max_new_tokens
         if backend.window is not None:
             columns = min(columns, backend.window + backend.sampling.max_new_tokens)
-        free = (backend.budget.limit - backend.budget.held) // 2
+        free = (backend.budget.limit - backend.budget.in_use) // 2
         return max(1, min(backend.max_rows, free // (columns * backend.cache_spec.bytes_per_token)))
 
     def branch(self, children: Sequence[tuple[int, int]]) -> "HFSession":
@@ -112,7 +99,7 @@ class HFSession:
         utterances = [backend.without_end(sample.ids) for sample in samples]
         self.rows = [
             backend.dialogue.append_own(row, ids, text)
-            for row, ids, text in zip(self.rows, utterances, backend.decoded(utterances), strict=True)
+            for row, ids, text in zip(self.rows, utterances, backend.decode(utterances), strict=True)
         ]
 
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
@@ -164,10 +151,10 @@ class HFSession:
         """
         prompts = [self.backend.fit(row.ids) for row in self.rows]
         if not all_tokens:
-            known = [0] * len(prompts)
+            prefixes = [0] * len(prompts)
             if self.past is not None and self.source is None:
-                known = [len(self.past.ids[slot]) for slot in self.slots]
-            if max(len(ids) - count for ids, count in zip(prompts, known, strict=True)) <= MIN_SHARED_TOKENS:
+                prefixes = [len(self.past.ids[slot]) for slot in self.slots]
+            if max(len(ids) - count for ids, count in zip(prompts, prefixes, strict=True)) <= MIN_SHARED_TOKENS:
                 return
             prompts = [ids[:-1] or ids for ids in prompts]
         if self.source is not None:
@@ -181,36 +168,36 @@ class HFSession:
             parent, parent_rows = self.source
             past, logits = parent.past, parent.logits
             slots = [parent.slots[row] for row in parent_rows] if past is not None else []
-        known = [0] * len(feeds)
+        prefixes = [0] * len(feeds)
         if past is not None:
-            known = [_common_prefix(past.ids[slot], feed.ids) for slot, feed in zip(slots, feeds, strict=True)]
-        if past is not None and logits is not None and known == [len(feed.ids) for feed in feeds]:
+            prefixes = [_common_prefix(past.ids[slot], feed.ids) for slot, feed in zip(slots, feeds, strict=True)]
+        if past is not None and logits is not None and prefixes == [len(feed.ids) for feed in feeds]:
             if past is not self.past or past.window.columns < past.length + room:
-                self._hold(past.select(slots, known, past.length + room), list(range(len(feeds))))
+                self._hold(past.select(slots, prefixes, past.length + room), list(range(len(feeds))))
                 self.logits = logits[torch.tensor(slots, device=logits.device)]
             return [[] for _ in feeds]
-        reused = [0] * len(feeds)
+        reuse = [0] * len(feeds)
         if past is not None:
             for row, (feed, slot) in enumerate(zip(feeds, slots, strict=True)):
                 # A row that was cut on the left, or rewritten, shares little with its past: it is fed anew.
-                if 2 * known[row] >= min(len(past.ids[slot]), len(feed.ids)):
-                    reused[row] = min(known[row], feed.first_logit)
-        widths = [len(feed.ids) - count for feed, count in zip(feeds, reused, strict=True)]
+                if 2 * prefixes[row] >= min(len(past.ids[slot]), len(feed.ids)):
+                    reuse[row] = min(prefixes[row], feed.first_logit)
+        widths = [len(feed.ids) - count for feed, count in zip(feeds, reuse, strict=True)]
         # Rows fed anew are separate, and all are sorted by width, so that few tokens are not padded to many.
-        order = sorted(range(len(feeds)), key=lambda row: (reused[row] == 0, widths[row]))
+        order = sorted(range(len(feeds)), key=lambda row: (reuse[row] == 0, widths[row]))
         length = past.length if past is not None else 0
         # A row that is fed anew can overwrite its own old columns.
-        end = max(length + width if count else width for count, width in zip(reused, widths, strict=True))
-        if past is not None and any(reused):
-            new = past.select([slots[row] for row in order], [reused[row] for row in order], end + room)
+        end = max(length + width if count else width for count, width in zip(reuse, widths, strict=True))
+        if past is not None and any(reuse):
+            new = past.select([slots[row] for row in order], [reuse[row] for row in order], end + room)
         else:
             new = KeyValues(self.backend.cache_spec, len(feeds), end + room)
         logprobs: list[Logprobs] = [[] for _ in feeds]
         last = []
-        for start, stop in self._slices([(reused[row] == 0, widths[row], feeds[row]) for row in order]):
+        for start, stop in self._slices([(reuse[row] == 0, widths[row], feeds[row]) for row in order]):
             rows = order[start:stop]
             keep = max(feeds[row].logits for row in rows)
-            blocks = [feeds[row].ids[reused[row] :] for row in rows]
+            blocks = [feeds[row].ids[reuse[row] :] for row in rows]
             ids, output = self._forward(new, slice(start, stop), end, blocks, keep)
             last.append(output[:, -1].clone() if keep > 1 else output[:, -1])
             if keep > 1:
@@ -259,9 +246,9 @@ class HFSession:
         return ids, output.logits[:, -keep:]
 
 
-def _common_prefix(known: list[int], ids: list[int]) -> int:
-    if ids[: len(known)] == known:
-        return len(known)
-    length = min(len(known), len(ids))
-    same = np.array(known[:length]) == np.array(ids[:length])
+def _common_prefix(past: list[int], ids: list[int]) -> int:
+    if ids[: len(past)] == past:
+        return len(past)
+    length = min(len(past), len(ids))
+    same = np.array(past[:length]) == np.array(ids[:length])
     return length if same.all() else int(same.argmin())

@@ -1,3 +1,5 @@
+"""Backends without a model."""
+
 import pytest
 
 from astra_trl import InputError
