@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from astra_trl.backends.hf import HFBackend as HFBackend
     from astra_trl.evaluation import ASTEvaluator as ASTEvaluator
     from astra_trl.evaluation import Evaluation as Evaluation
+    from astra_trl.harness import Harness as Harness
     from astra_trl.prompts.base import load_prompts as load_prompts
     from astra_trl.prompts.teaching import load_teaching_pairs as load_teaching_pairs
     from astra_trl.rewards.base import Reward as Reward
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from astra_trl.scorers.keyword import KeywordScorer as KeywordScorer
     from astra_trl.scorers.llama_guard import LlamaGuardScorer as LlamaGuardScorer
     from astra_trl.scorers.overlap import OverlapScorer as OverlapScorer
+    from astra_trl.solvers import DPO as DPO
+    from astra_trl.solvers import IPO as IPO
+    from astra_trl.solvers import PPO as PPO
     from astra_trl.systems.astprompter import ASTPrompterSystem as ASTPrompterSystem
     from astra_trl.systems.astprompter import HFASTSystem as HFASTSystem
     from astra_trl.systems.astprompter import astprompter_reward as astprompter_reward
