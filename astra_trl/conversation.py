@@ -78,7 +78,7 @@ def instruction_of(conversation: Conversation) -> str | None:
 def as_text(conversation: Conversation) -> str:
     """Return the text that a tester without a chat template continues: utterances, each with a line break after it.
 
-    An instruction that only the tester's own turn follows has no line break: the tester continues it where it ends.
+    An instruction directly before the tester's own turn has no line break, because the tester continues its last line.
     """
     alone = len(conversation) < 2 or conversation[1].speaker == "tester"
     return "".join(turn.text if turn.speaker == "instruction" and alone else f"{turn.text}\n" for turn in conversation)

@@ -41,7 +41,7 @@ class Node:
             The reward of this exchange by itself; `None` if a term is nan or the response is empty.
         credit (`float`, *optional*):
             The number that the tester is trained on and that siblings are compared by: the reward, with or without
-            the rewards of later turns backed up; `None` if there is no reward.
+            the rewards of later turns backed up; `None` without a reward.
         error (`str`, *optional*):
             The reason why this exchange could not be completed.
         children (`list[Node]`):

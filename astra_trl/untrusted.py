@@ -124,7 +124,7 @@ def _read_object(model_id: str, name: str, hub_kwargs: dict[str, Any]) -> dict[s
 
 
 def _read_json(model_id: str, name: str, hub_kwargs: dict[str, Any]) -> Any:
-    """Return the content of a file of a repository or a folder, `None` if there is no such file."""
+    """Return the content of a file of a repository or a folder, `None` if the file does not exist."""
     from transformers.utils import cached_file, has_file
 
     if not has_file(model_id, name, **hub_kwargs):

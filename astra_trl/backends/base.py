@@ -61,7 +61,7 @@ class Sample:
             and penalties change the distribution: the values that TRL's trainers compute again. Empty if the backend
             gives none.
         error (`str`, *optional*):
-            The reason why there is no utterance; its text is empty then.
+            The reason why sampling failed; the text is empty then.
         untempered_logprobs (`list[float]`):
             The log-probabilities at temperature 1. Empty if the backend gives none, or only on demand (`untempered`).
     """

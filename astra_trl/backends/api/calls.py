@@ -29,7 +29,7 @@ class Answer:
     """The result of a call."""
 
     text: str = ""
-    error: str | None = None  # the reason why there is no text
+    error: str | None = None  # the reason of a failure
     filtered: bool = False  # a content filter withheld the text
     logprobs: tuple[float, ...] | None = None  # of the tokens that were asked about
     prompt_tokens: int | None = None  # the endpoint's own counts

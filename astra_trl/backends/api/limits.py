@@ -18,7 +18,7 @@ Pause = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for an endpoint or a function; `None` is no limit.
+    """Limits for an endpoint or a function. `None` means unlimited.
 
     Args:
         max_concurrency (`int`, *optional*, defaults to `8`):

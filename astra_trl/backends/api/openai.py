@@ -134,7 +134,7 @@ class OpenAIBackend(MessagesBackend):
     @property
     def description(self) -> dict[str, Any]:
         """JSON that identifies the model, without the key."""
-        # The name of the model can be a path: other people must not see where it is.
+        # The name of the model can be a path, whose folders are private.
         name = "/".join(PurePath(self.model).parts[-2:]) if PurePath(self.model).is_absolute() else self.model
         return {
             "backend": "OpenAIBackend",

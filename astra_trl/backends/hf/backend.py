@@ -179,5 +179,5 @@ class HFBackend(HFModel):
 
 
 def _public_name(name_or_path: str) -> str:
-    # Other people can read it: they must not see where a folder is on this machine, and whose it is.
+    # Reports show it, and the path of a folder on this machine is private.
     return "/".join(Path(name_or_path).parts[-2:]) if os.path.isdir(name_or_path) else name_or_path

@@ -32,7 +32,7 @@ def can_pad(config: PreTrainedConfig) -> bool:
 
 @dataclass
 class Budget:
-    """Maximum number of bytes of all caches, and the bytes that they hold. `None` is no maximum."""
+    """Maximum number of bytes of all caches (`None`: unlimited), and the bytes that they hold."""
 
     limit: int | None = None
     in_use: int = 0

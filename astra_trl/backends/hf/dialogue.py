@@ -32,7 +32,7 @@ LongerRow = tuple[Row, int, int]  # a row with a new utterance of the other side
 
 
 def row_from_json(data: dict[str, Any]) -> Row:
-    """Return the row with these fields, as `dataclasses.asdict` gives them."""
+    """Return the row from the JSON of its `dataclasses.asdict`."""
     messages = tuple((role, tuple(parts)) for role, parts in data.get("messages", ()))
     return Row(data["ids"], messages, data.get("text", ""))
 
