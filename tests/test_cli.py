@@ -86,7 +86,7 @@ def test_help_all_lists_trls_flags_too(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["tarin"], "no command 'tarin': choose one of train, evaluate"),
+        (["tarin"], "unknown command 'tarin': choose one of train, evaluate"),
         (["train", "--tree_widht", "2"], "unrecognized arguments: --tree_widht 2 (see astra-trl train --help)"),
         (["train", "--tree", "2"], "unrecognized arguments: --tree 2"),
         (["train", "--config"], "expected one argument"),
@@ -114,7 +114,7 @@ def test_what_cannot_be_used_gets_one_line_and_exit_code_1(tmp_path, capsys):
         (["prompts", "show", "missing.txt"], "missing.txt"),
         (["prompts", "show", "sandbox", "--split", "no"], "no split 'no'"),
         (["train", "--config", "missing.yaml"], "missing.yaml"),
-        (["train", "--algorithm", "sac"], "no algorithm 'sac': choose one of dpo, grpo"),
+        (["train", "--algorithm", "sac"], "unknown algorithm 'sac': choose one of dpo, grpo"),
         (["sandbox", "show", "--world", str(tmp_path)], "not a sandbox world"),
         (["sandbox", "build", "--weak", "war", "--output", str(tmp_path / "w")], "unknown weak topics 'war'"),
         (["evaluate", "some/model", "--prompts", "sandbox"], "no target"),
@@ -241,7 +241,7 @@ def test_several_processes_are_started_without_a_second_gpu_too(launched):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--accelerate_config", "zero9"], "'zero9' is no file: give one, or a name of fsdp1"),
+        (["--accelerate_config", "zero9"], "'zero9' is not a file: give one, or a name of fsdp1"),
         (["--accelerate_config"], "has no value"),
         (["--num_processes", "2", "--cpu"], "--cpu with several processes needs MPI"),
     ],
@@ -435,7 +435,7 @@ def test_a_tester_of_no_run_is_measured_with_what_flags_say(tmp_path, gpt2_folde
 @pytest.mark.parametrize(
     ("flags", "config", "message"),
     [
-        ([], "wdith: 2", "'{config}': there is no setting 'wdith'"),
+        ([], "wdith: 2", "'{config}': unknown setting 'wdith'"),
         ([], "width:", "width is None"),
         ([], "width: two", "width is 'two'"),
         ([], "combine: maybe", "combine is 'maybe': choose one of sum, product"),

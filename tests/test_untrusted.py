@@ -235,7 +235,7 @@ def test_a_local_checkpoint_of_detoxify_gives_tensors_and_settings_alone(detoxif
         DetoxifyScorer(checkpoint=folder / "tiny.ckpt", huggingface_config_path=folder)
     for other in ([1], {"state_dict": {}}, {"state_dict": {}, "config": {"arch": None}}):
         torch.save(other, folder / "tiny.ckpt")
-        with pytest.raises(InputError, match="no checkpoint of detoxify"):
+        with pytest.raises(InputError, match="not a checkpoint of detoxify"):
             DetoxifyScorer(checkpoint=folder / "tiny.ckpt", huggingface_config_path=folder)
 
 

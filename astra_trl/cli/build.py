@@ -177,7 +177,7 @@ def scorer_specs(args: SystemArguments, world: World | None) -> dict[str, dict[s
 
 @dataclass
 class Calls:
-    """How a run calls endpoints: limits hold for its target and judges together, and are given in one place."""
+    """Calls of endpoints: limits hold for a run's target and judges together, and are given in one place."""
 
     args: SystemArguments
     targets: Sequence[Any]
