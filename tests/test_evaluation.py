@@ -25,8 +25,7 @@ from astra_trl import (
     Turn,
 )
 from astra_trl.backends import ScriptedBackend
-from astra_trl.backends.listed import ListedBackend
-from astra_trl.backends.scripted import ScriptedSession
+from astra_trl.backends.static import ListedBackend, ScriptedSession
 from astra_trl.conversation import as_conversation
 from astra_trl.evaluation.diversity import diversity
 from astra_trl.evaluation.resampling import Mean, Share, difference

@@ -24,8 +24,6 @@ from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.parse_train import parse
 from astra_trl.conversation import ROLES
 from astra_trl.evaluation.folder import EvaluationFolder
-from astra_trl.parsing import parse_json, parse_yaml
-from astra_trl.plain import visible
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.report import markdown_report
 from astra_trl.report.page import html_report
@@ -40,6 +38,7 @@ from astra_trl.rollout.records import (
     usable_group,
 )
 from astra_trl.sandbox import load_world
+from astra_trl.text import parse_json, parse_yaml, visible
 from astra_trl.tree import Node, Tree
 
 WIDE = int(os.environ.get("ASTRA_TRL_FUZZ", 0))

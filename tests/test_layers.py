@@ -1,4 +1,4 @@
-"""The order in which the package is read: a file imports from rows above its own alone, and no files import in a circle."""
+"""Order of the package: a file imports only from rows above its own, and no files import in a circle."""
 
 import ast
 from pathlib import Path

@@ -10,7 +10,7 @@ from astra_trl.errors import InputError
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.resampling import Interval, Statistic, difference
 from astra_trl.evaluation.subsampling import MIN_SIZE, SubsampleMean
-from astra_trl.parsing import parse_object
+from astra_trl.text import parse_object
 from astra_trl.tree import Tree
 
 SCHEMA_VERSION = 2

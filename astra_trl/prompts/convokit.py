@@ -19,9 +19,9 @@ from urllib.request import urlopen
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_json
 from astra_trl.prompts.splits import split_bounds
 from astra_trl.scorers.base import Scorer
+from astra_trl.text import parse_json
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

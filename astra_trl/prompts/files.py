@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_json
+from astra_trl.text import parse_json
 
 
 # `datasets` and pandas read none of these files: `datasets` makes timestamps of texts like "2020-01-02", one lone

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from astra_trl.conversation import Opening, as_conversation, as_messages
 from astra_trl.errors import InputError
-from astra_trl.plain import visible
 from astra_trl.prompts.base import draw_sample, load_prompts
+from astra_trl.text import visible
 
 # The source of each set in `NAMED`, and its content.
 ABOUT = {

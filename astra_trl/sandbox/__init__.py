@@ -11,8 +11,8 @@ from pathlib import Path
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_object
 from astra_trl.sandbox.grammar import is_rude, topic_of
+from astra_trl.text import parse_object
 
 __all__ = ["EMBEDDED_WORLD", "World", "is_rude", "load_world", "named_world", "topic_of"]
 

@@ -4,8 +4,8 @@ import argparse
 import textwrap
 import time
 
-from astra_trl.plain import visible
 from astra_trl.sandbox import load_world
+from astra_trl.text import visible
 
 BUILD = "Train a sandbox world's tester and target from a seed, which takes some minutes."
 
