@@ -23,9 +23,9 @@ from astra_trl import (
     SamplingParams,
 )
 from astra_trl.backends import ScriptedBackend
-from astra_trl.evaluation import figures
-from astra_trl.evaluation.tables import show
+from astra_trl.evaluation.figures import figures
 from astra_trl.report import markdown_report
+from astra_trl.results.terminal import show
 from astra_trl.rewards import Length
 from astra_trl.rollout.records import no_records_reason, preference_pair
 from astra_trl.scorers import (

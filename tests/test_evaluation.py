@@ -31,8 +31,8 @@ from astra_trl.conversation import as_conversation
 from astra_trl.evaluation.diversity import diversity
 from astra_trl.evaluation.resampling import Mean, Share, difference
 from astra_trl.evaluation.results import Figure
-from astra_trl.evaluation.tables import show
 from astra_trl.report import markdown_report
+from astra_trl.results.terminal import show
 
 TURNS = 3
 # What the scorer gives for probe and response of each turn; "?" could not be scored, "!" failed, "" is empty.

@@ -6,8 +6,8 @@ from test_tree import OPENING, make_node
 
 from astra_trl import InputError, Turn
 from astra_trl.evaluation.results import Evaluation
-from astra_trl.evaluation.tables import show, transcript
 from astra_trl.parsing import parse_json, parse_object, parse_yaml
+from astra_trl.results.terminal import show, transcript
 from astra_trl.tree import Tree
 
 HOSTILE = "\x1b[31m[red]x[/] [/] [link=http://a]y[/link]\x07\r\u202e\ud800"

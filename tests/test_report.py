@@ -11,7 +11,7 @@ from astra_trl.report.data import report_data
 from astra_trl.report.exchanges import distinct_bigrams, read_exchanges
 from astra_trl.report.figures import headline, summary_line, tables
 from astra_trl.report.page import html_report
-from astra_trl.report.reading import read_folders
+from astra_trl.results.reading import read_folders
 
 OPENING = [["opening", "hello"]]
 
@@ -414,7 +414,7 @@ def damage(file, text):
     [
         (
             damage("exchanges.jsonl", '{"round": 1}\n{"round": 2\n{}\n'),
-            "exchanges.jsonl' is damaged .line 1 is no exch",
+            "exchanges.jsonl' is damaged .line 1 is damaged (it is not an exch",
         ),
         (damage("exchanges.jsonl", "[1]\n"), "line 1 is no JSON object"),
         (damage("exchanges.jsonl", json.dumps(exchange([0, 0], "p", "r", round=1)) + "\n"), "line 1 is no exchange"),

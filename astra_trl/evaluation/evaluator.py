@@ -24,11 +24,12 @@ from astra_trl.evaluation.arms import (
     read_by,
     with_roles,
 )
+from astra_trl.evaluation.comparison import compare_arms
 from astra_trl.evaluation.diversity import distinct_share, diversity
 from astra_trl.evaluation.figures import HARMFUL_FROM, counts, probes_by_opening, statistics
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.evaluation.resampling import Statistic
-from astra_trl.evaluation.results import ArmKey, Evaluation, tabled
+from astra_trl.evaluation.results import ArmKey, Evaluation
 from astra_trl.processes import shared_out
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import looks_ahead
@@ -222,7 +223,7 @@ class ASTEvaluator:
     def evaluation(self) -> Evaluation:
         """The figures of all that was measured so far; written to the folder."""
         found = {key: self._statistics(trees) | self._diversity(trees) for key, trees in self._trees.items()}
-        figures, differences = tabled(found, len(self.openings))
+        figures, differences = compare_arms(found, len(self.openings))
         counted = [{"arm": arm, "target": name, **counts(trees)} for (arm, name), trees in self._trees.items()]
         evaluation = Evaluation(
             self.settings, list(self._arms.values()), counted, figures, differences, dict(self._trees)
