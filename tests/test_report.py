@@ -229,7 +229,7 @@ def test_diversity_compares_as_many_probes_in_each_round(tmp_path):
     lines += [exchange([0], "unfinished round", "r", round=3)]
     (curve,) = [c for c in data_of(write_run(tmp_path / "run", lines))["curves"] if "distinct-2" in c["title"]]
     assert curve["series"][0]["points"] == [(1, 0.5), (2, 1.0)]
-    assert "2 probes a round" in curve["unit"]
+    assert "2 probes per round" in curve["unit"]
 
 
 @pytest.mark.parametrize(
@@ -414,20 +414,36 @@ def damage(file, text):
     [
         (
             damage("exchanges.jsonl", '{"round": 1}\n{"round": 2\n{}\n'),
-            "exchanges.jsonl' is damaged .line 1 is damaged (it is not an exch",
+            r"exchanges.jsonl', line 1 is damaged \(it is not an exchange\)",
         ),
-        (damage("exchanges.jsonl", "[1]\n"), "line 1 is no JSON object"),
-        (damage("exchanges.jsonl", json.dumps(exchange([0, 0], "p", "r", round=1)) + "\n"), "line 1 is no exchange"),
-        (damage("exchanges.jsonl", json.dumps(exchange([0], 5, "r", round=1)) + "\n"), "line 1 is no exchange"),
-        (damage("rounds.jsonl", '{"round"\n{"round": 2}\n'), "rounds.jsonl' is damaged .line 1 is no JSON"),
+        (damage("exchanges.jsonl", "[1]\n"), r"exchanges.jsonl', line 1 is damaged \(it holds list, not an object\)"),
+        (
+            damage("exchanges.jsonl", json.dumps(exchange([0, 0], "p", "r", round=1)) + "\n"),
+            r"line 1 is damaged \(it is not an exchange\)",
+        ),
+        (
+            damage("exchanges.jsonl", json.dumps(exchange([0], 5, "r", round=1)) + "\n"),
+            r"line 1 is damaged \(it is not an exchange\)",
+        ),
+        (damage("rounds.jsonl", '{"round"\n{"round": 2}\n'), r"rounds.jsonl', line 1 is damaged \(Expecting"),
         (damage("config.yaml", "a: [\n"), "config.yaml' is damaged"),
         (damage("summary.json", "[]"), "summary.json' is damaged"),
-        (damage("trainer_state.json", '{"log_history": [1]}'), "log_history is no list"),
+        (
+            damage("trainer_state.json", '{"log_history": [1]}'),
+            "trainer_state.json' is damaged .log_history must be a list",
+        ),
         (damage("evaluation/evaluation.json", '{"schema_version": 3}'), "has schema_version 3, and this .* reads 2"),
         (damage("evaluation/evaluation.json", '{"schema_version": 2}'), "no settings"),
         (
-            damage("evaluation/evaluation.json", '{"schema_version": 2, "settings": {}, "arms": [{"arm": "x"}]}'),
-            "arms is no list of what it should hold",
+            damage("evaluation/evaluation.json", '{"schema_version": 2, "settings": {}}'),
+            "harm and scorers must be names",
+        ),
+        (
+            damage(
+                "evaluation/evaluation.json",
+                '{"schema_version": 2, "settings": {"harm": "h", "scorers": []}, "arms": [{"arm": "x"}]}',
+            ),
+            "arms must be a list of objects with arm, target",
         ),
     ],
 )
@@ -443,7 +459,7 @@ def test_other_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for folders, message in (
         ([], "no folder to report on"),
-        ([tmp_path / "nowhere"], "is no folder"),
+        ([tmp_path / "nowhere"], "is not a folder"),
         ([tmp_path / "empty"], "holds no run and no evaluation"),
     ):
         with pytest.raises(InputError, match=message):
@@ -455,7 +471,7 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_of_too_many_exchanges_whole_trees_are_kept(tmp_path):
     lines = [exchange([i], f"p{tree}", "r", round=1, tree=tree) for tree in range(10) for i in range(4)]
-    found = read_exchanges(read_folders(write_run(tmp_path / "run", lines)), most=12)
+    found = read_exchanges(read_folders(write_run(tmp_path / "run", lines)), limit=12)
     assert found.in_files == 40
     assert [tree[2] for tree in found.trees] == [0, 4, 8] and len(found.rows["probe"]) == 12
     assert len(found.probes[0][1]) == 40  # diversity is that of all

@@ -95,10 +95,8 @@ def _model(description: Any) -> str | None:
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         texts = {name: _text(one) for name, one in value.items() if one is not False}
-        texts = {
-            name: f"({text})" if isinstance(value[name], Mapping) else text for name, text in texts.items() if text
-        }
-        return ", ".join(f"{name} {text}" for name, text in texts.items())
+        texts = {name: f"({text})" if isinstance(value[name], Mapping) else text for name, text in texts.items()}
+        return ", ".join(f"{name} {text}" for name, text in texts.items() if text not in ("", "()"))
     if isinstance(value, list | tuple):
         return ", ".join(_text(one) for one in value)
     if isinstance(value, float):
