@@ -18,8 +18,8 @@ def as_line(data: Mapping[str, Any]) -> str:
 
 
 def read_lines(file: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield the object of each line; nothing if there is no file. An unfinished last line, which a crash leaves, is
-    skipped. Raises `InputError` if another line is damaged."""
+    """Yield the object of each line; nothing if the file does not exist. An unfinished last line, which a crash leaves,
+    is skipped. Raises `InputError` if another line is damaged."""
     if file is None or not file.exists():
         return
     with file.open("rb") as lines:
@@ -38,7 +38,7 @@ def damaged_line(file: Path, number: int, error: Exception | str) -> InputError:
 
 
 def ends_with_newline(file: Path) -> bool:
-    """`True` if the last line of a file is complete, or if there is no line or no file."""
+    """`True` if the last line of a file is complete, or if the file is empty or does not exist."""
     if not file.exists() or not file.stat().st_size:
         return True
     with file.open("rb") as lines:

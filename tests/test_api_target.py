@@ -106,7 +106,7 @@ def test_the_target_is_named_wherever_the_run_is_told_of(failing_run, tmp_path):
     assert described["sampling"]["temperature"] == 0.9 and evaluation["arms"][0]["target"] == "some/model"
     card = model_card(folder)
     assert "makes **some/model** misbehave" in card and "an API, by chat completions" in card
-    assert "--target openai:some/model" in card and "--target_base_url URL" in card and host not in card
+    assert "target: openai:some/model" in card and "target_base_url: URL" in card and host not in card
     report = markdown_report([folder])
     assert "some/model" in report and f"chat completions at {host}" in report
     assert requests[0]["temperature"] == 0.9 and requests[0]["max_tokens"] == 16

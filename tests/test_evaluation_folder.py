@@ -1,4 +1,4 @@
-"""An evaluation in a folder: written as it goes, taken up where it stopped, never run twice."""
+"""An evaluation in a folder: written while it runs, resumed after a crash, never run twice."""
 
 import json
 import random

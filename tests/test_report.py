@@ -458,7 +458,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, change, message):
 def test_other_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for folders, message in (
-        ([], "no folder to report on"),
+        ([], "give a folder to report on"),
         ([tmp_path / "nowhere"], "is not a folder"),
         ([tmp_path / "empty"], "holds no run and no evaluation"),
     ):

@@ -53,8 +53,8 @@ def _of_one_size(statistics: Mapping[ArmKey, Mapping[str, Statistic]]) -> dict[A
         for (arm, target), by_name in statistics.items():
             for name, figure in by_name.items() if arm in arms else ():
                 if isinstance(figure, OfSets) and figure.largest >= MIN_SIZE:
-                    known = sizes.get((target, name), figure.largest)
-                    sizes[target, name] = known if arm == OPENINGS else min(known, figure.largest)
+                    size = sizes.get((target, name), figure.largest)
+                    sizes[target, name] = size if arm == OPENINGS else min(size, figure.largest)
     return {
         (arm, target): {
             name: figure.of_size(sizes.get((target, name), 0)) if isinstance(figure, OfSets) else figure

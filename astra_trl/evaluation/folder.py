@@ -59,9 +59,9 @@ class EvaluationFolder:
     def begin(self, arm: Mapping[str, Any], replace: bool = False) -> None:
         """Note an arm (`arm`, `target`, `description`). If the folder holds one of that name with other models, drop
         it with `replace`, else raise `InputError`."""
-        known = {(old["arm"], old["target"]): old for old in self._known["arms"]}
+        arms = {(old["arm"], old["target"]): old for old in self._known["arms"]}
         arm, key = _through_json(arm), (arm["arm"], arm["target"])
-        if key in known and known[key] != arm:
+        if key in arms and arms[key] != arm:
             if not replace:
                 raise InputError(
                     f"'{self.path}' holds figures of another {arm['arm']} against {arm['target']!r}: choose another "
@@ -69,7 +69,7 @@ class EvaluationFolder:
                 )
             self._lines.pop(key, None)
             self._keep(lambda line: (line["arm"], line["target"]) != key)
-        self._known["arms"] = [*({**known, key: arm}).values()]
+        self._known["arms"] = [*({**arms, key: arm}).values()]
         if self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "settings.json", json.dumps(self._known, indent=2) + "\n")
@@ -122,8 +122,8 @@ def _turns(opening: Sequence[Turn]) -> list[list[str]]:
 
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
-        known = parse_object(file.read_text(encoding="utf-8"))
-        known["settings"].keys(), [(arm["arm"] + "", arm["target"] + "") for arm in known["arms"]]
-        return known
+        saved = parse_object(file.read_text(encoding="utf-8"))
+        saved["settings"].keys(), [(arm["arm"] + "", arm["target"] + "") for arm in saved["arms"]]
+        return saved
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"{str(file)!r} is damaged ({error}): choose another folder, or delete this one") from error

@@ -28,7 +28,7 @@ _NUMBERS = ("value", "n", "low", "high")
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with its 95% interval; `None` where there was nothing to measure.
+    """A number with its 95% interval; `None` if there was nothing to measure.
 
     `n` is the number of values that it was computed from. A figure with a `size` is the average over sets of so many
     values.
@@ -49,7 +49,7 @@ class Evaluation:
         settings (`dict`):
             The settings that all arms share: openings, seed, depth, scorers, threshold, versions.
         arms, counts, figures, differences (`list[dict]`):
-            Each a table in rows, as `evaluation.json` holds them.
+            Tables in rows, in the format of `evaluation.json`.
         trees (`Mapping[tuple[str, str], list[Tree]]`):
             The trees by arm and target.
     """
@@ -149,7 +149,7 @@ class Evaluation:
             ]
             return pd.DataFrame(rows)
         if what not in ("figures", "differences", "counts"):
-            raise InputError(f"there is no table {what!r}: choose figures, differences, counts or exchanges")
+            raise InputError(f"unknown table {what!r}: choose figures, differences, counts or exchanges")
         return pd.json_normalize(getattr(self, what))
 
     def to_json(self) -> dict[str, Any]:
@@ -162,20 +162,20 @@ class Evaluation:
     def read(cls, file: str | Path) -> "Evaluation":
         """Read an `evaluation.json`, which holds no trees. Raises `InputError` if the file is missing or damaged, or
         was written by a version with another schema."""
-        shown = f"'{visible(str(file))}'"
+        quoted = f"'{visible(str(file))}'"
         try:
             data = parse_object(Path(file).read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"{shown} cannot be read ({error.strerror}): evaluate the tester first") from error
+            raise InputError(f"{quoted} cannot be read ({error.strerror}): evaluate the tester first") from error
         except ValueError as error:
-            raise InputError(f"{shown} is damaged ({error}): evaluate again, or delete it") from error
+            raise InputError(f"{quoted} is damaged ({error}): evaluate again, or delete it") from error
         if data.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
-                f"{shown} has schema_version {data.get('schema_version')!r}, and this version of astra_trl reads "
+                f"{quoted} has schema_version {data.get('schema_version')!r}, and this version of astra_trl reads "
                 f"{SCHEMA_VERSION}: evaluate again, or use the version that wrote it"
             )
         if problem := _problem_of(data):
-            raise InputError(f"{shown} is damaged ({problem}): evaluate again, or delete it")
+            raise InputError(f"{quoted} is damaged ({problem}): evaluate again, or delete it")
         return cls(data["settings"], **{name: data[name] for name in _NAMES})
 
 

@@ -114,11 +114,11 @@ def _loading(run: Run, repo_id: str) -> str:
 def _training(run: Run) -> str:
     if not run.written:
         return "It was trained from Python, with these settings:\n\n" + as_yaml(run.config)
-    named = {"system": run.system, "algorithm": run.algorithm}  # which an old configuration may lack
+    names = {"system": run.system, "algorithm": run.algorithm}  # which an old configuration may lack
     return (
         fenced("astra-trl train --config config.yaml", "bash")
         + "\n\nwith this `config.yaml`, in which names without a slash may be files and folders of the person who "
-        "trained it:\n\n" + as_yaml({**named, **run.written, **named})
+        "trained it:\n\n" + as_yaml({**names, **run.written, **names})
     )
 
 

@@ -43,7 +43,7 @@ def eval_results(run: Run) -> Iterator[EvalResult]:
 
 
 def paragraphs(run: Run) -> Iterator[str]:
-    """Yield the paragraphs of the card's section; none if there is no evaluation."""
+    """Yield the paragraphs of the card's section; none without an evaluation."""
     if run.evaluation is None:
         return
     evaluation, settings = run.evaluation, run.settings

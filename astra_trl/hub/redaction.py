@@ -84,7 +84,7 @@ class Secrets:
                 return kind
         for kind, pattern in _SECRET_PATTERNS.items():
             if re.search(pattern, text):
-                return f"what looks like {what}"
+                return f"what looks like {kind}"
         return "a path of this machine" if paths and any(path.search(text) for path in self._paths) else None
 
 

@@ -72,12 +72,10 @@ class Run:
     def _api(self) -> str | None:
         # The kind of API of the target; its address is private.
         target, api = self.config.get("target"), self.config.get("target_api")
-        if isinstance(target, Mapping):
-            target, api = target.get("model"), target.get("api") or "chat"
-        apis = [api if str(target).startswith(PREFIX) else None]
-        apis += (
-            [self._description(arm, "target").get("api") for arm in self.evaluation.arms] if self.evaluation else []
-        )
+        settings = target if isinstance(target, Mapping) else {"model": target, "api": api}
+        apis = [(settings.get("api") or "chat") if str(settings.get("model")).startswith(PREFIX) else None]
+        if self.evaluation:
+            apis += [self._description(arm, "target").get("api") for arm in self.evaluation.arms]
         api = next(filter(None, apis), None)
         return {"chat": "chat completions"}.get(str(api), str(api)) if api else None
 
@@ -87,9 +85,9 @@ class Run:
             kinds = {name: one.get("kind") for name, one in (self.settings.get("scorer_settings") or {}).items()}
             names = {n: f"{n} ({kinds[n]})" if kinds.get(n) else n for n in self.evaluation.scorers}
             return names.pop(self.evaluation.harm, ""), list(names.values())
-        named = self.config.get("scorers")
-        if isinstance(named, Mapping) and named:
-            first, *rest = (f"{name} ({describe_scorer(one)})" for name, one in named.items())
+        scorers = self.config.get("scorers")
+        if isinstance(scorers, Mapping) and scorers:
+            first, *rest = (f"{name} ({describe_scorer(one)})" for name, one in scorers.items())
             return first, rest
         held_out = [describe_scorer(one) for one in self.config.get("held_out_scorers") or () if one != "none"]
         scorer = None if self.config.get("world") else self.config.get("scorer")
@@ -115,8 +113,8 @@ class Run:
 
     def openings(self) -> str:
         """Return the name of the set that the held-out openings are from."""
-        named = self.config.get("eval_prompts") or self.config.get("prompts")
-        return shareable(named) if named else "astra-trl-sandbox" if self.config.get("world") else "openings"
+        prompts = self.config.get("eval_prompts") or self.config.get("prompts")
+        return shareable(prompts) if prompts else "astra-trl-sandbox" if self.config.get("world") else "openings"
 
     def versions(self) -> Iterator[tuple[str, str]]:
         """Yield names and versions of packages: those of the evaluation, or else the installed ones."""

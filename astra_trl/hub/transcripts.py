@@ -10,6 +10,7 @@ from astra_trl.hub.redaction import Secrets, last_part
 from astra_trl.lines import as_line, read_lines
 from astra_trl.results.markdown import escape
 
+TRANSCRIPT_FILES = ["training.jsonl", "evaluation.jsonl", "README.md"]  # everything that the data set gets
 _FILES = {"training": "exchanges.jsonl", "evaluation": "evaluation/exchanges.jsonl"}
 
 
@@ -17,7 +18,7 @@ def stage_transcripts(run: Path, into: Path, secrets: Secrets) -> list[str]:
     """Put every exchange of the run into `into`; return the names of the existing parts."""
     parts = [name for name, file in _FILES.items() if (run / file).exists()]
     if not parts:
-        raise InputError(f"'{run}' holds no exchanges.jsonl, so there are no transcripts: leave push_transcripts out")
+        raise InputError(f"'{run}' holds no exchanges.jsonl, so it has no transcripts: leave push_transcripts out")
     for name in parts:
         with (into / f"{name}.jsonl").open("w", encoding="utf-8") as out:
             for line in read_lines(run / _FILES[name]):
@@ -36,8 +37,6 @@ def transcripts_card(repo_id: str, parts: Sequence[str]) -> str:
         tags=["astra-trl", "not-for-all-audiences"],
         configs=[{"config_name": part, "data_files": f"{part}.jsonl"} for part in parts],
     )
-    template = str(Path(__file__).with_name("transcripts_template.md"))
-    return (
-        str(DatasetCard.from_template(data, template, name=escape(name), model=escape(repo_id), repo_id=repo_id))
-        + "\n"
-    )
+    names = {"name": escape(name), "model": escape(repo_id), "repo_id": repo_id}
+    card = DatasetCard.from_template(data, str(Path(__file__).with_name("transcripts_template.md")), **names)
+    return f"{card}\n"

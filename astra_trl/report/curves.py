@@ -63,8 +63,8 @@ def _log_ratio(folder: Folder) -> Points:
         return []
 
     def mean(row: Mapping[str, Any]) -> float | None:
-        chosen, rejected = number(row.get("rewards/chosen")), number(row.get("rewards/rejected"))
-        return None if chosen is None or rejected is None else (chosen + rejected) / (2 * beta)
+        winner, loser = number(row.get("rewards/chosen")), number(row.get("rewards/rejected"))
+        return None if winner is None or loser is None else (winner + loser) / (2 * beta)
 
     return _points((row.get("epoch"), mean(row)) for row in folder.log)
 

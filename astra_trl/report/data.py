@@ -47,7 +47,7 @@ def _share(folders: Sequence[Folder], column: Column) -> dict[str, Any] | None:
 
     def point(name: str) -> dict[str, Any] | None:
         figure = column.find(name) if column.has_comparison(name) else None
-        return figure and {key: getattr(figure, key) for key in ("value", "low", "high", "n")}
+        return {key: getattr(figure, key) for key in ("value", "low", "high", "n")} if figure else None
 
     over_all = point(f"harmful_share/{harm}")
     if over_all is None:

@@ -82,7 +82,7 @@ def read_exchanges(folders: Sequence[Folder], limit: int = MAX_EXCHANGES) -> Exc
 
 
 def distinct_bigrams(texts: Iterable[str]) -> float | None:
-    """Return the share of pairs of neighbouring words that are distinct (distinct-2); `None` if there are no pairs."""
+    """Return the share of pairs of neighbouring words that are distinct (distinct-2); `None` without pairs."""
     words = [re.findall(r"[\w'’]+|[^\w\s]", text) for text in texts]
     pairs = [pair for text in words for pair in itertools.pairwise(text)]
     return len(set(pairs)) / len(pairs) if pairs else None
@@ -115,9 +115,9 @@ class _Reader:
         if file is None:
             return probes
         if file == folder.evaluation_exchanges and folder.evaluation:
-            for known in folder.evaluation.arms:  # the tester first, whichever was evaluated first
-                self._source(place, folder, known["arm"], known["target"])
-        seen: dict[Hashable, int] = {}
+            for row in folder.evaluation.arms:  # the tester first, whichever was evaluated first
+                self._source(place, folder, row["arm"], row["target"])
+        order: dict[Hashable, int] = {}
         trees: dict[Hashable, _Tree] = {}
         for at, line in enumerate(read_lines(file), start=1):
             self.result.in_files += 1
@@ -126,7 +126,7 @@ class _Reader:
                 if arm == (None, None):
                     probes[line["round"] + 0].append(line["probe"] + "")
                     key: tuple[Any, ...] = (line["round"], tree)
-                    ordinal = seen.setdefault(key, len(seen))
+                    ordinal = order.setdefault(key, len(order))
                 else:
                     key, ordinal = (*arm, tree), tree  # the same openings in every arm
                 if ordinal % strides[file]:
@@ -177,10 +177,10 @@ class _Reader:
             "error": [row.error for row in rows],
             **{name: [_short(row.numbers[place]) for row in rows] for place, name in enumerate(NUMBERS)},
         }
-        for columns, measured in ((result.scores, [r.scores for r in rows]), (result.terms, [r.terms for r in rows])):
-            for name in dict.fromkeys(name for values in measured for name in values):
+        for columns, by_row in ((result.scores, [r.scores for r in rows]), (result.terms, [r.terms for r in rows])):
+            for name in dict.fromkeys(name for values in by_row for name in values):
                 columns[visible(name)] = [
-                    _measured(values, name, threshold) for values, threshold in zip(measured, thresholds, strict=True)
+                    _measured(values, name, threshold) for values, threshold in zip(by_row, thresholds, strict=True)
                 ]
 
     def _row(self, line: Mapping[str, Any]) -> _Row:

@@ -47,7 +47,7 @@ class Column(NamedTuple):
         return self.evaluation.find(name, self.arm, self.target, against)
 
     def has_comparison(self, name: str) -> bool:
-        """`True` if the arm that figures are shown beside has this one too."""
+        """`True` if the arm that figures are shown_columns beside has this one too."""
         beside = self.evaluation.compared_with(self.target)
         return beside is not None and self.evaluation.find(name, beside, self.target) is not None
 
@@ -146,36 +146,36 @@ def _unmeasured(row: Mapping[str, Any]) -> str:
 
 
 def _comparison(folders: Sequence[Folder], names: Sequence[str], title: str, everything: bool = False) -> Table:
-    shown = columns(folders)
+    shown_columns = columns(folders)
     scorers = list(
         dict.fromkeys(name for folder in folders if folder.evaluation for name in folder.evaluation.scorers)
     )
     pairs = [
         (column, against)
-        for column in shown
+        for column in shown_columns
         for against in _compared(column)
         if everything or (column.arm == TESTER and against == column.evaluation.compared_with(column.target))
     ]
-    head = [column_name(folders, column.folder, column.arm) for column in shown]
+    head = [column_name(folders, column.folder, column.arm) for column in shown_columns]
     head += [f"{column_name(folders, column.folder, column.arm)} − {arm_name(against)}" for column, against in pairs]
     rows = []
     for name in names:
-        beside = {column.folder for column in shown if column.has_comparison(name)}
+        beside = {column.folder for column in shown_columns if column.has_comparison(name)}
         if beside:
-            figures = [column.find(name) for column in shown]
+            figures = [column.find(name) for column in shown_columns]
             sizes = dict.fromkeys(str(figure.size) for figure in figures if figure and isinstance(figure.size, int))
             cells = [
                 format_figure(name, figure if column.folder in beside else None)
-                for column, figure in zip(shown, figures, strict=True)
+                for column, figure in zip(shown_columns, figures, strict=True)
             ]
             cells += [format_figure(name, column.find(name, against), True) for column, against in pairs]
             size = f", {' or '.join(sizes)} at a time" if sizes else ""
-            rows.append((long_label(name, scorers, shown[0].evaluation.harm) + size, cells))
+            rows.append((long_label(name, scorers, shown_columns[0].evaluation.harm) + size, cells))
     note = (
         "The openings alone have one turn each, so figures of whole conversations are of that turn. Diversity falls "
         "as the number of texts grows: it is the average over sets of one size, the same for all arms of a target."
     )
-    return Table(title, note if any(column.arm == OPENINGS for column in shown) else "", head, rows)
+    return Table(title, note if any(column.arm == OPENINGS for column in shown_columns) else "", head, rows)
 
 
 def _compared(column: Column) -> Iterable[str]:
@@ -185,8 +185,8 @@ def _compared(column: Column) -> Iterable[str]:
 
 
 def _transfer(folders: Sequence[Folder]) -> Table:
-    shown = columns([f for f in folders if f.evaluation and len(f.evaluation.targets) > 1], every_target=True)
-    arms = list(dict.fromkeys(column.arm for column in shown))
+    shown_columns = columns([f for f in folders if f.evaluation and len(f.evaluation.targets) > 1], every_target=True)
+    arms = list(dict.fromkeys(column.arm for column in shown_columns))
     rows = []
     for folder in folders:
         evaluation = folder.evaluation
@@ -214,8 +214,9 @@ def _counts(folders: Sequence[Folder]) -> Table:
     keys = (*_COUNTS, *(key for key in _COUNTS_OF_OPENINGS if any(row.get(key) for _, row in counts)))
     rows = []
     for place, row in counts:
-        unscored = row.get("unscored") if isinstance(row.get("unscored"), dict) else {}
-        some = ", ".join(f"{name} {count}" for name, count in unscored.items() if count) or "0"
+        unscored = row.get("unscored")
+        counts_by_scorer = unscored.items() if isinstance(unscored, dict) else ()
+        some = ", ".join(f"{name} {count}" for name, count in counts_by_scorer if count) or "0"
         name = f"{column_name(folders, place, row['arm'])}, {model_name(row['target'])}"
         rows.append((name, [*(Cell(str(row.get(key, "–"))) for key in keys), Cell(some)]))
     return Table(

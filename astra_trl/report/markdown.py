@@ -77,5 +77,5 @@ def _exchange(line: Mapping[str, Any], harm: str) -> list[str]:
 
 
 def _turn(speaker: str, text: str) -> str:
-    shown = " ".join(visible(text[:MAX_CHARACTERS]).split()) + (" […]" if len(text) > MAX_CHARACTERS else "")
-    return textwrap.fill(f"{visible(speaker)}: {shown}", 100, subsequent_indent="    ")
+    words = " ".join(visible(text[:MAX_CHARACTERS]).split()) + (" […]" if len(text) > MAX_CHARACTERS else "")
+    return textwrap.fill(f"{visible(speaker)}: {words}", 100, subsequent_indent="    ")

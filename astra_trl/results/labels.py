@@ -9,7 +9,7 @@ from astra_trl.evaluation.results import BASELINE, OPENINGS, TESTER, Figure
 ARM_NAMES = {TESTER: "tester", BASELINE: "untrained", OPENINGS: "openings alone"}
 SHORT_ARM_NAMES = {**ARM_NAMES, OPENINGS: "alone"}
 
-DASH = "–"  # stands where there was nothing to measure
+DASH = "–"  # for a figure without a value
 
 
 class Label(NamedTuple):

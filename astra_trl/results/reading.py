@@ -39,15 +39,15 @@ class Folder:
 def read_folders(paths: Sequence[str | Path] | str | Path) -> list[Folder]:
     """Return the folders in their order. Raises `InputError` if one holds no run and no evaluation, or if a file is
     damaged."""
-    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    if not given:
-        raise InputError("there is no folder to report on: give a run's output_dir or an evaluation folder")
-    return [_read_folder(path, name) for path, name in zip(given, _names(given), strict=True)]
+    folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not folders:
+        raise InputError("give a folder to report on: a run's output_dir or an evaluation folder")
+    return [_read_folder(path, name) for path, name in zip(folders, _names(folders), strict=True)]
 
 
 def read_evaluation(file: Path) -> Evaluation | None:
     """Return the evaluation of an `evaluation.json` with its arms in the order in which they are shown; `None` if
-    there is no file."""
+    the file does not exist."""
     if not file.exists():
         return None
     read = Evaluation.read(file)
@@ -62,12 +62,12 @@ def read_evaluation(file: Path) -> Evaluation | None:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """Return the settings of a run's `config.yaml`; none if there is no file."""
+    """Return the settings of a run's `config.yaml`; none if the file does not exist."""
     return read_object(run / "config.yaml", parse_yaml)
 
 
 def read_object(file: Path, parse: Callable[[str], Any] = parse_json) -> dict[str, Any]:
-    """Return the object that a file holds; an empty one if there is no file. Raises `InputError` if it is damaged."""
+    """Return the object that a file holds; an empty one without a file. Raises `InputError` if it is damaged."""
     if not file.exists():
         return {}
     try:
@@ -94,15 +94,15 @@ def damaged(file: Path, problem: str) -> InputError:
 
 
 def _read_folder(path: Path, name: str) -> Folder:
-    shown = f"'{visible(str(path))}'"
+    quoted = f"'{visible(str(path))}'"
     if not path.is_dir():
-        raise InputError(f"{shown} is not a folder: give a run's output_dir or an evaluation folder")
+        raise InputError(f"{quoted} is not a folder: give a run's output_dir or an evaluation folder")
     is_run = any((path / file).exists() for file in ("config.yaml", "summary.json", "rounds.jsonl"))
     evaluation = path / "evaluation" if is_run else path
     if not is_run and not (path / "evaluation.json").exists():
         if (path / "exchanges.jsonl").exists():
-            raise InputError(f"{shown} holds an evaluation without evaluation.json: evaluate again to finish it")
-        raise InputError(f"{shown} holds no run and no evaluation: give a run's output_dir or an evaluation folder")
+            raise InputError(f"{quoted} holds an evaluation without evaluation.json: evaluate again to finish it")
+        raise InputError(f"{quoted} holds no run and no evaluation: give a run's output_dir or an evaluation folder")
     result = read_evaluation(evaluation / "evaluation.json")
     files = (path / "exchanges.jsonl" if is_run else None, evaluation / "exchanges.jsonl" if result else None)
     training, held_out = (file if file is not None and file.exists() else None for file in files)

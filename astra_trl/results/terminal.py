@@ -25,20 +25,22 @@ def summary(evaluation: Evaluation, target: str | None = None) -> Table:
     main = next((arm for arm in (TESTER, *arms) if arm in arms and arm not in (BASELINE, OPENINGS)), None)
     against = evaluation.compared_with(target) if main else None
     compared = [arm for arm in (OPENINGS, BASELINE) if arm in arms]
-    shown = [*compared, *([main] if main else [])]
-    table = _table(f"{evaluation.settings['openings']} held-out openings", shown)
+    columns = [*compared, *([main] if main else [])]
+    table = _table(f"{evaluation.settings['openings']} held-out openings", columns)
     if against:
         table.add_column("difference", justify="right")
     for name in headline_figures(evaluation.settings):
-        figures = [evaluation.figure(name, arm, target) for arm in shown]
-        cells = [format_short(name, figure, interval=arm == main) for arm, figure in zip(shown, figures, strict=True)]
+        figures = [evaluation.figure(name, arm, target) for arm in columns]
+        cells = [
+            format_short(name, figure, interval=arm == main) for arm, figure in zip(columns, figures, strict=True)
+        ]
         if main and against:
             cells.append(format_short(name, evaluation.figure(name, main, target, against), signed=True))
         if any(cell != "-" for cell in cells):
             table.add_row(Text(visible(short_label(name, evaluation.settings))), *cells)
         if name == "self_bleu/probes":
             table.add_row("successful probes'", *[""] * len(cells))
-    for label, counts in _counts(evaluation, target, shown):
+    for label, counts in _counts(evaluation, target, columns):
         table.add_row(Text(visible(label)), *map(str, counts))
     return table
 
