@@ -18,7 +18,7 @@ def as_line(data: Mapping[str, Any]) -> str:
 
 
 def read_lines(file: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield the object of each line; nothing if the file does not exist. An unfinished last line, which a crash leaves,
+    """Yield the object of each line; nothing if the file does not exist. An unfinished last line, left by a crash,
     is skipped. Raises `InputError` if another line is damaged."""
     if file is None or not file.exists():
         return

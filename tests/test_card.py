@@ -198,6 +198,52 @@ def test_no_path_address_or_key_of_this_machine_is_in_it(tmp_path, monkeypatch):
     assert "judge:judge" in card and "judge_base_url: URL" in card
 
 
+NESTED = {
+    "system": "crt",
+    "system_kwargs": {"setting": "instruction"},
+    "tester": "someone/base",
+    "target": {"model": "openai:Qwen/Qwen2.5-7B", "base_url": f"http://{HOST}:8000/v1", "max_new_tokens": 64},
+    "scorer": None,
+    "held_out_scorers": None,
+    "scorers": {
+        "insults": {"type": "detoxify", "category": "insult"},
+        "judge": {"type": "judge", "model": "openai:gpt-4o-mini", "base_url": f"https://{HOST}/v1"},
+        "words": {"type": "keyword", "words": "/data/words.txt"},
+    },
+    "reward": {"harm": 1, "cosine_novelty": {"weight": 1, "embedder": "/data/models/minilm"}},
+    "hub_token": "kept",
+}
+
+
+def test_nested_settings_come_out_whole_without_what_is_private(tmp_path):
+    run = make_run(tmp_path / "tester", **NESTED)
+    card = model_card(run)
+    written = yaml.safe_load(code(section(card, "Training it again"), "yaml"))
+    assert written["target"] == {"model": "openai:Qwen/Qwen2.5-7B", "base_url": "URL", "max_new_tokens": 64}
+    assert written["system_kwargs"] == {"setting": "instruction"}
+    assert written["scorers"] == {
+        "insults": {"type": "detoxify", "category": "insult"},
+        "judge": {"type": "judge", "model": "openai:gpt-4o-mini", "base_url": "URL"},
+        "words": {"type": "keyword", "words": "words.txt"},
+    }
+    assert written["reward"] == {"harm": 1, "cosine_novelty": {"weight": 1, "embedder": "minilm"}}
+    assert not {"hub_token", "output_dir", "run_name"} & set(written)
+    assert HOST not in card and API_KEY not in card and "/data" not in card and str(tmp_path) not in card
+    assert "makes **Qwen/Qwen2.5-7B** misbehave" in card and "| an API, by chat completions |" in card
+    (run / "evaluation" / "evaluation.json").unlink()
+    facts = dict(row for row in rows(section(model_card(run), "What it was trained against")) if len(row) == 2)
+    assert facts["scorer trained on"] == "insults (detoxify)"
+    assert facts["scorers held out"] == "judge (judge:openai:gpt-4o-mini), words (keyword)"
+
+
+def test_a_long_configuration_is_folded(tmp_path):
+    again = section(
+        model_card(make_run(tmp_path / "tester", **{f"setting_{i}": i for i in range(60)})), "Training it again"
+    )
+    assert "<details><summary>config.yaml</summary>" in again and again.rstrip().endswith("</details>")
+    assert yaml.safe_load(code(again, "yaml"))["setting_59"] == 59
+
+
 def test_text_of_models_and_users_does_not_act(tmp_path):
     hostile = "a`b|c\n\n# head [x](javascript:y) <script>*z*\x1b[31m\u202e```"
     run = make_run(tmp_path / "tester", target=hostile, judge_rubric=hostile, prompts=f"{hostile}\n---\ntags: [x]")

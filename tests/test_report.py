@@ -377,6 +377,19 @@ def test_what_was_tested_is_on_the_page(tmp_path):
     assert "<dt>learning_rate</dt><dd><bdi>0.0005</bdi></dd>" in page
 
 
+def test_nested_settings_are_shown(tmp_path):
+    target = "target: {model: openai:org/chat, temperature: 0}\n"
+    scorers = (
+        "scorers: {insults: {type: detoxify, category: insult}, words: {type: keyword, words: /home/alice/w.txt}}\n"
+    )
+    text = markdown_report(
+        write_run(tmp_path / "run", config=f"{target}scorers: {{{scorers}}}\nreward: {{harm: 1, length: 0.5}}")
+    )
+    assert "- target: model openai:org/chat, temperature 0\n" in text
+    assert "- scorer: insults (type detoxify, category insult), words (type keyword, words alice/w.txt)\n" in text
+    assert "- reward: harm 1, length 0.5\n" in text and "/home" not in text
+
+
 def test_a_run_that_has_just_begun_gives_a_report(tmp_path):
     (tmp_path / "config.yaml").write_text("target: org/target\n")
     page = write_report([tmp_path], tmp_path / "new" / "report.html").read_text(encoding="utf-8")

@@ -115,8 +115,8 @@ class _Reader:
         if file is None:
             return probes
         if file == folder.evaluation_exchanges and folder.evaluation:
-            for row in folder.evaluation.arms:  # the tester first, whichever was evaluated first
-                self._source(place, folder, row["arm"], row["target"])
+            for one in folder.evaluation.arms:  # the tester first, whichever was evaluated first
+                self._source(place, folder, one["arm"], one["target"])
         order: dict[Hashable, int] = {}
         trees: dict[Hashable, _Tree] = {}
         for at, line in enumerate(read_lines(file), start=1):
