@@ -14,13 +14,17 @@ from astra_trl.plain import visible
 def as_line(data: Mapping[str, Any]) -> str:
     """Return a line of JSON. Half of a surrogate pair, which UTF-8 cannot encode, is escaped."""
     line = json.dumps(data, ensure_ascii=False)
-    return (line if line.isascii() or _encodes(line) else json.dumps(data)) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(data)
+    return line + "\n"
 
 
-def read_lines(file: Path | None) -> Iterator[dict[str, Any]]:
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the object of each line; nothing if the file does not exist. An unfinished last line, left by a crash,
     is skipped. Raises `InputError` if another line is damaged."""
-    if file is None or not file.exists():
+    if not file.exists():
         return
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -78,11 +82,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -378,13 +378,10 @@ def test_what_was_tested_is_on_the_page(tmp_path):
 
 
 def test_nested_settings_are_shown(tmp_path):
-    target = "target: {model: openai:org/chat, temperature: 0}\n"
-    scorers = (
-        "scorers: {insults: {type: detoxify, category: insult}, words: {type: keyword, words: /home/alice/w.txt}}\n"
-    )
-    text = markdown_report(
-        write_run(tmp_path / "run", config=f"{target}scorers: {{{scorers}}}\nreward: {{harm: 1, length: 0.5}}")
-    )
+    target = "target: {model: openai:org/chat, temperature: 0}"
+    scorers = "{insults: {type: detoxify, category: insult}, words: {type: keyword, words: /home/alice/w.txt}}"
+    config = f"{target}\nscorers: {scorers}\nreward: {{harm: 1, length: 0.5}}\n"
+    text = markdown_report(write_run(tmp_path / "run", config=config))
     assert "- target: model openai:org/chat, temperature 0\n" in text
     assert "- scorer: insults (type detoxify, category insult), words (type keyword, words alice/w.txt)\n" in text
     assert "- reward: harm 1, length 0.5\n" in text and "/home" not in text
