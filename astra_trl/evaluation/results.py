@@ -149,7 +149,7 @@ class Evaluation:
             ]
             return pd.DataFrame(rows)
         if what not in ("figures", "differences", "counts"):
-            raise InputError(f"unknown table {what!r}: choose figures, differences, counts or exchanges")
+            raise InputError(f"an evaluation has no table {what!r}: choose figures, differences, counts or exchanges")
         return pd.json_normalize(getattr(self, what))
 
     def to_json(self) -> dict[str, Any]:
