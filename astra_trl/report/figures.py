@@ -18,7 +18,7 @@ from astra_trl.results.labels import (
 )
 from astra_trl.results.reading import Folder
 
-_IN_FIRST_TABLE = (*list(LABELS)[: list(LABELS).index("probe_logprob_per_token")], "probe_logprob_per_token")
+_IN_FIRST_TABLE = list(LABELS)[: list(LABELS).index("probe_logprob_per_token") + 1]
 _OF_HELD_OUT = ("harmful_share", "harmful_conversations")
 _COUNTS = ("conversations", "exchanges", "failed", "empty_responses", "empty_probes", "unrewarded")
 _COUNTS_OF_OPENINGS = ("openings_left_out", "openings_shortened")  # shown if there are any

@@ -115,7 +115,7 @@ def short_label(name: str, settings: Mapping[str, Any]) -> str:
     label, rest, turn = _parts(name)
     if label is None:
         return name
-    text = label.short.format(turn or rest.replace("_", " ") if name.startswith("term/") else turn or rest)
+    text = label.short.format(turn or (rest.replace("_", " ") if name.startswith("term/") else rest))
     if name.startswith("harmful_share/") and rest != settings["harm"]:
         text = f"  by {rest}"
     elif name.startswith("probe_logprob_per_token/") and rest != settings["likelihood_under"]:
@@ -133,11 +133,8 @@ def format_figure(name: str, figure: Figure | None, difference: bool = False) ->
         return Cell(DASH)
     label = _parts(name)[0] or Label(name, name)
     unit = "" if not label.is_share else " points" if difference else "%"
-    value, low, high = (
-        None if number is None else _digits(number, label, label.digits, sign).replace("-", "−")
-        for number, sign in ((figure.value, "+" if difference else ""), (figure.low, ""), (figure.high, ""))
-    )
-    return Cell(f"{value}{unit}", "" if low is None or high is None else f"[{low}, {high}]")
+    value, low, high = (text.replace("-", "−") for text in _numbers(figure, label, label.digits, difference))
+    return Cell(f"{value}{unit}", f"[{low}, {high}]" if low else "")
 
 
 def format_short(name: str, figure: Figure, signed: bool = False, interval: bool = True) -> str:
@@ -145,11 +142,8 @@ def format_short(name: str, figure: Figure, signed: bool = False, interval: bool
     if figure.value is None:
         return "-"
     label = _parts(name)[0] or Label(name, name)
-    value = _digits(figure.value, label, label.short_digits, "+" if signed else "")
-    if not interval or figure.low is None or figure.high is None:
-        return value
-    low, high = (_digits(number, label, label.short_digits) for number in (figure.low, figure.high))
-    return f"{value} [{low},{high}]"
+    value, low, high = _numbers(figure, label, label.short_digits, signed)
+    return f"{value} [{low},{high}]" if interval and low else value
 
 
 def percent(share: float | None) -> str:
@@ -182,5 +176,11 @@ def _parts(name: str) -> tuple[Label | None, str, str]:
     return LABELS.get(name) or LABELS.get(kind), rest, ""
 
 
-def _digits(value: float, label: Label, digits: int, sign: str = "") -> str:
-    return f"{100 * value if label.is_share else value:{sign}.{digits}f}"
+def _numbers(figure: Figure, label: Label, digits: int, signed: bool) -> tuple[str, str, str]:
+    # The value and the ends of its interval, which are empty if there is none.
+    factor = 100 if label.is_share else 1
+    assert figure.value is not None
+    value = f"{factor * figure.value:{'+' if signed else ''}.{digits}f}"
+    if figure.low is None or figure.high is None:
+        return value, "", ""
+    return value, f"{factor * figure.low:.{digits}f}", f"{factor * figure.high:.{digits}f}"
