@@ -1,6 +1,6 @@
-"""Trains the sandbox's tiny tester with GRPO on a laptop's CPU: `python recipes/grpo_sandbox.py`.
+"""Train the sandbox's tiny tester with GRPO on a laptop's CPU. `python recipes/grpo_sandbox.py`.
 
-The same as `astra-trl sandbox run --algorithm grpo`. `--world DIR` takes another world, of `astra-trl sandbox build`.
+The same as `astra-trl sandbox run --algorithm grpo`. `--world DIR` takes a world of `astra-trl sandbox build`.
 """
 
 from astra_trl.cli.train import main
@@ -9,4 +9,4 @@ from astra_trl.sandbox.defaults import SANDBOX
 DEFAULTS = SANDBOX["grpo"]  # tree_width 4, tree_depth 3, trees_per_round 7, learning_rate, ...
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="grpo")
+    main(DEFAULTS)

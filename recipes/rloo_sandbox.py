@@ -1,6 +1,6 @@
-"""Trains the sandbox's tiny tester with RLOO on a laptop's CPU: `python recipes/rloo_sandbox.py`.
+"""Train the sandbox's tiny tester with RLOO on a laptop's CPU. `python recipes/rloo_sandbox.py`.
 
-The same as `astra-trl sandbox run --algorithm rloo`. `--world DIR` takes another world, of `astra-trl sandbox build`.
+The same as `astra-trl sandbox run --algorithm rloo`. `--world DIR` takes a world of `astra-trl sandbox build`.
 """
 
 from astra_trl.cli.train import main
@@ -9,4 +9,4 @@ from astra_trl.sandbox.defaults import SANDBOX
 DEFAULTS = SANDBOX["rloo"]  # tree_width 4, tree_depth 3, trees_per_round 7, learning_rate, ...
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="rloo")
+    main(DEFAULTS)

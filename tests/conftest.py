@@ -1,5 +1,6 @@
 """Tiny real models, made in memory or saved to a folder: no network is ever used."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
@@ -38,6 +39,11 @@ def pytest_collection_modifyitems(items):
     # A worker takes a file at a time: with the slowest first, neither waits for the other's last one.
     rank = {name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def keyword_flags(*words: str) -> list[str]:
+    """Flags of a scorer that looks for these words."""
+    return ["--scorer", json.dumps({"type": "keyword", "words": list(words)})]
 
 
 def make_tokenizer(vocab_size: int = 320, bos: bool = False) -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from test_run import HAS_PPO
 
 from astra_trl import InputError
-from astra_trl.cli.arguments import parse
+from astra_trl.cli.parse_train import parse
 from astra_trl.hub import model_card
 
 TAGS = ["trl", "astra-trl", "dpo", "astprompter"]
@@ -289,12 +289,15 @@ def test_its_code_loads_the_model_and_writes(tmp_path, capsys, monkeypatch, gpt2
 @pytest.mark.parametrize("algorithm", ["dpo", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])])
 def test_its_command_is_the_run_again(tmp_path, algorithm):
     given = {
+        "algorithm": algorithm,
         "tester": "someone/base",
-        "target": "someone/talker",
-        "scorer": "judge:gpt-judge",
-        "judge_rubric": "Is it rude,\nor 'worse'?",
-        "held_out_scorers": ["detoxify", "keyword"],
-        "keywords": ["fool", "shut up"],
+        "target": {"model": "openai:someone/talker", "max_new_tokens": 64},
+        "scorers": {
+            "judge": {"type": "judge", "model": "gpt-judge", "rubric": "Is it rude,\nor 'worse'?"},
+            "insults": {"type": "detoxify", "category": "insult"},
+            "words": {"type": "keyword", "words": ["fool", "shut up"]},
+        },
+        "reward": {"harm": 1, "likelihood": {"weight": 0.1}, "length": 0.5},
         "prompts": "convokit-reddit",
         "learning_rate": 3e-6,
         "use_peft": True,
@@ -309,7 +312,7 @@ def test_its_command_is_the_run_again(tmp_path, algorithm):
     given |= (
         {"loss_type": ["ipo"]} if algorithm == "dpo" else {"beta": 0.05} if algorithm != "ppo" else {"kl_coef": 0.2}
     )
-    first = _settings(parse(given, [], algorithm))
+    first = _settings(parse(given, []))
     run = make_run(
         tmp_path / "tester", **{**dict.fromkeys(yaml.safe_load(_bare(tmp_path))), **first, "algorithm": algorithm}
     )
@@ -320,7 +323,7 @@ def test_its_command_is_the_run_again(tmp_path, algorithm):
     assert (yaml.safe_load(file.read_text())["system"], yaml.safe_load(file.read_text())["algorithm"]) == (
         "astprompter", algorithm,
     )  # fmt: skip
-    again = _settings(parse({"output_dir": "tester", "report_to": "none"}, ["--config", str(file)], algorithm))
+    again = _settings(parse({"output_dir": "tester", "report_to": "none"}, ["--config", str(file)]))
     changed = {key: (value, again[key]) for key, value in first.items() if again[key] != value}
     assert not changed
 
@@ -330,7 +333,5 @@ def _bare(tmp_path):
 
 
 def _settings(parsed):
-    args, scorer_args, training_args, model_args = parsed
-    return json.loads(
-        json.dumps({**training_args.to_dict(), **vars(model_args), **vars(scorer_args), **vars(args)}, default=str)
-    )
+    args, training_args, model_args = parsed
+    return json.loads(json.dumps({**training_args.to_dict(), **vars(model_args), **vars(args)}, default=str))

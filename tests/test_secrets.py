@@ -53,8 +53,8 @@ def echoing(request):
 
 def run_of(folder, url, code=0, **env):
     command = [sys.executable, "-c", "from astra_trl.cli.main import main; raise SystemExit(main())", "sandbox", "run"]
-    command += [*FLAGS, "--target", "openai:m", "--target_base_url", url, "--output_dir", str(folder / "run")]
-    command += ["--max_retries", "1", "--max_failed_share", "1"]
+    command += [*FLAGS, "--output_dir", str(folder / "run"), "--target"]
+    command += [json.dumps({"model": "openai:m", "base_url": url, "max_retries": 1, "max_failed_share": 1})]
     env = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_LOG": "debug", **env}
     done = subprocess.run(command, capture_output=True, env=env, cwd=folder)
     (folder / "stdout.txt").write_bytes(done.stdout)

@@ -1,7 +1,4 @@
-"""One whole run, as every recipe does it: arguments, system, figures before, training, figures after, summary.
-
-A recipe gives nothing but its defaults: `main({...})`.
-"""
+"""A run: figures before, training, figures after, summary. A recipe is `main({...})` with its defaults."""
 
 import json
 import logging
@@ -20,13 +17,15 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config
 
+from astra_trl.backends.api.endpoint import CALLING
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
-from astra_trl.cli.arguments import parse
-from astra_trl.cli.build import build_system, dev_openings, openings_and_held_out
+from astra_trl.cli.build import build_system
+from astra_trl.cli.config import FREE_ON_RESUME, RunArguments
 from astra_trl.cli.dry_run import dry_run
-from astra_trl.cli.flags import RunArguments
-from astra_trl.cli.settings import read_settings
+from astra_trl.cli.openings import dev_openings, openings_and_held_out
+from astra_trl.cli.parse_train import parse
+from astra_trl.cli.parser import read_settings
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
@@ -38,7 +37,6 @@ from astra_trl.results.terminal import show, transcript
 from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import named_world
-from astra_trl.scorers.named import ScorerArguments
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree
@@ -46,36 +44,34 @@ from astra_trl.tree import Tree
 logger = logging.getLogger(__name__)
 
 
-def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None, algorithm: str = "dpo") -> None:
-    """Runs with `defaults` under the user's YAML file and flags; prints one line and exits with 1 on bad input."""
+def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
+    """Run with `defaults` under the user's YAML file and flags; print one line and exit with 1 on bad input."""
     try:
-        run(*parse(defaults, sys.argv[1:] if argv is None else argv, algorithm), algorithm)
+        run(*parse(defaults, sys.argv[1:] if argv is None else argv))
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
 def run(
     args: RunArguments,
-    scorer_args: ScorerArguments,
     training_args: Any,
     model_args: ModelConfig,
-    algorithm: str = "dpo",
 ) -> dict[str, Any]:
-    """Trains a tester with one of `TRAINERS` and returns the summary that it also prints and writes."""
+    """Train a tester, and return the summary that is also printed and written."""
     started = time.perf_counter()
-    transformers_logging.disable_progress_bar()  # of loading and saving; collecting and training have their own
-    # TRL calls checkpointing by its old names, at every save: nothing the user of a recipe could mend.
+    transformers_logging.disable_progress_bar()  # loading and saving; collecting and training have bars of their own
+    # TRL calls checkpointing by its old names at every save: the user of a recipe cannot fix that.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning)
     folder = RunFolder(training_args.output_dir)
     resume = _resume_from(training_args)
     if not (resume or args.dry_run):
         folder.refuse_if_used()
 
-    # Before anything is used up: `config.yaml` is to hold every setting. What ends in _token is masked, so left out.
-    settings = {**training_args.to_dict(), **asdict(model_args), **asdict(scorer_args), **asdict(args)}
+    # First, as building a system takes settings away: `config.yaml` holds all but tokens, which are masked.
+    settings = {**training_args.to_dict(), **asdict(model_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     if resume and folder.config.exists():
-        refuse_changes(read_settings(folder.config), settings, folder.path)
+        refuse_changes(_comparable(read_settings(folder.config)), _comparable(settings), folder.path)
     PartialState().wait_for_everyone()
     world = named_world(args.world)
     openings, held_out = openings_and_held_out(args, world, training_args.seed)
@@ -84,11 +80,11 @@ def run(
         openings, eval_dataset = dev_openings(args, world, openings, training_args.seed)
     if args.dry_run:
         if PartialState().is_main_process:
-            print(dry_run(args, scorer_args, training_args, model_args, algorithm, openings))
+            print(dry_run(args, training_args, model_args, openings))
         return {}
-    _, trainer_class = trainer_classes(algorithm)
-    teaching = _teaching(args, training_args, algorithm, [*held_out, *(eval_dataset or ())])
-    system = build_system(args, scorer_args, training_args, model_args, world)
+    _, trainer_class = trainer_classes(args.algorithm)
+    teaching = _teaching(args, training_args, [*held_out, *(eval_dataset or ())])
+    system = build_system(args, training_args, model_args, world)
     sampler = ASTSampler(system, openings, args.tree_width, args.tree_depth)
     peft_config = get_peft_config(model_args)
     if isinstance(system.tester, HFBackend) and is_peft_model(system.tester.model):
@@ -100,10 +96,10 @@ def run(
     if main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
         write_whole(folder.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        folder.summary.unlink(missing_ok=True)  # of a run that is gone on with, which is not finished any more
+        folder.summary.unlink(missing_ok=True)  # a resumed run is not finished
 
     evaluator = ASTEvaluator(sampler, held_out, seed=training_args.seed, output_dir=folder.path / "evaluation")
-    PartialState().wait_for_everyone()  # so that none finds what another has written meanwhile
+    PartialState().wait_for_everyone()  # so that no process finds a file that another has just written
 
     def measure(arm: str, tester: Backend | None = None, baseline: Backend | None = None) -> list[Tree]:
         total = len(held_out) * (1 if arm == OPENINGS else args.tree_depth)
@@ -118,7 +114,7 @@ def run(
     if system.target_sees_opening:
         measure(OPENINGS)
     trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(_internal_call=True)  # a push comes at the end, with the figures
+    trainer.save_model(_internal_call=True)  # pushed at the end, with the figures
     trainer.save_state()
     after = measure(TESTER, baseline=trainer.baseline())
     evaluation = evaluator.evaluation()
@@ -126,7 +122,7 @@ def run(
     summary = {
         **{f"{key}_before": value for key, value in evaluation.headline(BASELINE).items()},
         **{f"{key}_after": value for key, value in evaluation.headline(TESTER).items()},
-        "algorithm": algorithm,
+        "algorithm": args.algorithm,
         "rounds": round(trainer.state.epoch or 0),
         "steps": trainer.state.global_step,
         "seed": training_args.seed,
@@ -148,15 +144,30 @@ def run(
     return summary
 
 
-def _teaching(args: RunArguments, training_args: Any, algorithm: str, held_out: Sequence[Opening]) -> dict[str, Any]:
-    # What weak supervision adds to a trainer's arguments; a fraction of 0 switches it off.
+def _teaching(args: RunArguments, training_args: Any, held_out: Sequence[Opening]) -> dict[str, Any]:
+    # Arguments of a trainer for weak supervision; a fraction of 0 switches it off.
     if args.teaching_pairs is None:
         return {}
     if not hasattr(training_args, "teach_fraction"):
-        raise InputError(f"--teaching_pairs gives pairs to learn, and {algorithm} learns from none: leave it out")
+        raise InputError(f"--teaching_pairs gives pairs to learn, and {args.algorithm} learns from none: leave it out")
     if not training_args.teach_fraction:
         return {}
     return {"teaching_pairs": load_teaching_pairs(args.teaching_pairs, held_out=held_out)}
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    # How an endpoint is called may change when a run is resumed, and so may what is free.
+    def strip(value: Any) -> Any:
+        if isinstance(value, list):
+            return [strip(part) for part in value]
+        if not isinstance(value, Mapping):
+            return value
+        return {key: strip(part) for key, part in value.items() if key not in (*CALLING, "base_url")}
+
+    changed = {name: strip(settings.get(name)) for name in ("target", "scorer", "held_out_scorers", "scorers")}
+    if isinstance(changed["target"], Mapping) and [*changed["target"]] == ["model"]:
+        changed["target"] = changed["target"]["model"]  # only its limits were given
+    return {**{key: value for key, value in settings.items() if key not in FREE_ON_RESUME}, **changed}
 
 
 def _resume_from(training_args: Any) -> str | bool | None:
@@ -165,13 +176,13 @@ def _resume_from(training_args: Any) -> str | bool | None:
         return resume.lower() == "true"
     if resume is not None and not os.path.isdir(resume):
         raise InputError(
-            f"resume_from_checkpoint {resume!r} is no folder: give a checkpoint's, or 'true' for the last one"
+            f"resume_from_checkpoint {resume!r} is not a folder: give a checkpoint, or 'true' for the last one"
         )
     return resume
 
 
 def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) -> None:
-    # The same openings before and after, the first three of them: not the best ones.
+    # The first three openings, before and after: not the best ones.
     target = evaluation.targets[0]
     for when, arm in (("before", BASELINE), ("after", TESTER)):
         print(f"\n--- three conversations {when} training ---")
@@ -181,5 +192,5 @@ def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) 
     if "topics" in summary:
         print(f"weak topics found: {visible(', '.join(summary['topics'])) or 'none'}")
     print(f"\nthe tester, every exchange and the settings are in {folder.path}")
-    print(f"to look at it: astra-trl report {folder.path} -o report.html")
+    print(f"to view it: astra-trl report {folder.path} -o report.html")
     write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")

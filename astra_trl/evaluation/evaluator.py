@@ -278,7 +278,7 @@ class ASTEvaluator:
         empty = {i: Tree(self.system.opened(as_conversation(self.openings[i]), self.seeds[i])) for i in chunk}
         asked = [i for i, tree in empty.items() if arm != OPENINGS or heard_alone(tree.opening)]
         exchanges = 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
-        known = self.folder.grown(arm, target, asked, exchanges)
+        known = self.folder.take_trees(arm, target, asked, exchanges)
         return None if known is None else list({**empty, **dict(zip(asked, known, strict=True))}.values())
 
     def _grown(self, arm: str, chunk: Sequence[int], sampler: ASTSampler, baseline: Backend | None) -> list[Tree]:

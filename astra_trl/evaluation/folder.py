@@ -74,7 +74,7 @@ class EvaluationFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "settings.json", json.dumps(self._known, indent=2) + "\n")
 
-    def grown(self, arm: str, target: str, indices: Sequence[int], exchanges: int) -> list[Tree] | None:
+    def take_trees(self, arm: str, target: str, indices: Sequence[int], exchanges: int) -> list[Tree] | None:
         """Return the trees of these openings if each of them has all its `exchanges`. Otherwise forget the incomplete
         ones and return `None`."""
         trees = self._lines.get((arm, target), {})

@@ -1,28 +1,20 @@
 """Facts of a run for its model card."""
 
-import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from astra_trl import systems
-from astra_trl.backends.named import PREFIX
+from astra_trl.backends.api.endpoint import API_PREFIX
 from astra_trl.evaluation.results import TESTER
 from astra_trl.hub.config import describe_model, describe_scorer, shareable
 from astra_trl.hub.redaction import last_part
 from astra_trl.hub.staging import run_of
 from astra_trl.results.reading import harmless, read_config, read_evaluation, read_object
+from astra_trl.systems import SYSTEMS, system_class
 
 _PACKAGES = ("astra-trl", "trl", "transformers", "torch", "accelerate", "peft", "datasets", "detoxify")
 
-# Systems by their names: class, label, and id of the paper on arXiv. The class's own `label` and `paper` come first.
-_SYSTEMS = {
-    "astprompter": ("ASTPrompterSystem", "ASTPrompter", "2407.09447"),
-    "perez": ("PerezSystem", "Perez et al.", "2202.03286"),
-    "crt": ("CRTSystem", "CRT", "2402.19464"),
-    "malibu": ("MalibuSystem", "MALIBU", None),
-}
 _ALGORITHM_PAPERS = {
     "dpo": "2305.18290", "ipo": "2310.12036", "grpo": "2402.03300", "rloo": "2402.14740", "ppo": "1707.06347",
 }  # fmt: skip
@@ -44,14 +36,17 @@ class Run:
         summary = read_object(run / "summary.json")
         self.algorithm = str(self.config.get("algorithm") or summary.get("algorithm") or "unknown")
         system = str(self.config.get("system") or self.settings.get("system") or "astprompter")
-        ours = re.fullmatch(r"(?:(?:HF)?(AST)\w*|(Perez|CRT|Malibu)System)", system)
-        self.system = "astprompter" if ours and ours[1] else ours[2].lower() if ours else system
-        class_name, label, paper = _SYSTEMS.get(self.system, (None, self.system, None))
-        system_class = getattr(systems, class_name) if class_name else None
-        self.label = getattr(system_class, "label", None) or label
+        by_class = {path.rpartition(".")[2]: name for name, path in SYSTEMS.items()} | {
+            "ASTPrompterSystem": "astprompter"
+        }
+        self.system = by_class.get(system, system)
+        # The code of a user's own system is not run for the card.
+        own = system_class(self.system) if self.system in SYSTEMS else None
+        self.label = str((own and own.label) or self.system)
+        paper = own.paper if own else None
         losses = self.config.get("loss_type") or []
         ipo = ["ipo"] if "ipo" in ([losses] if isinstance(losses, str) else losses) else []
-        papers = {self.label: getattr(system_class, "paper", None) or paper}
+        papers = {self.label: paper}
         papers |= {name.upper(): _ALGORITHM_PAPERS.get(name) for name in (self.algorithm, *ipo)}
         self.papers = {name: paper for name, paper in papers.items() if paper}
         base = read_object(adapter).get("base_model_name_or_path")
@@ -63,7 +58,7 @@ class Run:
         if not setting and self.config.get("world"):
             return f"sandbox-{role}"
         models = [self._description(arm, role).get("model") for arm in self.evaluation.arms] if self.evaluation else []
-        return describe_model(setting or next(filter(None, models), None)).removeprefix(PREFIX)
+        return describe_model(setting or next(filter(None, models), None)).removeprefix(API_PREFIX)
 
     @staticmethod
     def _description(arm: Mapping[str, Any], role: str) -> Mapping[str, Any]:
@@ -73,7 +68,7 @@ class Run:
         # The kind of API of the target; its address is private.
         target, api = self.config.get("target"), self.config.get("target_api")
         settings = target if isinstance(target, Mapping) else {"model": target, "api": api}
-        apis = [(settings.get("api") or "chat") if str(settings.get("model")).startswith(PREFIX) else None]
+        apis = [(settings.get("api") or "chat") if str(settings.get("model")).startswith(API_PREFIX) else None]
         if self.evaluation:
             apis += [self._description(arm, "target").get("api") for arm in self.evaluation.arms]
         api = next(filter(None, apis), None)

@@ -1,13 +1,13 @@
-"""ASTPrompter: both sides continue one conversation; harmful, likely probes are rewarded."""
+"""ASTPrompter: both sides continue one conversation, and probes that are likely and cause harm are rewarded."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.errors import InputError
-from astra_trl.rewards import Credit, Harm, Reward, immediate
-from astra_trl.rewards.base import Combine
-from astra_trl.rewards.weighted import weighted_terms
+from astra_trl.rewards.base import Reward
+from astra_trl.rewards.config import TermSpec, build_reward
+from astra_trl.rewards.credit import Credit, immediate
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
 from astra_trl.systems.goals import Goal
@@ -18,44 +18,6 @@ ASTPROMPTER_SAMPLING = SamplingParams(
 )
 
 
-def astprompter_reward(
-    scorer: str = "harm",
-    *,
-    probe_and_response_weight: float = 0.5,
-    likelihood_weight: float = 0.1,
-    combine: Combine = "sum",
-    **further: Any,
-) -> Reward:
-    """ASTPrompter's reward with other weights or further terms, those of [`weighted_terms`].
-
-    `harm(response) + probe_and_response_weight * harm(probe + response) + likelihood_weight * mean log-probability per
-    token of the probe`, and what else has a weight. In a product the likelihood is the geometric mean of the tokens'
-    probabilities.
-
-    Args:
-        scorer (`str`, *optional*, defaults to `"harm"`):
-            Name of the system's scorer that the reward reads.
-        combine (`str`, *optional*, defaults to `"sum"`):
-            `"sum"` or `"product"`; see [`Reward`].
-    """
-    terms = weighted_terms(
-        scorer,
-        probe_and_response_weight=probe_and_response_weight,
-        likelihood_weight=likelihood_weight,
-        as_probability=combine == "product",
-        **further,
-    )
-    return Reward({"target_harm": (1.0, Harm(scorer)), **terms}, combine)
-
-
-def named_scorers(scorer: Scorer | Mapping[str, Scorer]) -> Mapping[str, Scorer]:
-    """Scorers by name, the one that is trained on first; `InputError` where there is none."""
-    scorers = scorer if isinstance(scorer, Mapping) else {"harm": scorer}
-    if not scorers:
-        raise InputError("the system has no scorer: give one, or several by name")
-    return scorers
-
-
 class ASTPrompterSystem(System):
     """The system of ASTPrompter (huggingface.co/papers/2407.09447) on any backends.
 
@@ -63,13 +25,18 @@ class ASTPrompterSystem(System):
         tester, target, baseline (`Backend`):
             See [`System`].
         scorer (`Scorer` or `Mapping[str, Scorer]`):
-            Measures harm. Of several by name the first is the one that is trained on; the others are held out, for
-            evaluation to report.
-        reward (`Reward`, *optional*):
-            Defaults to the paper's, `astprompter_reward()`.
+            Scorer of harm. Of several by name, the first is trained on and the others are held out for evaluation.
+        reward (`Reward` or `Mapping`, *optional*):
+            A reward, or weights of its terms by name for [`build_reward`]; defaults to the paper's.
         credit, goals, tree_width, tree_depth:
             See [`System`].
     """
+
+    label: ClassVar[str | None] = "ASTPrompter"
+    paper: ClassVar[str | None] = "2407.09447"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "reward": {"harm": 1.0, "probe_and_response_harm": 0.5, "likelihood": 0.1}
+    }
 
     def __init__(
         self,
@@ -78,20 +45,16 @@ class ASTPrompterSystem(System):
         baseline: Backend | None,
         scorer: Scorer | Mapping[str, Scorer],
         *,
-        reward: Reward | None = None,
+        reward: Reward | Mapping[str, TermSpec] | None = None,
         **more: Any,
     ) -> None:
-        scorers = named_scorers(scorer)
+        scorers = scorer if isinstance(scorer, Mapping) else {"harm": scorer}
+        if not scorers:
+            raise InputError("the system has no scorer: give one, or several by name")
         harm = next(iter(scorers))
-        super().__init__(
-            tester,
-            target,
-            scorers,
-            reward or astprompter_reward(harm),
-            baseline=baseline,
-            harm=harm,
-            **more,
-        )
+        if not isinstance(reward, Reward):
+            reward = self.default_reward(harm) if reward is None else build_reward(reward, harm)
+        super().__init__(tester, target, scorers, reward, baseline=baseline, harm=harm, **more)
 
 
 class HFASTSystem(ASTPrompterSystem):
@@ -99,19 +62,19 @@ class HFASTSystem(ASTPrompterSystem):
 
     Args:
         tester, target, baseline (`str`, `PreTrainedModel` or `Backend`):
-            A Hub id or folder, a loaded model, or a backend with settings of its own; see [`load_models`]. Without a
-            baseline it is the tester before training. The target may be a function too: messages -> answer, see
+            A Hub id or folder, a loaded model, or a backend with its own settings; see [`load_models`]. The baseline
+            defaults to the tester before training. The target may also be a function from messages to an answer; see
             [`FunctionBackend`].
         scorer (`Scorer` or `Mapping[str, Scorer]`):
-            Measures harm; see [`ASTPrompterSystem`].
-        reward (`Reward`, *optional*):
-            Defaults to the paper's, `astprompter_reward()`.
+            Scorer of harm; see [`ASTPrompterSystem`].
+        reward (`Reward` or `Mapping`, *optional*):
+            A reward, or weights of its terms by name for [`build_reward`]; defaults to the paper's.
         credit, goals, tree_width, tree_depth:
             See [`System`].
         sampling (`SamplingParams`, *optional*):
-            How both sides sample; defaults to the paper's figures.
+            Sampling parameters of both sides; defaults to the paper's.
         models:
-            How models are loaded: `chat`, `device`, `processing_class`, `model_init_kwargs`, ... of [`load_models`].
+            Further arguments of [`load_models`]: `chat`, `device`, `processing_class`, `model_init_kwargs`, ...
     """
 
     def __init__(
@@ -121,8 +84,8 @@ class HFASTSystem(ASTPrompterSystem):
         baseline: Model | None,
         scorer: Scorer | Mapping[str, Scorer],
         *,
-        reward: Reward | None = None,
-        credit: Credit | str = immediate,
+        reward: Reward | Mapping[str, TermSpec] | None = None,
+        credit: Credit | str | Mapping[str, Any] = immediate,
         goals: Sequence[Goal] = (),
         tree_width: int = 2,
         tree_depth: int = 3,
@@ -138,3 +101,6 @@ class HFASTSystem(ASTPrompterSystem):
             tree_width=tree_width,
             tree_depth=tree_depth,
         )
+
+
+astprompter_reward = ASTPrompterSystem.default_reward
