@@ -104,7 +104,7 @@ def test_what_a_filter_or_thinking_took_away_is_in_no_figure_of_harm_and_is_coun
         for name in ("harmful_share", "harmful_share_turn_1", "harmful_conversations", "score_mean"):
             figure = evaluation.figure(f"{name}/harm", arm)
             assert (figure.value, figure.n) == (pytest.approx(1 / 3), 3), (arm, name)
-        counted = evaluation.counted(arm)
+        counted = evaluation.counts_of(arm)
         assert (counted["exchanges"], counted["failed"], counted["empty_responses"]) == (7, 0, 4)
         assert set(counted["unscored"].values()) == {0}
     assert evaluation.figure("reward").n == evaluation.figure("term/target_harm").n == 3

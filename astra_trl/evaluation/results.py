@@ -105,14 +105,14 @@ class Evaluation:
         """Return one figure, or with `against` its paired difference; without a value if it was not measured."""
         return self.find(name, arm, target, against) or Figure(None, 0, None, None)
 
-    def counted(self, arm: str = TESTER, target: str | None = None) -> dict[str, Any]:
+    def counts_of(self, arm: str = TESTER, target: str | None = None) -> dict[str, Any]:
         """Return the counts of an arm."""
         wanted = (arm, target or self.targets[0])
         return next(row for row in self.counts if (row["arm"], row["target"]) == wanted)
 
     def headline(self, arm: str = TESTER, target: str | None = None) -> dict[str, Any]:
         """Return the figures of a run's summary, by their plain names."""
-        counted = self.counted(arm, target)
+        counted = self.counts_of(arm, target)
 
         def value(name: str) -> float | None:
             return self.figure(name, arm, target).value

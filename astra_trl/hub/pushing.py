@@ -26,10 +26,7 @@ _CAUSES = {
     400: ("the Hub refuses the files", "check the model card's metadata"),
     401: ("the Hub does not accept the token", "log in with `hf auth login`, or set HF_TOKEN"),
     403: ("the token may not write there", "log in with another one (`hf auth login`), or choose another --repo_id"),
-    404: (
-        "the Hub knows neither the repository nor the branch",
-        "choose another --repo_id, or log in (`hf auth login`)",
-    ),
+    404: ("the Hub knows no such repository or branch", "choose another --repo_id, or log in with `hf auth login`"),
     409: ("another push has just changed the repository", "wait a moment"),
     413: ("the model is too large for the repository", "choose another --repo_id, or ask for more storage"),
     429: ("the Hub accepts no more requests for now", "wait some minutes"),

@@ -180,7 +180,7 @@ class _Reader:
         for columns, by_row in ((result.scores, [r.scores for r in rows]), (result.terms, [r.terms for r in rows])):
             for name in dict.fromkeys(name for values in by_row for name in values):
                 columns[visible(name)] = [
-                    _measured(values, name, threshold) for values, threshold in zip(by_row, thresholds, strict=True)
+                    _cell(values, name, threshold) for values, threshold in zip(by_row, thresholds, strict=True)
                 ]
 
     def _row(self, line: Mapping[str, Any]) -> _Row:
@@ -242,7 +242,7 @@ class _Links:
         return self._places[key]
 
 
-def _measured(values: Mapping[str, Any], name: str, threshold: float) -> float | str | None:
+def _cell(values: Mapping[str, Any], name: str, threshold: float) -> float | str | None:
     if name not in values:
         return None
     value = _short(number(values[name]), threshold)

@@ -55,7 +55,7 @@ def html_report(folders: Sequence[Folder]) -> str:
         # Only `<` could end a script element, or begin a comment in it.
         "data": data.replace("<", "\\u003c"),
         "headline": "<br>".join(
-            f"{_named(folders, folder)}<bdi>{escape(headline(folder))}</bdi>" for folder in folders
+            f"{_bold_name(folders, folder)}<bdi>{escape(headline(folder))}</bdi>" for folder in folders
         ),
         "several": ' class="several"' if len(folders) > 1 else "",
         "summary": _summary(folders),
@@ -70,11 +70,11 @@ def html_report(folders: Sequence[Folder]) -> str:
 
 
 def _policy(script: str, style: str) -> str:
-    def allowed(text: str) -> str:
+    def source_hash(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
     return (
-        f"default-src 'none'; script-src {allowed(script)}; style-src {allowed(style)}; base-uri 'none'; "
+        f"default-src 'none'; script-src {source_hash(script)}; style-src {source_hash(style)}; base-uri 'none'; "
         "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
@@ -82,10 +82,10 @@ def _policy(script: str, style: str) -> str:
 def _summary(folders: Sequence[Folder]) -> str:
     if len({summary_line(folder) for folder in folders}) == 1:
         return f"<p>{escape(summary_line(folders[0]))}</p>"
-    return "".join(f"<p>{_named(folders, folder)}{escape(summary_line(folder))}</p>" for folder in folders)
+    return "".join(f"<p>{_bold_name(folders, folder)}{escape(summary_line(folder))}</p>" for folder in folders)
 
 
-def _named(folders: Sequence[Folder], folder: Folder) -> str:
+def _bold_name(folders: Sequence[Folder], folder: Folder) -> str:
     return f"<b><bdi>{escape(folder.name)}</bdi></b> " if len(folders) > 1 else ""
 
 

@@ -142,7 +142,7 @@ def _table(title: str, arms: Sequence[str]) -> Table:
 
 
 def _counts(evaluation: Evaluation, target: str | None, arms: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    rows = [evaluation.counted(arm, target) for arm in arms]
+    rows = [evaluation.counts_of(arm, target) for arm in arms]
     for key in _COUNTS:
         # The openings alone have no probe with a likelihood that a reward could be made of.
         counts = [0 if key == "unrewarded" and row["arm"] == OPENINGS else row[key] for row in rows]
