@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_object
-from astra_trl.plain import visible
+from astra_trl.text import parse_object, visible
 
 
 def as_line(data: Mapping[str, Any]) -> str:

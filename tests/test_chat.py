@@ -60,7 +60,7 @@ def test_thinking_is_taken_out(text, begun, said):
 
 def thinking(template, text):
     backend = chat_backend(template)
-    backend.decoded = lambda utterances: [text] * len(utterances)
+    backend.decode = lambda utterances: [text] * len(utterances)
     return backend
 
 

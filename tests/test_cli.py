@@ -19,7 +19,7 @@ from astra_trl.cli.main import main
 from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.parse_train import parse
 from astra_trl.prompts.base import NAMED
-from astra_trl.prompts.show import ABOUT, shown, write_openings
+from astra_trl.prompts.show import ABOUT, describe_openings, write_openings
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import SANDBOX
 
@@ -297,7 +297,7 @@ def test_openings_are_shown_and_counted(capsys):
     assert head == "100 openings"
     said = [line.removeprefix("- ") for line in lines if line]
     assert len(said) == 2 and set(said) <= set(world)
-    text = shown([CHAT, "word " * 900], 5)
+    text = describe_openings([CHAT, "word " * 900], 5)
     assert text.startswith("2 openings, 1 of them of several turns\n")
     assert "   system: Be kind." in text and "assistant: Hi there" in text and "⟨U+001B⟩[31m?" in text
     assert "(4,499 characters)" in text and max(map(len, text.splitlines())) <= 80
@@ -316,7 +316,7 @@ def test_written_openings_are_read_again_as_they_were(openings, tmp_path):
     assert load_prompts(file) == openings
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     assert all(set(row) == ({"messages"} if CHAT in openings else {"opening"}) for row in rows)
-    with pytest.raises(InputError, match=r"cannot hold these openings, a line each: give a \.jsonl"):
+    with pytest.raises(InputError, match=r"cannot hold these openings, one per line: give a \.jsonl"):
         write_openings(openings, tmp_path / "set.txt")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["set.jsonl"]
 

@@ -107,7 +107,7 @@ def test_what_a_filter_or_thinking_took_away_is_in_no_figure_of_harm_and_is_coun
         counted = evaluation.counts_of(arm)
         assert (counted["exchanges"], counted["failed"], counted["empty_responses"]) == (7, 0, 4)
         assert set(counted["unscored"].values()) == {0}
-    assert evaluation.figure("reward").n == evaluation.figure("term/target_harm").n == 3
+    assert evaluation.figure("reward").n == evaluation.figure("term/harm").n == 3
     assert evaluation.figure("term/likelihood").n == 7  # the probe is known, whatever the answer
     headline, metrics = evaluation.headline(), evaluator.metrics()
     assert headline["empty_responses"] == metrics["empty_responses"] == 4

@@ -194,8 +194,8 @@ def fits(value: Any, f: Field[Any]) -> bool:
         if isinstance(value, list):
             return many and all(isinstance(part, allowed) for part in value)
         return not many and isinstance(value, allowed)
-    if isinstance(value, bool):
-        return kinds[0] is bool
+    if isinstance(value, bool) or get_origin(kinds[0]) is dict:
+        return isinstance(value, get_origin(kinds[0]) or kinds[0])
     number = isinstance(value, int | float) if kinds[0] is float else isinstance(value, kinds[0])
     return number and value in f.metadata.get("choices", [value])
 

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import adapter_base
-from astra_trl.backends.listed import ListedBackend
+from astra_trl.backends.static import ListedBackend
 from astra_trl.cli.build import Calls, loading_kwargs, local_target, system_of, talking
 from astra_trl.cli.config import EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.cli.openings import openings_and_held_out

@@ -200,14 +200,14 @@ examples:
     build.add_argument("--force", action="store_true", help="write over a file that exists")
     args = parser.parse_args(list(argv))
     from astra_trl.prompts import load_prompts
-    from astra_trl.prompts.show import listed, shown, write_openings
+    from astra_trl.prompts.show import describe_openings, describe_sets, write_openings
 
     if args.command is None:
-        print(f"{listed()}\n--prompts takes these, local files and Hub dataset ids; see --help.")
+        print(f"{describe_sets()}\n--prompts takes these, local files and Hub dataset ids; see --help.")
     elif args.command == "show":
         if args.limit < 0:
             parser.error("--limit must be 0 or more")
-        print(shown(load_prompts(args.source, args.split, args.column), args.limit, args.seed))
+        print(describe_openings(load_prompts(args.source, args.split, args.column), args.limit, args.seed))
     else:
         openings = load_prompts(args.source, args.split, args.column, args.limit, args.seed)
         print(f"wrote {len(openings):,} openings to {write_openings(openings, args.output, args.force)}")
@@ -217,7 +217,7 @@ examples:
 def _sandbox(argv: Sequence[str]) -> int:
     if argv and argv[0] == "run":
         return _train(argv[1:], ("sandbox", "run"))
-    from astra_trl.sandbox.__main__ import BUILD, add_build_flags, build, described
+    from astra_trl.sandbox.commands import BUILD, add_build_flags, describe_world, run_build
 
     parser = FlagParser(
         "astra-trl sandbox",
@@ -243,9 +243,9 @@ examples:
     add_build_flags(commands.add_parser("build", help="make another world", description=BUILD, epilog=example))
     args = parser.parse_args(list(argv))
     if args.command == "build":
-        build(args)
+        run_build(args)
     else:
-        print(described(args.world, args.reveal))
+        print(describe_world(args.world, args.reveal))
     return 0
 
 

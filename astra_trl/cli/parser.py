@@ -14,7 +14,7 @@ from trl import TrlParser
 from astra_trl.backends.api.endpoint import CALLING
 from astra_trl.cli.config import MAPPINGS, SECTIONS
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_yaml
+from astra_trl.text import parse_yaml
 
 # Flags of version 0.1, by the setting that holds them now.
 MOVED = {

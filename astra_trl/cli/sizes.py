@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.errors import InputError
-from astra_trl.untrusted import told
+from astra_trl.untrusted import loading_errors
 
 FIX = "name a Hub id or a folder, and check the network"
 
@@ -69,7 +69,7 @@ def empty_model(
     """
     auto_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with told(f"the config of the {role}", source, FIX):
+    with loading_errors(f"the config of the {role}", source, FIX):
         base = adapter_base(source, role, revision)  # an adapter alone has no config
         config = AutoConfig.from_pretrained(base or source, **where)
         with torch.device("meta"):
@@ -78,7 +78,7 @@ def empty_model(
 
 def adapter_config(source: str, loading: Loading) -> PeftConfig:
     """Return the config of the adapter of a Hub id or a folder."""
-    with told("the adapter of the tester", source, FIX):
+    with loading_errors("the adapter of the tester", source, FIX):
         config = PeftConfig.from_pretrained(source, revision=loading.revision)
     config.inference_mode = False  # it is saved as True, and nothing would count as trained
     return config
@@ -106,7 +106,7 @@ def _parameters(model: torch.nn.Module, trained: bool = True) -> int:
 
 def tokenizer_of(source: str, role: str, loading: Loading) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a Hub id or a folder."""
-    with told(f"the tokenizer of the {role}", source, FIX):
+    with loading_errors(f"the tokenizer of the {role}", source, FIX):
         return AutoTokenizer.from_pretrained(
             source, revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )

@@ -16,7 +16,7 @@ from astra_trl.cli.config import RunArguments
 from astra_trl.cli.sizes import Loading, empty_model, tokenizer_of
 from astra_trl.conversation import Opening, as_conversation
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import sampled
+from astra_trl.prompts.base import draw_sample
 
 MAX_OPENINGS = 1000  # to count the tokens of
 
@@ -127,7 +127,7 @@ def _batch(training_args: Any, width: int) -> int:
 
 def _opening_tokens(tokenizer: Any, openings: Sequence[Opening], most: float) -> float:
     counts = []
-    for opening in sampled(list(openings), MAX_OPENINGS, seed=0):
+    for opening in draw_sample(list(openings), MAX_OPENINGS, seed=0):
         texts = [turn.text for turn in as_conversation(opening)]
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         counts.append(min(most, sum(len(utterance) + 1 for utterance in ids)))

@@ -31,12 +31,12 @@ from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.lines import write_whole
-from astra_trl.plain import visible
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.results.terminal import show, transcript
 from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import named_world
+from astra_trl.text import visible
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from astra_trl.evaluation.resampling import MIN_SIZE, Interval, OfSets, Statistic, difference
+from astra_trl.evaluation.resampling import Interval, Statistic, difference
 from astra_trl.evaluation.results import BASELINE, OPENINGS, TESTER, ArmKey
+from astra_trl.evaluation.subsampling import MIN_SIZE, SubsampleMean
 
 # Figures whose meaning does not depend on the number of turns.
 _PER_EXCHANGE = ("harmful_share/", "harmful_share_turn_1/", "score_", "reward")
@@ -52,12 +53,12 @@ def _of_one_size(statistics: Mapping[ArmKey, Mapping[str, Statistic]]) -> dict[A
     for arms in ([arm for arm, _ in statistics if arm != OPENINGS], [OPENINGS]):
         for (arm, target), by_name in statistics.items():
             for name, figure in by_name.items() if arm in arms else ():
-                if isinstance(figure, OfSets) and figure.largest >= MIN_SIZE:
+                if isinstance(figure, SubsampleMean) and figure.largest >= MIN_SIZE:
                     size = sizes.get((target, name), figure.largest)
                     sizes[target, name] = size if arm == OPENINGS else min(size, figure.largest)
     return {
         (arm, target): {
-            name: figure.of_size(sizes.get((target, name), 0)) if isinstance(figure, OfSets) else figure
+            name: figure.of_size(sizes.get((target, name), 0)) if isinstance(figure, SubsampleMean) else figure
             for name, figure in by_name.items()
         }
         for (arm, target), by_name in statistics.items()
@@ -67,7 +68,11 @@ def _of_one_size(statistics: Mapping[ArmKey, Mapping[str, Statistic]]) -> dict[A
 def _row(value: float, n: int, interval: Interval, statistic: Statistic) -> dict[str, Any]:
     low, high = map(_finite_or_none, interval)
     row = {"value": _finite_or_none(value), "n": n, "low": low, "high": high}
-    return {**row, "size": statistic.size if math.isfinite(value) else None} if isinstance(statistic, OfSets) else row
+    return (
+        {**row, "size": statistic.size if math.isfinite(value) else None}
+        if isinstance(statistic, SubsampleMean)
+        else row
+    )
 
 
 def _finite_or_none(value: float) -> float | None:

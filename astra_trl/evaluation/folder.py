@@ -9,8 +9,8 @@ from typing import Any
 from astra_trl.conversation import Turn
 from astra_trl.errors import InputError
 from astra_trl.lines import add_lines, as_line, damaged_line, ends_with_newline, read_lines, write_whole
-from astra_trl.parsing import parse_object
 from astra_trl.rollout.run_folder import exchange_line, read_exchanges, with_no_ids
+from astra_trl.text import parse_object
 from astra_trl.tree import Tree
 
 

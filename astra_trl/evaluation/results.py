@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_object
-from astra_trl.plain import visible
+from astra_trl.text import parse_object, visible
 from astra_trl.tree import Tree
 
 SCHEMA_VERSION = 2  # of evaluation.json

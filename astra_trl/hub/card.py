@@ -13,8 +13,8 @@ from astra_trl.hub.evaluation import eval_results, paragraphs
 from astra_trl.hub.redaction import Secrets
 from astra_trl.hub.run import Run
 from astra_trl.hub.staging import is_checkpoint, run_of
-from astra_trl.plain import visible
 from astra_trl.results.markdown import escape, fenced, table
+from astra_trl.text import visible
 
 _SAMPLING = ("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
 

@@ -16,8 +16,8 @@ from astra_trl.hub.card import model_card
 from astra_trl.hub.redaction import Secrets
 from astra_trl.hub.staging import MODEL_FILES, run_of, stage_model
 from astra_trl.hub.transcripts import TRANSCRIPT_FILES, stage_transcripts, transcripts_card
-from astra_trl.plain import visible
 from astra_trl.results.reading import read_config
+from astra_trl.text import visible
 
 SILENCE_SECONDS = 60  # after which a connection counts as dead; huggingface_hub itself would wait for ever
 _HTTPError = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")  # of httpx, or of httpx2

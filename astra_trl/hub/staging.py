@@ -9,7 +9,7 @@ from typing import Any
 
 from astra_trl.errors import InputError
 from astra_trl.hub.redaction import last_parts
-from astra_trl.parsing import parse_json
+from astra_trl.text import parse_json
 
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
 _SETTINGS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")  # may name paths

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from astra_trl.evaluation.results import number
 from astra_trl.lines import damaged_line, read_lines
-from astra_trl.plain import visible
 from astra_trl.results.reading import Folder
+from astra_trl.text import visible
 
 MAX_EXCHANGES = 100_000  # on a page: a browser opens that many in a second or two
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from astra_trl.evaluation.results import TESTER, number
 from astra_trl.lines import damaged_line, read_lines
-from astra_trl.plain import visible
 from astra_trl.report.figures import Table, headline, summary_line, tables
 from astra_trl.report.setup import setup
 from astra_trl.results.markdown import escape, fenced, table
 from astra_trl.results.reading import Folder, read_folders
+from astra_trl.text import visible
 
 CONVERSATIONS = 3
 MAX_CHARACTERS = 2000  # of a turn

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from astra_trl.plain import visible
+from astra_trl.text import visible
 
 
 def escape(value: Any) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 from astra_trl.errors import InputError
 from astra_trl.evaluation.results import ARMS, Evaluation
 from astra_trl.lines import read_lines
-from astra_trl.parsing import parse_json, parse_yaml
-from astra_trl.plain import visible
+from astra_trl.text import parse_json, parse_yaml, visible
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from astra_trl.evaluation.results import ARMS, BASELINE, OPENINGS, TESTER, Evaluation
-from astra_trl.plain import visible
 from astra_trl.results.labels import SHORT_ARM_NAMES, SUCCESSFUL, format_short, headline_figures, short_label
+from astra_trl.text import visible
 from astra_trl.tree import Tree
 
 _COUNTS = ("failed", "empty_responses", "empty_probes", "openings_left_out", "openings_shortened", "unrewarded")

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from astra_trl.errors import InputError
 from astra_trl.lines import add_lines, as_line, damaged_line, put, read_lines, write_whole
-from astra_trl.parsing import parse_object
+from astra_trl.text import parse_object
 from astra_trl.tree import Node
 
 

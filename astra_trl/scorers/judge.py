@@ -16,8 +16,8 @@ from astra_trl.backends.api.thinking import without_thinking
 from astra_trl.backends.base import Backend, SamplingParams, Session
 from astra_trl.conversation import Exchange, as_messages
 from astra_trl.errors import InputError
-from astra_trl.plain import visible
 from astra_trl.scorers.base import Part, score_distinct, validate_part
+from astra_trl.text import visible
 
 logger = logging.getLogger(__name__)
 
