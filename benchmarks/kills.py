@@ -83,7 +83,7 @@ class Events:
         self._within(RoundsMixin, "begin_round", "collecting", then="between")
         self._within(Trainer, "_save_checkpoint", "saving")
         self._within(ASTEvaluator, "measure", "evaluating")
-        self._within(RoundsMixin, "take_up", "resuming", then="between")
+        self._within(RoundsMixin, "begin_training", "resuming", then="between")
         _, trainer_class = trainer_classes(algorithm)
         self._within(trainer_class, "_save_checkpoint", "saving")
         self._counted(trainer_class, "training_step", "training")

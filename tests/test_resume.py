@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from astra_trl import HFASTSystem, HFBackend, InputError, KeywordScorer
 from astra_trl.cli.train import main
 from astra_trl.errors import RunStopped
+from astra_trl.trainers import checkpoints
 from astra_trl.trainers.checkpoints import SEAL, last_whole, refuse_changes
 
 HAS_PPO = trl.__version__ < "1.13"
@@ -38,17 +39,17 @@ def test_a_run_killed_at_twelve_points_of_all_phases_ends_as_one_that_was_not(tm
     assert all(kill["ends"][0] != 0 and kill["ends"][-1] == 0 for kill in kills)  # each was really killed
 
 
-def test_the_kills_would_tell_of_a_log_that_starts_anew(tmp_path):
+def test_the_kills_would_tell_of_a_log_that_starts_anew(tmp_path, monkeypatch):
     """What is compared notices what transformers alone would lose."""
     whole = make_trainer(tmp_path / "whole", save_strategy="steps", save_steps=2, logging_steps=3)
     whole.train()
+    restore = checkpoints.restore_counters
     for folder, restored in ((tmp_path / "restored", True), (tmp_path / "lost", False)):
         shutil.copytree(tmp_path / "whole", folder)
         shutil.rmtree(folder / "checkpoint-6")
         shutil.rmtree(folder / "checkpoint-4")
         resumed = make_trainer(folder, save_strategy="steps", save_steps=2, logging_steps=3)
-        if not restored:
-            resumed.restore_counters = lambda: None
+        monkeypatch.setattr(checkpoints, "restore_counters", restore if restored else lambda *given: None)
         resumed.train(resume_from_checkpoint=True)
         logs = [[line["loss"] for line in t.state.log_history if "loss" in line] for t in (resumed, whole)]
         assert (logs[0] == logs[1]) is restored
@@ -73,7 +74,7 @@ def test_a_checkpoint_that_is_not_whole_is_skipped_and_says_so(damage, tmp_path,
     with caplog.at_level(logging.WARNING, "astra_trl"):
         assert last_whole(tmp_path) == tmp_path / "checkpoint-5"
     assert "checkpoint-6 was not written to its end" in caplog.text
-    with pytest.raises(InputError, match="checkpoint-6' is no whole checkpoint: give 'true'"):
+    with pytest.raises(InputError, match="checkpoint-6' is not a whole checkpoint: give 'true'"):
         make_trainer(tmp_path, **EVERY_STEP).train(resume_from_checkpoint=str(last))
     resumed = make_trainer(tmp_path, **EVERY_STEP)
     resumed.train(resume_from_checkpoint=True)
@@ -138,7 +139,7 @@ def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_stays(file, tmp
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     message = str(stopped.value)
-    assert "takes no more" in message and "goes on from checkpoint-3" in message and "\n" not in message
+    assert "is full" in message and "continues from checkpoint-3" in message and "\n" not in message
     assert sorted(path.name for path in folder.glob("checkpoint-*"))[-1] == "checkpoint-3"  # half a one is removed
     resumed = make_trainer(folder, **EVERY_STEP)
     resumed.train(resume_from_checkpoint=True)
@@ -201,7 +202,7 @@ def test_a_recipe_on_an_unfinished_run_says_how_to_resume_and_touches_nothing(
     with pytest.raises(SystemExit, match="a run that is not finished: go on with it by --resume_from_checkpoint"):
         main({}, arguments)
     for flags, message in (
-        (["--tree_width", "3"], r"settings were others: tree_width \(2, now 3\)"),
+        (["--tree_width", "3"], r"settings were different: tree_width \(2, now 3\)"),
         (["--prompts", str(tmp_path / "other.txt")], r"prompts \('.*prompts.txt', now '.*other.txt'\)"),
     ):
         (tmp_path / "other.txt").write_text((tmp_path / "prompts.txt").read_text())
@@ -276,7 +277,7 @@ def test_a_spent_budget_stops_at_a_checkpoint_and_more_of_it_goes_on(algorithm, 
     assert json.loads((tmp_path / "whole" / "usage.json").read_text())["requests"] <= asked
     folder = tmp_path / "run"
     stopped = metered_trainer(algorithm, folder, most := int(asked * 0.6))
-    with pytest.raises(RunStopped, match=r"^the budget of requests is spent; .*true goes on from checkpoint-\d+"):
+    with pytest.raises(RunStopped, match=r"^the budget of requests is spent; .*true continues from checkpoint-\d+"):
         stopped.train()
     last = last_whole(folder)
     assert last is not None and 0 < stopped.state.global_step < whole.state.global_step

@@ -113,9 +113,6 @@ class Session(Protocol):
         Returns its log-probabilities per token under this model where the session was opened for them, else `None`.
         """
 
-    def saved(self) -> list[SavedRow]:
-        """Every row as plain data, for `Backend.reopen`; nothing of what was computed for it is kept."""
-
 
 class Backend(Protocol):
     """A model that can hold its side of many conversations."""
@@ -132,9 +129,6 @@ class Backend(Protocol):
         What a row says depends on its prompt, its seed and the siblings' indices that lead to it, never on the other
         rows. `logprobs` asks `append` for log-probabilities, which only a backend with `gives_logprobs` can return.
         """
-
-    def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> Session:
-        """A session with these rows, which may come from several sessions of this backend."""
 
 
 def derive_seed(*parts: int | str) -> int:

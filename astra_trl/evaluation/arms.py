@@ -60,8 +60,8 @@ def openings_alone(
         prompts = [system.target_prompt(heard[index]) for index in part]
         return [system.target.open(prompts, seeds=[derive_seed(seeds[index], "target") for index in part])]
 
-    def answered(part: Sequence[int]) -> list[Node]:
-        (session,) = sessions(part)
+    def answered(part: Sequence[int], opened: Sequence[Session]) -> list[Node]:
+        (session,) = opened
         said = session.branch([(row, 0) for row in range(len(part))]).sample()
         on_exchanges(len(part))
         nodes = []
@@ -71,7 +71,7 @@ def openings_alone(
         return nodes
 
     asked = [index for index, conversation in enumerate(heard) if conversation]
-    nodes = sampler.in_parts(asked, sessions(asked), answered) if asked else []
+    nodes = sampler.in_parts(asked, sessions, answered) if asked else []
     for index, node in zip(asked, nodes, strict=True):
         trees[index].children = [node]
     system.measure(nodes)
@@ -81,16 +81,15 @@ def openings_alone(
 def read_by(baseline: Backend, sampler: ASTSampler, trees: Sequence[Tree]) -> None:
     """Sets every exchange's `baseline_logprob_per_token`: how likely its probe is where the baseline is the tester."""
 
-    def open_rows(part: Sequence[int]) -> Session:
+    def open_rows(part: Sequence[int]) -> list[Session]:
         prompts = [sampler.system.tester_prompt(trees[index].opening) for index in part]
-        return baseline.open(prompts, seeds=[0] * len(part), logprobs=True)
+        return [baseline.open(prompts, seeds=[0] * len(part), logprobs=True)]
 
-    def read_part(part: Sequence[int]) -> list[None]:
-        _read(sampler, [trees[index].children for index in part], open_rows(part))
+    def read_part(part: Sequence[int], opened: Sequence[Session]) -> list[None]:
+        _read(sampler, [trees[index].children for index in part], opened[0])
         return [None] * len(part)
 
-    everything = range(len(trees))
-    sampler.in_parts(everything, [open_rows(everything)], read_part)
+    sampler.in_parts(range(len(trees)), open_rows, read_part)
 
 
 def _read(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Session) -> None:
@@ -98,7 +97,7 @@ def _read(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Sessio
     children = [(row, sibling) for row, group in enumerate(groups) for sibling in range(len(group))]
     nodes = [node for group in groups for node in group]
 
-    def read_part(part: Sequence[int]) -> list[None]:
+    def read_part(part: Sequence[int], _: Sequence[Session]) -> list[None]:
         below = session.branch([children[index] for index in part])
         some = [nodes[index] for index in part]
         logprobs = below.append([node.exchange.probe for node in some]) or [[]] * len(some)
@@ -110,4 +109,4 @@ def _read(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Sessio
         return [None] * len(part)
 
     if children:
-        sampler.in_parts(range(len(children)), [session], read_part)
+        sampler.in_parts(range(len(children)), lambda _: [session], read_part)

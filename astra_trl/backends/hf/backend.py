@@ -22,12 +22,10 @@ from transformers import (
     StopStringCriteria,
 )
 
-from astra_trl.backends.base import Logprobs, Message, Sample, SamplingParams, SavedRow
+from astra_trl.backends.base import Message, Sample, SamplingParams, SavedRow
 from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
 from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText, encode_all, row_from_json
 from astra_trl.backends.hf.loading import adapter_base, load_adapter, load_pretrained
-from astra_trl.backends.hf.refeeding import score
-from astra_trl.backends.hf.scoring import Wanted
 from astra_trl.backends.hf.session import HFSession
 from astra_trl.errors import InputError
 
@@ -227,18 +225,6 @@ class HFBackend:
     def decoded(self, utterances: Sequence[list[int]]) -> list[str]:
         """Token ids as text, without special tokens."""
         return self.tokenizer.batch_decode(utterances, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def sampling_logprobs(
-        self, prompts: Sequence[list[int]], utterances: Sequence[list[int]], temperature: float
-    ) -> list[Logprobs]:
-        """Log-probabilities of the ids of utterances that were sampled elsewhere, after their prompts, at a
-        temperature: `Sample.logprobs` at that of sampling, `Sample.untempered_logprobs` at 1."""
-        wanted = [Wanted(p + ids, len(p), len(p) + len(ids)) for p, ids in zip(prompts, utterances, strict=True)]
-        logprobs: list[Logprobs] = []
-        with self.inference():
-            for start in range(0, len(wanted), self.max_rows):
-                logprobs += score(self, wanted[start : start + self.max_rows], temperature)
-        return logprobs
 
     def utterance_ids(self, text: str) -> list[int]:
         """Token ids of an utterance as this model could have sampled it: cut at `max_new_tokens`, or with an end."""
