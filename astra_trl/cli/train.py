@@ -40,7 +40,6 @@ from astra_trl.sandbox import named_world
 from astra_trl.scorers.named import ScorerArguments
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.checkpoints import RUN_SETTINGS, refuse_changes
-from astra_trl.trainers.config import resumable_fields
 from astra_trl.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ def run(
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(scorer_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     if resume and folder.config.exists():
-        free = RUN_SETTINGS | resumable_fields(training_args)
+        free = RUN_SETTINGS | training_args.resumable
         refuse_changes(read_settings(folder.config), settings, folder.path, free)
     PartialState().wait_for_everyone()
     world = named_world(args.world)

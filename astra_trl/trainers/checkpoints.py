@@ -20,7 +20,6 @@ from astra_trl.errors import InputError, RunStopped
 from astra_trl.parsing import parse_object
 from astra_trl.results.run_folder import sync, write_whole
 from astra_trl.systems.base import System
-from astra_trl.trainers.config import resumable_fields
 from astra_trl.trainers.progress import round_at
 from astra_trl.trainers.roles import run_settings
 
@@ -152,7 +151,7 @@ def load_checkpoint(trainer: Any, resume_from_checkpoint: str | Literal[True]) -
         )
     if state["settings"].get("save_only_model"):
         raise InputError(f"'{checkpoint}' was saved with save_only_model: without an optimizer it cannot be resumed")
-    refuse_changes(state["settings"], _settings(trainer), checkpoint, resumable_fields(trainer.args))
+    refuse_changes(state["settings"], _settings(trainer), checkpoint, trainer.args.resumable)
     reward_state = json.loads((checkpoint / REWARD_STATE).read_text(encoding="utf-8"))
     trainer.sampler.system.reward.load_state_dict(reward_state)
     return checkpoint, state

@@ -1,7 +1,7 @@
 """Settings of a round, which every trainer's config adds to TRL's."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers.utils import is_torch_bf16_gpu_available
@@ -15,10 +15,12 @@ class RoundsConfig:
     """Settings that the trainers of this package add to TRL's config. An epoch is a round.
 
     A subclass names the records of a round in `unit` (e.g. `"pair"`) and has a field for their number
-    (`pairs_per_round`). A field with `"resumable": True` in its metadata may differ when a run is resumed.
+    (`pairs_per_round`). The fields in `resumable` may differ when a run is resumed.
     """
 
     unit: ClassVar[str] = "record"
+    # Not in the fields' metadata: HfArgumentParser hands that to argparse, which refuses what it does not know.
+    resumable: ClassVar[frozenset[str]] = frozenset({"push_transcripts"})
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
     per_device_train_batch_size: int = field(
@@ -54,8 +56,7 @@ class RoundsConfig:
     push_transcripts: bool = field(
         default=False,
         metadata={
-            "help": "With push_to_hub, whether every conversation is pushed to a private data set beside the model.",
-            "resumable": True,
+            "help": "With push_to_hub, whether every conversation is pushed to a private data set beside the model."
         },
     )
 
@@ -99,8 +100,3 @@ class RoundsConfig:
         records = setting or max(1, self.trees_per_round * groups_per_tree // multiple) * multiple
         trees = max(self.trees_per_round, math.ceil(records / groups_per_tree))
         return records, self.max_trees_per_round or 8 * trees
-
-
-def resumable_fields(config: Any) -> frozenset[str]:
-    """Return the names of a config's own fields that may differ when a run is resumed."""
-    return frozenset(setting.name for setting in fields(config) if setting.metadata.get("resumable"))
