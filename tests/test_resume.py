@@ -2,11 +2,12 @@
 
 import json
 import logging
+import re
 import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,8 +22,8 @@ from transformers import TrainerCallback
 from astra_trl import HFASTSystem, HFBackend, InputError, KeywordScorer
 from astra_trl.cli.train import main
 from astra_trl.errors import RunStopped
-from astra_trl.trainers import checkpoints
-from astra_trl.trainers.checkpoints import SEAL, last_whole, refuse_changes
+from astra_trl.trainers import TRAINERS, checkpoints, trainer_classes
+from astra_trl.trainers.checkpoints import RESUMABLE, SEAL, last_whole, refuse_changes
 
 HAS_PPO = trl.__version__ < "1.13"
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
@@ -166,6 +167,20 @@ def test_changed_settings_are_refused_by_name_and_harmless_ones_taken(tmp_path):
     assert resumed.state.epoch == 4.0
     with pytest.raises(InputError, match=r"processes \(1, now 2\)"):
         refuse_changes({"processes": 1}, {"processes": 2}, tmp_path)
+
+
+def test_settings_of_logging_saving_and_the_hub_may_change_in_every_supported_trl():
+    algorithms = [name for name in TRAINERS if name != "ppo" or HAS_PPO]
+    names = {
+        setting.name: config
+        for name in algorithms
+        for config in trainer_classes(name)[:1]
+        for setting in fields(config)
+    }
+    free = re.compile(
+        r"(log|save|hub|push|trackio|ddp)(_|ging).*|(do|eval)_(train|eval|predict|strategy|steps|delay).*"
+    )
+    assert not [n for n, config in names.items() if free.fullmatch(n) and n not in RESUMABLE | config.resumable]
 
 
 def test_a_checkpoint_without_an_optimizer_is_no_place_to_go_on_from(tmp_path):

@@ -99,8 +99,8 @@ def collect_trees(
 
     def grow_or_teach(batch: Sequence[Draw]) -> list[Tree | Record | None]:
         pairs = [teaching.draw(draw.seed) if teaching else None for draw in batch]
-        taught = [(pair, draw.seed) for pair, draw in zip(pairs, batch, strict=True) if pair is not None]
-        records = iter(teaching_records(sampler.system.tester, *zip(*taught, strict=True)) if taught else ())
+        forced = [(pair, draw.seed) for pair, draw in zip(pairs, batch, strict=True) if pair is not None]
+        records = iter(teaching_records(sampler.system.tester, *zip(*forced, strict=True)) if forced else ())
         free = [draw for pair, draw in zip(pairs, batch, strict=True) if pair is None]
         openings, seeds = [draw.opening for draw in free], [draw.seed for draw in free]
         new_trees = iter(sampler.grow(openings, seeds, on_exchanges) if free else ())
@@ -127,5 +127,5 @@ def fill_round(records: Sequence[T], size: int, seed: int, reason: str) -> list[
     rng = random.Random(seed)
     if len(records) >= size:
         return [records[index] for index in sorted(rng.sample(range(len(records)), size))]
-    repeated = list(records) * (size // len(records) - 1) + rng.sample(list(records), size % len(records))
-    return [*records, *repeated]
+    copies = list(records) * (size // len(records) - 1) + rng.sample(list(records), size % len(records))
+    return [*records, *copies]

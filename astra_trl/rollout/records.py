@@ -99,11 +99,11 @@ def preference_pair(siblings: Sequence[Node], min_margin: float = 0.0) -> tuple[
     Returns `None` if their credits differ by `min_margin` or less, if their texts are equal, or if fewer than two
     siblings have a credit (nan is not a credit).
     """
-    credited = [(credit, node) for node in siblings if (credit := _credit(node)) is not None]
-    if len(credited) < 2:
+    ranking = [(credit, node) for node in siblings if (credit := _credit(node)) is not None]
+    if len(ranking) < 2:
         return None
-    highest, best = max(credited, key=lambda pair: pair[0])
-    lowest, worst = min(credited, key=lambda pair: pair[0])
+    highest, best = max(ranking, key=lambda pair: pair[0])
+    lowest, worst = min(ranking, key=lambda pair: pair[0])
     if not highest - lowest > min_margin or best.exchange.probe == worst.exchange.probe:
         return None
     return best, worst

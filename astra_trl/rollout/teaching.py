@@ -30,7 +30,9 @@ class Teaching:
         if not 0 < self.fraction <= 1:
             raise InputError(f"teach_fraction must lie above 0 and at most at 1, got {self.fraction}")
         if not self.pairs:
-            raise InputError("there is no pair to teach from: give at least one (prompt, harmful continuation)")
+            raise InputError(
+                "teaching_pairs holds no pair to teach from: give at least one (prompt, harmful continuation)"
+            )
 
     def draw(self, seed: int) -> Pair | None:
         """Return the pair of a draw with this seed, or `None` if the draw is a tree."""

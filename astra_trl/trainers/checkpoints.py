@@ -71,12 +71,12 @@ def refuse_changes(
     Those in `RESUMABLE` and `free` may differ.
     """
     was, now = (json.loads(json.dumps(settings, default=str)) for settings in (was, now))
-    changed = [key for key in was if key in now and was[key] != now[key] and key not in RESUMABLE | free]
-    if changed:
-        changes = ", ".join(f"{key} ({was[key]!r}, now {now[key]!r})" for key in changed)
+    fixed = [key for key in was if key in now and key not in RESUMABLE | free]
+    changes = [f"{key} ({was[key]!r}, now {now[key]!r})" for key in fixed if was[key] != now[key]]
+    if changes:
         raise InputError(
-            f"'{where}' cannot be resumed, as its settings were different: {changes}. Set them to the same values, or "
-            "start in another output_dir"
+            f"'{where}' cannot be resumed, as its settings were different: {', '.join(changes)}. Set them "
+            "to the same values, or start in another output_dir"
         )
 
 
@@ -103,34 +103,22 @@ def read_seal(checkpoint: Path) -> dict[str, Any] | None:
 
 def last_whole(output_dir: Path) -> Path | None:
     """Return the last complete checkpoint. Later ones that are not complete are logged."""
-    for checkpoint in reversed(_checkpoints(output_dir)):
+    for _, checkpoint in reversed(_checkpoints(output_dir)):
         if read_seal(checkpoint) is not None:
             return checkpoint
         logger.warning("%s was not written to its end or is of another run, and is skipped", checkpoint)
     return None
 
 
-def _checkpoints(output_dir: Path) -> list[Path]:
-    folders = [folder for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _step(folder) is not None]
-    return sorted(folders, key=_step)  # type: ignore[arg-type]
-
-
-def _step(checkpoint: Path) -> int | None:
-    number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-    return int(number) if number.isdecimal() else None
-
-
-def unseal_later(output_dir: Path, step: int) -> None:
-    """Mark the checkpoints after this step, which a resumed run will write again, as not complete."""
-    for checkpoint in _checkpoints(output_dir):
-        if (_step(checkpoint) or 0) > step:
-            (checkpoint / SEAL).unlink(missing_ok=True)
+def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    numbers = {path: path.name.rpartition("-")[-1] for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    return sorted((int(number), path) for path, number in numbers.items() if number.isdecimal())
 
 
 def load_checkpoint(trainer: Any, resume_from_checkpoint: str | Literal[True]) -> tuple[Path, dict[str, Any]] | None:
     """Return the checkpoint to resume from with the state it was sealed with, and load its reward state.
 
-    Returns `None` if there is no complete checkpoint yet, so that the run begins from its start. Raises `InputError`
+    Returns `None` if no checkpoint is complete yet, so that the run begins from its start. Raises `InputError`
     if the checkpoint is not complete, or if the run's settings have changed since.
     """
     output_dir = trainer.args.output_dir
@@ -215,7 +203,9 @@ def restore_run(trainer: Any, state: Mapping[str, Any] | None) -> int:
     # A whole round was collected by the tester as it is here, and the target's answers may have cost money.
     kept = number if inside or broadcast_object_list([trainer.folder.has_records(number)])[0] else 0
     if trainer.is_world_process_zero():
-        unseal_later(Path(trainer.args.output_dir), trainer.state.global_step)
+        for step, checkpoint in _checkpoints(Path(trainer.args.output_dir)):
+            if step > trainer.state.global_step:  # it will be written again
+                (checkpoint / SEAL).unlink(missing_ok=True)
         trainer.forget_later(number, keep=number == kept)
     if kept and not inside:
         trainer.sampler.system.remember(trainer.folder.read_nodes(number))

@@ -29,7 +29,7 @@ def collect_records(trainer: Any, number: int) -> list[Record]:
     trainer.sampler.system.remember(nodes)
     usable = trainer.records_of(trees)
     reason = "" if usable or lessons else no_records_reason(trees, trainer.args.unit)
-    records = full_round(trainer, number, usable + lessons, len(trees), reason)
+    records = fill_records(trainer, number, usable + lessons, len(trees), reason)
     trainer.round_figures = {
         **figures_of(trainer, nodes),
         "trees": len(trees),
@@ -58,7 +58,7 @@ def round_draws(trainer: Any, number: int) -> Iterator[tuple[Draws, OnExchanges]
         yield draws, bar.update
 
 
-def full_round(trainer: Any, number: int, usable: Sequence[Record], trees: int, reason: str = "") -> list[Record]:
+def fill_records(trainer: Any, number: int, usable: Sequence[Record], trees: int, reason: str = "") -> list[Record]:
     """Return the records of a full round. Raises `InputError` with the reason if none are usable."""
     unit, size = trainer.args.unit, trainer.round_size
     records = fill_round(usable, size, derive_seed(trainer.args.seed, "fill", number), reason)

@@ -283,9 +283,9 @@ def _check(sampler: ASTSampler, args: Any) -> None:
         if getattr(args, name):
             raise InputError(f"{name} would sample probes, and the trees hold them already: leave it out")
     tester = trainable_tester(sampler.system)
-    known = {tester.tokenizer.eos_token_id, tester.tokenizer.pad_token_id}
+    ends = {tester.tokenizer.eos_token_id, tester.tokenizer.pad_token_id}
     shortens = type(sampler.system).probe_in is not System.probe_in
-    if args.mask_truncated_completions and (shortens or tester.sampling.stop_strings or tester.eos - known):
+    if args.mask_truncated_completions and (shortens or tester.sampling.stop_strings or tester.eos - ends):
         raise InputError(
             "mask_truncated_completions leaves out probes without the tokenizer's end of sequence, and these end in "
             "other ways too: leave it out"

@@ -62,15 +62,7 @@ def write_card(trainer: Any, folder: str) -> None:
         (Path(folder) / "README.md").write_text(card, encoding="utf-8")
 
 
-def push_model(
-    trainer: Any,
-    commit_message: str | None,
-    blocking: bool,
-    token: str | None = None,
-    revision: str | None = None,
-    private: bool | None = None,
-    **metadata: Any,
-) -> str | Future[str] | None:
+def push_model(trainer: Any, commit_message: str | None, blocking: bool, **metadata: Any) -> str | Future[str] | None:
     """Push the saved model of `output_dir`. Returns the repo's address in the main process, or with `blocking=False`
     its `Future`. Raises `InputError` in every process if the push fails."""
     pushed: str | Future[str] | None = None
@@ -78,17 +70,13 @@ def push_model(
     if trainer.is_world_process_zero():
         trainer._finish_current_push()
         try:
+            destination = {name: metadata.pop(name, None) for name in ("token", "revision", "private")}
             trainer.create_model_card(**metadata)
-            push = _stage(
-                trainer,
-                Path(trainer.args.output_dir),
-                in_background=not blocking,
-                commit_message=commit_message,
-                push_transcripts=bool(trainer.args.push_transcripts),
-                token=token,
-                revision=revision,
-                private=private,
-            )
+            content: dict[str, Any] = {
+                "commit_message": commit_message,
+                "push_transcripts": bool(trainer.args.push_transcripts),
+            }
+            push = _stage(trainer, Path(trainer.args.output_dir), not blocking, **destination, **content)
             pushed = push.send() if blocking else _send_in_background(trainer, push.send)
         except InputError as error:
             failure = [error]
@@ -117,7 +105,7 @@ def push_checkpoint(trainer: Any, folder: Path) -> None:
     trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
     step = trainer.state.global_step
     try:
-        push = _stage(trainer, folder, in_background=True, commit_message=f"Training in progress, step {step}")
+        push = _stage(trainer, folder, True, commit_message=f"Training in progress, step {step}")
     except (InputError, OSError) as error:
         logger.warning("step %d stays unpushed: %s", step, error)
         return
@@ -140,8 +128,8 @@ def _send_or_warn(push: Push, step: int) -> None:
 def _stage(
     trainer: Any,
     folder: Path,
-    *,
     in_background: bool,
+    *,
     token: str | None = None,
     revision: str | None = None,
     private: bool | None = None,

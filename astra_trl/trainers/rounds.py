@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from transformers import (
 
 from astra_trl.backends.base import Backend
 from astra_trl.errors import InputError, RunStopped
+from astra_trl.evaluation import ASTEvaluator
 from astra_trl.results.run_folder import RunFolder
 from astra_trl.rollout.collector import RoundRecords
 from astra_trl.rollout.records import Record
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
-from astra_trl.trainers import checkpoints, collecting, evaluating, publishing, roles
+from astra_trl.trainers import checkpoints, collecting, publishing, roles
 from astra_trl.trainers.gathering import gather_weights
 from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback
 from astra_trl.tree import Tree
@@ -160,18 +162,28 @@ class RoundsMixin(Trainer):
         """
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(eval_dataset, dict):
-            metrics: dict[str, float] = {}
+            of_all: dict[str, float] = {}
             for name, openings in eval_dataset.items():
-                metrics |= self.evaluate(openings, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
-        metrics = evaluating.measure_tester(self, eval_dataset, metric_key_prefix)
+                of_all |= self.evaluate(openings, ignore_keys, f"{metric_key_prefix}_{name}")
+            return of_all
+        if eval_dataset is None:
+            raise InputError("the trainer has no held-out openings: give it an eval_dataset, or pass them here")
+        with self.current_tester():
+            values = ASTEvaluator(self.sampler, eval_dataset, seed=self.args.seed).metrics(self.baseline())
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         Trainer.log(self, metrics)  # TRL's own would add the running means of the training steps to this line
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def baseline(self) -> Backend | None:
-        """Return the frozen reference of the tester, or `None` if there is none; see `baseline_of`."""
-        return evaluating.baseline_of(self)
+        """Return the frozen reference of the tester: the system's, or the one that TRL holds instead. Returns `None`
+        if there is none, or if TRL moves its reference after the tester (`sync_ref_model`)."""
+        system, tester = self.sampler.system, roles.trainable_tester(self.sampler.system)
+        if system.baseline is not None or getattr(self.args, "sync_ref_model", False):
+            return system.baseline
+        if (reference := getattr(self, "ref_model", None)) is not None:
+            return replace(tester, model=self.accelerator.unwrap_model(reference))
+        return tester.before_training()
 
     # -- rounds
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
-from astra_trl.backends.base import Backend, Logprobs, Message, Sample, SavedRow, Session
+from astra_trl.backends.base import Backend, Logprobs, Sample, SavedRow, Session
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.refeeding import score
 from astra_trl.backends.hf.scoring import Wanted
@@ -36,10 +36,6 @@ class SavableSession(Session, Protocol):
 
 class SavableBackend(Backend, Protocol):
     """A backend whose rows can be saved, and continued in another session, process or run."""
-
-    def open(
-        self, prompts: Sequence[str | Sequence[Message]], *, seeds: Sequence[int], logprobs: bool = False
-    ) -> SavableSession: ...
 
     def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> SavableSession:
         """Return a session with these rows, which may come from several sessions of this backend."""
@@ -113,8 +109,8 @@ def grow_contexts(
     rows: dict[Tree | Node, tuple[SavedRow, ...]] = {}  # by place: a part that runs out of memory is grown again
 
     def save(places: Sequence[Tree | Node], sessions: Sequence[Session]) -> None:
-        saved = [cast(SavableSession, session).saved() for session in sessions]
-        rows.update(zip(places, zip(*saved, strict=True), strict=True))
+        columns = [cast(SavableSession, session).saved() for session in sessions]
+        rows.update(zip(places, zip(*columns, strict=True), strict=True))
 
     trees = sampler.grow_unmeasured(openings, seeds, sampler.tree_depth - 1, on_exchanges, save)
     pass_errors_down(trees)
@@ -217,9 +213,9 @@ def with_logprobs(tester: HFBackend, samples: Sequence[Sample], reward: Reward) 
 def tester_logprobs(tester: HFBackend, samples: Sequence[Sample], temperature: float) -> list[Logprobs]:
     """Return the natural log-probability of every id of the samples, after their prompts, at a temperature."""
     ids = [(sample.prompt_ids, sample.prompt_ids + sample.ids) for sample in samples]
-    wanted = [Wanted(whole, len(prompt), len(whole)) for prompt, whole in ids]
+    rows = [Wanted(whole, len(prompt), len(whole)) for prompt, whole in ids]
     logprobs: list[Logprobs] = []
     with tester.inference():
-        for start in range(0, len(wanted), tester.max_rows):
-            logprobs += score(tester, wanted[start : start + tester.max_rows], temperature)
+        for start in range(0, len(rows), tester.max_rows):
+            logprobs += score(tester, rows[start : start + tester.max_rows], temperature)
     return logprobs

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
-from astra_trl.backends.hf.backend import base_of
+from astra_trl.backends.hf.backend import HFBackend, base_of
 from astra_trl.errors import InputError, MissingExtra
 from astra_trl.trainers.ppo.epochs import EpochEvents, Epochs, Evaluations, TrainingStopped
 
@@ -61,18 +61,19 @@ class ResumablePPOTrainer(PPOTrainer):
     Args:
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer, which is saved with it; a pad token is not needed.
-        args, model, given:
+        args, model, options:
             As in TRL.
     """
 
+    tester: HFBackend  # says where a response ends; a subclass sets it before construction
     model: Any
     control: TrainerControl
     processing_class: Any
     is_distributed_loading_by_transformers = False  # Trainer reads it in saving, and TRL does not set it
 
-    def __init__(self, args: PPOConfig, processing_class: PreTrainedTokenizerBase, model: Any, **given: Any) -> None:
+    def __init__(self, args: PPOConfig, processing_class: PreTrainedTokenizerBase, model: Any, **options: Any) -> None:
         self.saved_processing_class = processing_class
-        padded = with_pad_token(processing_class, self.end_tokens())
+        padded = with_pad_token(processing_class, sorted(self.tester.eos))
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps  # of one process
         if padded.pad_token_id >= model.config.get_text_config().vocab_size:
             # TRL pads probes with it if it samples a batch in parts, and looks their log-probabilities up.
@@ -84,13 +85,13 @@ class ResumablePPOTrainer(PPOTrainer):
                 "TRL's PPO does not find an adapter's reference in several processes: use one, or train with GRPO"
             )
         if args.gradient_checkpointing:
-            for module in (model, getattr(given["value_model"], given["value_model"].base_model_prefix)):
+            for module in (model, getattr(options["value_model"], options["value_model"].base_model_prefix)):
                 if hasattr(module, "gradient_checkpointing_enable"):
                     module.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
             if is_peft_model(model):
                 model.enable_input_require_grads()
         ends = model.generation_config.eos_token_id
-        super().__init__(args=args, processing_class=padded, model=model, **given)
+        super().__init__(args=args, processing_class=padded, model=model, **options)
         model.generation_config.eos_token_id = ends  # TRL leaves only the one that it stops at, which would be saved
         self.stop_token_id = -1  # TRL cuts responses if it has any; `response_lengths` says where
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}  # since the last log line
@@ -111,14 +112,6 @@ class ResumablePPOTrainer(PPOTrainer):
 
     def response_lengths(self, responses: list[list[int]]) -> list[int]:
         """Return how many ids of each sampled response count; the rest is neither scored nor trained on."""
-        raise NotImplementedError
-
-    def has_ended(self, responses: torch.Tensor) -> torch.Tensor:
-        """Return a mask (rows,) of the rows of new ids (rows, tokens) that end with their last token."""
-        raise NotImplementedError
-
-    def end_tokens(self) -> list[int]:
-        """Return the ids of the tokens that end a response."""
         raise NotImplementedError
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -182,7 +175,7 @@ class ResumablePPOTrainer(PPOTrainer):
         """Return the queries with responses sampled from the whole distribution at the temperature of
         `generation_config`, and the responses' logits, from which TRL takes the denominator of the importance ratio.
         The policy's own generation config has no influence."""
-        start, ends = queries.shape[1], self.end_tokens()
+        start, ends = queries.shape[1], sorted(self.tester.eos)
         mask = queries != pad_token_id
         config = GenerationConfig(
             do_sample=True,
@@ -200,7 +193,9 @@ class ResumablePPOTrainer(PPOTrainer):
                 input_ids=queries.masked_fill(~mask, 0),
                 attention_mask=mask,
                 generation_config=config,
-                stopping_criteria=StoppingCriteriaList([lambda ids, scores, **kwargs: self.has_ended(ids[:, start:])]),
+                stopping_criteria=StoppingCriteriaList(
+                    [lambda ids, scores, **kwargs: self.tester.ends(ids[:, start:])]
+                ),
                 return_dict_in_generate=True,
                 output_scores=True,
             )
@@ -235,16 +230,16 @@ class ResumablePPOTrainer(PPOTrainer):
             file = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / VALUE_MODEL_NAME
             save_model(self.accelerator.unwrap_model(self.model).value_model, str(file))
 
-    def _checkpoint(self, given: str | None) -> Path | None:
-        if given is None:
+    def _checkpoint(self, folder: str | None) -> Path | None:
+        if folder is None:
             return None
         if self.is_deepspeed_enabled:
             raise InputError("PPO cannot resume from a checkpoint under DeepSpeed: start anew, or train with GRPO")
-        if not (Path(given) / VALUE_MODEL_NAME).exists():
+        if not (Path(folder) / VALUE_MODEL_NAME).exists():
             raise InputError(
-                f"{given!r} has no {VALUE_MODEL_NAME}, so PPO cannot resume from it: give a checkpoint that PPO wrote"
+                f"{folder!r} has no {VALUE_MODEL_NAME}, so PPO cannot resume from it: give a checkpoint that PPO wrote"
             )
-        return Path(given)
+        return Path(folder)
 
     def _load(self, checkpoint: Path) -> None:
         """Load policy, value model, optimizer, schedule and state."""

@@ -21,7 +21,7 @@ from astra_trl.rollout.collector import RoundRecords
 from astra_trl.rollout.records import Record
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.trainers.checkpoints import save_usage
-from astra_trl.trainers.collecting import figures_of, full_round, round_draws
+from astra_trl.trainers.collecting import figures_of, fill_records, round_draws
 from astra_trl.trainers.ppo.config import ASTPPOConfig
 from astra_trl.trainers.ppo.contexts import (
     Context,
@@ -79,7 +79,8 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             self.ref_adapter_name = UNTRAINED
 
     def trl_arguments(self, args: ASTPPOConfig, peft_config: Any) -> dict[str, Any]:
-        system, tester = self.sampler.system, trainable_tester(self.sampler.system)
+        system = self.sampler.system
+        self.tester = tester = trainable_tester(system)
         check_savable(system)
         use_sampling(args, tester, temperature="temperature", response_length="max_new_tokens")
         size, _ = args.round_of(self.sampler)
@@ -100,7 +101,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
     def response_lengths(self, responses: list[list[int]]) -> list[int]:
         """Return the length of the probe in each row of sampled ids: through the first end token or stop string, and
         without what the system removes from its end."""
-        tester, rows = trainable_tester(self.sampler.system), torch.tensor(responses)
+        tester, rows = self.tester, torch.tensor(responses)
         lengths = torch.full((len(rows),), rows.shape[1])
         for count in range(rows.shape[1], 0, -1):
             lengths[tester.ends(rows[:, :count])] = count
@@ -108,12 +109,6 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         samples = [Sample(text, [], ids) for text, ids in zip(tester.texts(utterances), utterances, strict=True)]
         kept, _ = self.sampler.system.probes_in(samples)
         return [len(sample.ids) for sample in kept]
-
-    def has_ended(self, responses: torch.Tensor) -> torch.Tensor:
-        return trainable_tester(self.sampler.system).ends(responses)
-
-    def end_tokens(self) -> list[int]:
-        return sorted(trainable_tester(self.sampler.system).eos)
 
     def tester_in(self, trained: Any) -> PreTrainedModel:
         return trained.policy
@@ -123,7 +118,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         with round_draws(self, number) as (draws, on_exchanges):
             contexts = collect_contexts(self.sampler, draws, self.round_size, on_exchanges)
         trees = len({context.tree for context in contexts})
-        records = full_round(self, number, [context.to_record() for context in contexts], trees)
+        records = fill_records(self, number, [context.to_record() for context in contexts], trees)
         random.Random(derive_seed(self.args.seed, "order", number)).shuffle(records)  # each batch of all depths
         self.nodes: list[Node] = []
         self.round_figures = {
@@ -153,7 +148,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         prompts = [context.tester.prompt_ids for context in contexts]
         for row, prompt in zip(rows, prompts, strict=True):
             assert row[: len(prompt)] == prompt, "TRL scores other rows than it was given"
-        tester = trainable_tester(self.sampler.system)
+        tester = self.tester
         utterances = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
         texts = tester.texts(utterances)
         samples = [Sample(text, prompt, ids) for text, prompt, ids in zip(texts, prompts, utterances, strict=True)]
@@ -221,11 +216,11 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
 def by_depth(credits: Sequence[tuple[int, float | None]]) -> list[float] | None:
     """Return the credit of each probe, given with its depth. A probe without one gets the mean of its depth, so that
     it teaches nothing in particular, or of all if no other of its depth has one. Returns `None` if none has one."""
-    known = [credit for _, credit in credits if credit is not None]
-    if not known:
+    every = [credit for _, credit in credits if credit is not None]
+    if not every:
         return None
     groups: dict[int, list[float]] = {}
     for depth, credit in credits:
         if credit is not None:
             groups.setdefault(depth, []).append(credit)
-    return [fmean(groups.get(depth, known)) if credit is None else credit for depth, credit in credits]
+    return [fmean(groups.get(depth, every)) if credit is None else credit for depth, credit in credits]
