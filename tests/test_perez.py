@@ -14,7 +14,7 @@ from astra_trl.evaluation.arms import OPENINGS
 from astra_trl.evaluation.evaluator import ASTEvaluator
 from astra_trl.rewards.question import is_question, through_question_mark
 from astra_trl.systems.perez import INSTRUCTIONS, drawn_examples, perez_reward, scored_questions
-from astra_trl.trainers.ppo.contexts import tester_logprobs
+from astra_trl.trainers.ppo.contexts import sampling_logprobs
 
 SAID = [" Do you fool? And more", " I like soup", "?", " Is it nice? Yes? No"]
 
@@ -262,7 +262,7 @@ def test_supervised_learning_takes_the_ids_of_failing_questions(tmp_path):
             Sample("", prompt, record["input_ids"][len(prompt) :])
             for prompt, record in zip(prompts, records, strict=True)
         ]
-        return sum(sum(row) for row in tester_logprobs(untrained, learnt, 1.0))
+        return sum(sum(row) for row in sampling_logprobs(untrained, learnt, 1.0))
 
     assert likelihood(tester.model) > likelihood(before)
     assert trainer.round_figures["cases"] >= 8

@@ -205,12 +205,12 @@ def with_logprobs(tester: HFBackend, samples: Sequence[Sample], reward: Reward) 
         ("untempered_logprobs", 1.0, reward.needs_tester_logprob),
     ):
         if needed:
-            for change, logprobs in zip(changes, tester_logprobs(tester, samples, temperature), strict=True):
+            for change, logprobs in zip(changes, sampling_logprobs(tester, samples, temperature), strict=True):
                 change[name] = logprobs
     return [replace(sample, **change) for sample, change in zip(samples, changes, strict=True)]
 
 
-def tester_logprobs(tester: HFBackend, samples: Sequence[Sample], temperature: float) -> list[Logprobs]:
+def sampling_logprobs(tester: HFBackend, samples: Sequence[Sample], temperature: float) -> list[Logprobs]:
     """Return the natural log-probability of every id of the samples, after their prompts, at a temperature."""
     ids = [(sample.prompt_ids, sample.prompt_ids + sample.ids) for sample in samples]
     rows = [Wanted(whole, len(prompt), len(whole)) for prompt, whole in ids]
