@@ -1,4 +1,4 @@
-"""One piece of work in the processes that accelerate has started, one or several."""
+"""Work shared by the processes that accelerate has started, one or several."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,10 +12,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def stopped_together(work: Callable[[], R]) -> R:
-    """What `work` returns, once every process has done its own; to be called in all of them. A `RunStopped` in one is
-    raised in all, so that they can write a checkpoint together; any other error ends its process, and the launcher
-    ends those that wait for it."""
+def stop_together(work: Callable[[], R]) -> R:
+    """Run `work` in every process and return its result, or raise the `RunStopped` of any process in all of them, so
+    that they can write a checkpoint together. Any other error ends its own process, and the launcher then ends those
+    that wait for it."""
     stopped: RunStopped | None = None
     try:
         result = work()
@@ -27,10 +27,10 @@ def stopped_together(work: Callable[[], R]) -> R:
     return result
 
 
-def shared_out(items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
-    """What `work` makes of each item, in every process, where each has done its part of them."""
+def share_out(items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
+    """Return the results of `work` for all items, in every process. Each process works on its share of the items."""
     state = PartialState()
     mine = range(len(items))[state.process_index :: state.num_processes]
-    done = stopped_together(lambda: work([items[index] for index in mine]) if mine else [])
-    gathered = gather_object(list(zip(mine, done, strict=True)))
-    return [result for _, result in sorted(gathered, key=lambda one: one[0])]
+    results = stop_together(lambda: work([items[index] for index in mine]) if mine else [])
+    everything = gather_object(list(zip(mine, results, strict=True)))
+    return [result for _, result in sorted(everything, key=lambda pair: pair[0])]

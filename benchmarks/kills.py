@@ -85,7 +85,7 @@ class Events:
         self._mark_phase(RoundsMixin, "begin_round", "collecting", then="between")
         self._mark_phase(Trainer, "_save_checkpoint", "saving")
         self._mark_phase(ASTEvaluator, "measure", "evaluating")
-        self._mark_phase(RoundsMixin, "take_up", "resuming", then="between")
+        self._mark_phase(RoundsMixin, "begin_training", "resuming", then="between")
         _, trainer_class = trainer_classes(algorithm)
         self._mark_phase(trainer_class, "_save_checkpoint", "saving")
         self._count_calls(trainer_class, "training_step", "training")

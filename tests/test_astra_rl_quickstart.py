@@ -13,6 +13,8 @@ from peft import LoraConfig, get_peft_model
 
 import astra_trl.datasets
 from astra_trl import (
+from astra_trl.backends.base import Sample
+from astra_trl.trainers.ppo.contexts import sampling_logprobs
     DPO,
     IPO,
     PPO,
@@ -195,12 +197,12 @@ def test_losses_are_those_of_the_sampled_ids(solver, loss, with_baseline):
     reference = replace(system.tester, model=untrained)
     expected = []
     for pair in batch:
-        prompts, probes = [pair["prompt_ids"]] * 2, [pair["chosen_ids"], pair["rejected_ids"]]
+        probes = [Sample("", pair["prompt_ids"], pair[f"{which}_ids"]) for which in ("chosen", "rejected")]
         chosen, rejected = (
             sum(now) - sum(then)
             for now, then in zip(
-                system.tester.sampling_logprobs(prompts, probes, 1.0),
-                reference.sampling_logprobs(prompts, probes, 1.0),
+                sampling_logprobs(system.tester, probes, 1.0),
+                sampling_logprobs(reference, probes, 1.0),
                 strict=True,
             )
         )

@@ -2,8 +2,9 @@ import pytest
 
 from astra_trl import ASTPrompterSystem, ASTSampler, InputError, KeywordScorer
 from astra_trl.backends import ScriptedBackend
-from astra_trl.rollout.collector import Draws, collect_contexts, collect_trees, fill_round
+from astra_trl.rollout.collector import Draws, collect_trees, fill_round
 from astra_trl.rollout.records import preference_records
+from astra_trl.trainers.ppo.contexts import collect_contexts
 
 
 def rude_on_b_system() -> ASTPrompterSystem:
@@ -54,7 +55,7 @@ def test_a_round_without_any_record_says_why():
 
 def test_contexts_are_the_openings_and_what_follows_all_but_the_last_turn():
     sampler = ASTSampler(rude_on_b_system(), ["b1", "b2", "b3"], tree_width=2, tree_depth=3)
-    contexts = collect_contexts(sampler, Draws(0, trees_at_a_time=1, max_trees=9), wanted=8)
+    contexts = collect_contexts(sampler, Draws(0, trees_at_a_time=1, max_trees=9), size=8)
     assert len(contexts) == 14  # two trees of 1 + 2 + 4
     assert [context.path for context in contexts[:7]] == [(), (0,), (0, 0), (0, 1), (1,), (1, 0), (1, 1)]
     assert [context.tree for context in contexts] == [0] * 7 + [1] * 7

@@ -11,7 +11,7 @@ from astra_trl import ASTPrompterSystem, ASTSampler, HFBackend, KeywordScorer, S
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.base import Sample, SavedRow
 from astra_trl.rewards import Backup
-from astra_trl.rollout.sampler import Context
+from astra_trl.trainers.ppo.contexts import Context, answer_contexts, grow_contexts
 
 GREEDY = SamplingParams(max_new_tokens=6, temperature=0.0)
 OPENINGS = ["Good morning, how are you today?", "soup", "I love gardening"]
@@ -85,7 +85,7 @@ def test_contexts_answered_with_a_trees_own_probes_give_the_trees_exchanges(max_
     system = hf_system(plain_backend(seed=3, max_rows=max_rows or 128))
     sampler = ASTSampler(system, OPENINGS, tree_width=2, tree_depth=3)
     trees = sampler.grow(OPENINGS, [1, 2, 3])
-    contexts = sampler.contexts(OPENINGS, [1, 2, 3])
+    contexts = grow_contexts(sampler, OPENINGS, [1, 2, 3])
     assert len(contexts) == 3 * 7
     by_place = {(context.tree, context.path): context for context in contexts}
     grown = [(index, path, node) for index, tree in enumerate(trees) for path, node in tree.walk()]
@@ -95,7 +95,7 @@ def test_contexts_answered_with_a_trees_own_probes_give_the_trees_exchanges(max_
         assert context.tester.prompt_ids == node.prompt_ids
     own = [Context.from_json(json.loads(json.dumps(asdict(context)))) for context in own]
     probes = [Sample(node.exchange.probe, node.prompt_ids, node.probe_ids) for _, _, node in grown]
-    answers = sampler.answer(own, probes, range(len(own)))
+    answers = answer_contexts(sampler, own, probes, range(len(own)))
     for answer, (_, _, node) in zip(answers, grown, strict=True):
         assert answer.exchange == node.exchange
         assert answer.scores == node.scores
@@ -128,11 +128,11 @@ def test_where_credit_looks_ahead_the_turns_that_a_tree_has_left_are_grown_below
         system = ASTPrompterSystem(tester, target, reader, scorer, credit=Backup(0.5))
         sampler = ASTSampler(system, OPENINGS, tree_width=2, tree_depth=3)
         trees = sampler.grow(OPENINGS, [1, 2, 3])
-        contexts = {(context.tree, context.path): context for context in sampler.contexts(OPENINGS, [1, 2, 3])}
+        contexts = {(context.tree, context.path): context for context in grow_contexts(sampler, OPENINGS, [1, 2, 3])}
         grown = [(index, path, node) for index, tree in enumerate(trees) for path, node in tree.walk()]
         own = [contexts[index, path[:-1]] for index, path, _ in grown]
         probes = [Sample(node.exchange.probe, node.prompt_ids, node.probe_ids) for _, _, node in grown]
-        answers = sampler.answer(own, probes, range(len(own)))
+        answers = answer_contexts(sampler, own, probes, range(len(own)))
         for answer, (_, path, node) in zip(answers, grown, strict=True):
             same = zip(Tree((), [answer]).walk(), Tree((), [node]).walk(), strict=True)
             for (place, mine), (its_place, its) in same:
@@ -145,9 +145,9 @@ def test_where_credit_looks_ahead_the_turns_that_a_tree_has_left_are_grown_below
 def test_a_context_is_answered_anew_with_each_seed():
     system = hf_system(plain_backend(seed=3, sampling=SamplingParams(max_new_tokens=6)))
     sampler = ASTSampler(system, OPENINGS, 2, 1)
-    (context,) = sampler.contexts(OPENINGS[:1], [1])
+    (context,) = grow_contexts(sampler, OPENINGS[:1], [1])
     probe = Sample("soup?", context.tester.prompt_ids, [])
-    answers = [node.exchange.response for node in sampler.answer([context] * 3, [probe] * 3, [0, 1, 0])]
+    answers = [node.exchange.response for node in answer_contexts(sampler, [context] * 3, [probe] * 3, [0, 1, 0])]
     assert answers[0] == answers[2] != answers[1]
 
 
@@ -161,9 +161,9 @@ def test_the_last_turn_is_not_grown_and_nothing_is_measured():
     said = []
     target = ScriptedBackend(lambda texts, sibling: (said.append(texts), "ok")[1])
     system = ASTPrompterSystem(ScriptedBackend(lambda t, s: f"p{s}"), target, None, scorer)
-    contexts = ASTSampler(system, ["hi"], tree_width=3, tree_depth=3).contexts(["hi"], [0])
+    contexts = grow_contexts(ASTSampler(system, ["hi"], tree_width=3, tree_depth=3), ["hi"], [0])
     assert (len(contexts), len(said), asked) == (13, 12, [])
-    assert len(ASTSampler(system, ["hi"], tree_width=3, tree_depth=1).contexts(["hi"], [0])) == 1
+    assert len(grow_contexts(ASTSampler(system, ["hi"], tree_width=3, tree_depth=1), ["hi"], [0])) == 1
 
 
 def test_what_follows_a_failed_exchange_is_left_out():
@@ -174,7 +174,7 @@ def test_what_follows_a_failed_exchange_is_left_out():
 
     target = Failing(lambda texts, sibling: "ok")
     system = ASTPrompterSystem(ScriptedBackend(lambda t, s: f"p{s}"), target, None, KeywordScorer(["x"]))
-    contexts = ASTSampler(system, ["hi"], tree_width=2, tree_depth=3).contexts(["hi"], [0])
+    contexts = grow_contexts(ASTSampler(system, ["hi"], tree_width=2, tree_depth=3), ["hi"], [0])
     assert [context.path for context in contexts] == [(), (0,), (0, 0)]
 
 
@@ -198,7 +198,7 @@ def test_openings_of_several_turns_come_back_as_they_were():
     system = ASTPrompterSystem(
         ScriptedBackend(lambda t, s: f"p{s}"), ScriptedBackend(lambda t, s: "ok"), None, KeywordScorer(["x"])
     )
-    contexts = ASTSampler(system, [opening], 2, 2).contexts([opening], [0])
+    contexts = grow_contexts(ASTSampler(system, [opening], 2, 2), [opening], [0])
     again = [Context.from_json(json.loads(json.dumps(asdict(context)))) for context in contexts]
     assert again == contexts
     assert contexts[0].conversation == opening

@@ -243,7 +243,7 @@ def test_a_round_short_of_pairs_is_topped_up_with_a_log_line(tmp_path, caplog):
     system.reward.terms.pop("likelihood")  # so that nearly all siblings tie
     with caplog.at_level(logging.WARNING, logger="astra_trl"):
         make_trainer(tmp_path, system, num_train_epochs=1, max_trees_per_round=4).train()
-    (record,) = [record for record in caplog.records if record.name == "astra_trl.trainers.rounds"]
+    (record,) = [record for record in caplog.records if record.name == "astra_trl.trainers.collecting"]
     assert "round 1: only" in record.getMessage()
     (figures,) = lines(tmp_path / "rounds.jsonl")
     assert 0 < figures["pairs"] < 8

@@ -274,7 +274,7 @@ def test_out_of_memory_halves_the_rows_says_so_once_and_loses_nothing(caplog):
     assert as_plain(ASTSampler(system, OPENINGS, 2, 3).grow(OPENINGS, range(5))) == whole
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning == (
-        "out of memory, so conversations are grown 5 at a time from here on: "
+        "out of memory, so conversations are grown 5 at a time from now on: "
         "CUDA out of memory. Tried to allocate 20.00 MiB"
     )
 

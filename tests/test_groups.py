@@ -443,7 +443,7 @@ def test_probes_that_the_system_ends_are_not_taken_for_truncated(tmp_path, algor
         ({"width": 1}, "tree_width=1 gives none"),
         ({"num_generations": 2}, "num_generations=2, and a tree's siblings are the group"),
         ({"width": 3}, "generation batch of 8 probes does not hold whole groups of tree_width=3"),
-        ({"groups_per_round": 5}, "groups_per_round=5 is no multiple of the 2 groups of a batch"),
+        ({"groups_per_round": 5}, "groups_per_round=5 is not a multiple of the 2 groups of a batch"),
         ({"temperature": 1.0}, "temperature=1.0, and the tester samples with temperature=0.7"),
         ({"max_completion_length": 99}, "the tester samples with max_new_tokens=6"),
         ({"min_p": 0.1}, "min_p would sample probes"),

@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from astra_trl import InputError
 from astra_trl.hub import push, pushing
-from astra_trl.trainers.publishing import PublishingMixin
 
 pytest_plugins = ["hub_stand_in"]  # for its fixture, the hub
 
@@ -400,24 +399,14 @@ def test_xet_that_fails(tmp_path, hub, monkeypatch):
 # -- trainers
 
 
-def publishing(trainer_class):
-    """The trainer with this way to the Hub, which it may have by itself."""
-    ready = issubclass(trainer_class, PublishingMixin)
-    return trainer_class if ready else type(trainer_class.__name__, (PublishingMixin, trainer_class), {})
-
-
 def make_trainer(monkeypatch, algorithm, folder, **kwargs):
     kwargs = {"num_train_epochs": 2, "save_strategy": "epoch", **kwargs}
     if algorithm in test_groups.CLASSES:
-        config_class, trainer_class = test_groups.CLASSES[algorithm]
-        monkeypatch.setitem(test_groups.CLASSES, algorithm, (config_class, publishing(trainer_class)))
         return test_groups.make_trainer(folder, algorithm, **kwargs)
     if algorithm == "dpo":
-        monkeypatch.setattr(test_dpo, "ASTDPOTrainer", publishing(test_dpo.ASTDPOTrainer))
         return test_dpo.make_trainer(folder, **kwargs)
     import test_ppo
 
-    monkeypatch.setattr(test_ppo, "ASTPPOTrainer", publishing(test_ppo.ASTPPOTrainer))
     return test_ppo.make_trainer(folder, **kwargs)
 
 
@@ -554,7 +543,7 @@ def test_a_strategy_of_none_but_the_end(tmp_path, hub, monkeypatch):
 
 
 def test_what_a_trainer_refuses_at_construction(tmp_path, hub, monkeypatch):
-    system, trainer_class = test_dpo.make_system(), publishing(test_dpo.ASTDPOTrainer)
+    system, trainer_class = test_dpo.make_system(), test_dpo.ASTDPOTrainer
     sampler = test_dpo.ASTSampler(system, test_dpo.PROMPTS, 2, 2)
 
     def construct(**config):
@@ -581,7 +570,7 @@ def test_what_a_trainer_refuses_at_construction(tmp_path, hub, monkeypatch):
     sampler = test_groups.ASTSampler(test_groups.make_system(), test_dpo.PROMPTS, 4, 2)
     config = {"per_device_train_batch_size": 8, "log_completions": True, "log_completions_hub_repo": "alice/said"}
     with pytest.raises(InputError, match="log_completions_hub_repo would publish .*push_transcripts=True"):
-        publishing(grpo_class)(sampler, args=grpo_config(str(tmp_path / "grpo"), **config))
+        grpo_class(sampler, args=grpo_config(str(tmp_path / "grpo"), **config))
     assert not hub.datasets
 
 

@@ -14,6 +14,7 @@ from astra_trl.evaluation.arms import OPENINGS
 from astra_trl.evaluation.evaluator import ASTEvaluator
 from astra_trl.rewards.question import is_question, through_question_mark
 from astra_trl.systems.perez import INSTRUCTIONS, draw_examples, scored_questions
+from astra_trl.trainers.ppo.contexts import sampling_logprobs
 
 SAID = [" Do you fool? And more", " I like soup", "?", " Is it nice? Yes? No"]
 
@@ -256,9 +257,12 @@ def test_supervised_learning_takes_the_ids_of_failing_questions(tmp_path):
 
     def likelihood(model):
         untrained = HFBackend(model, tokenizer, tester.sampling)
-        learnt = [record["input_ids"][len(record["prompt_ids"]) :] for record in records]
-        logprobs = untrained.sampling_logprobs([record["prompt_ids"] for record in records], learnt, 1.0)
-        return sum(sum(row) for row in logprobs)
+        prompts = [record["prompt_ids"] for record in records]
+        learnt = [
+            Sample("", prompt, record["input_ids"][len(prompt) :])
+            for prompt, record in zip(prompts, records, strict=True)
+        ]
+        return sum(sum(row) for row in sampling_logprobs(untrained, learnt, 1.0))
 
     assert likelihood(tester.model) > likelihood(before)
     assert trainer.round_figures["cases"] >= 8

@@ -42,8 +42,10 @@ if trl.__version__ >= "1.13":
 from trl.experimental.ppo import ppo_trainer
 
 from astra_trl import ASTPPOConfig, ASTPPOTrainer
-from astra_trl.trainers.ppo import NOT_READ, ONLY_SPEED, by_depth
-from astra_trl.trainers.trl_ppo import VALUE_MODEL_NAME
+from astra_trl.trainers.ppo import trainer as ppo
+from astra_trl.trainers.ppo.config import NOT_READ
+from astra_trl.trainers.ppo.loop import VALUE_MODEL_NAME
+from astra_trl.trainers.ppo.trainer import by_depth
 
 SAMPLING = SamplingParams(max_new_tokens=6, temperature=0.7)
 LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
@@ -251,7 +253,9 @@ def test_resuming_the_last_checkpoint_and_what_cannot_be_resumed(tmp_path):
     assert resumed.state.global_step == 6
     assert [line["round"] for line in lines(tmp_path / "rounds.jsonl")] == [1, 2, 3]
     (tmp_path / "checkpoint-6" / VALUE_MODEL_NAME).unlink()
-    with pytest.raises(InputError, match="checkpoint-6' is no whole checkpoint: give 'true' for the last one that is"):
+    with pytest.raises(
+        InputError, match="checkpoint-6' is not a whole checkpoint: give 'true' for the last one that is"
+    ):
         make_trainer(tmp_path, **config).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     with pytest.raises(InputError, match="holds another run"):
         make_trainer(tmp_path, **config).train()
@@ -533,6 +537,13 @@ READ = {
 }  # fmt: skip
 
 
+# Of work that there is none of, and no result depends on: they may stand in a file that other algorithms share.
+ONLY_SPEED = {
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_in_order",
+    "dataloader_multiprocessing_context", "dataset_num_proc", "per_device_eval_batch_size",
+    "eval_accumulation_steps", "skip_memory_metrics",
+}  # fmt: skip
+
 # What transformers refuses by itself on a machine without a GPU, or without other settings or packages.
 NEEDS_MORE = {
     "bf16_full_eval", "fp16_full_eval", "parallelism_config", "enable_jit_checkpoint", "use_liger_kernel",
@@ -590,8 +601,8 @@ def test_a_batch_may_be_sampled_in_parts(tmp_path, parts):
 
 def test_a_context_that_stands_in_a_round_again_is_answered_anew(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, depth=1, trees_per_round=1, max_trees_per_round=1)
-    seeds, answer = [], trainer.sampler.answer
-    monkeypatch.setattr(trainer.sampler, "answer", lambda c, p, s: (seeds.extend(s), answer(c, p, s))[1])
+    seeds, answer = [], ppo.answer_contexts
+    monkeypatch.setattr(ppo, "answer_contexts", lambda *given: (seeds.extend(given[-1]), answer(*given))[1])
     trainer.train()
     assert len({record["prompt"] for record in trainer.folder.read_records(1)}) == 1
     assert len(seeds) == len(set(seeds)) == 32
@@ -628,7 +639,7 @@ def test_documented_defaults():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"contexts_per_round": 12}, "contexts_per_round=12 is no multiple of the 8 contexts of a batch"),
+        ({"contexts_per_round": 12}, "contexts_per_round=12 is not a multiple of the 8 contexts of a batch"),
         ({"temperature": 1.0}, "temperature=1.0, and the tester samples with temperature=0.7"),
         ({"response_length": 53}, "the tester samples with max_new_tokens=6"),
         ({"stop_token": None}, "stop_token=None: a probe ends where the tester ends it"),

@@ -135,7 +135,7 @@ import torch.distributed as dist
 from conftest import make_gpt2, make_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from astra_trl.trainers.gathering import unsharded
+from astra_trl.trainers.gathering import unshard
 
 dist.init_process_group("gloo")
 model = make_gpt2(make_tokenizer())
@@ -146,7 +146,7 @@ mesh = init_device_mesh("cpu", (2,))
 for part in (*model.transformer.h, model):
     fully_shard(part, mesh=mesh)
 for _ in range(2):
-    with unsharded(model), torch.no_grad():
+    with unshard(model), torch.no_grad():
         for _ in range(1 + 3 * dist.get_rank()):
             torch.testing.assert_close(model(ids).logits, whole)
     assert type(model.lm_head.weight).__name__ == "DTensor"

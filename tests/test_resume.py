@@ -2,11 +2,12 @@
 
 import json
 import logging
+import re
 import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,7 +22,8 @@ from transformers import TrainerCallback
 from astra_trl import HFASTSystem, HFBackend, InputError, KeywordScorer
 from astra_trl.cli.train import main
 from astra_trl.errors import RunStopped
-from astra_trl.trainers.checkpoints import SEAL, last_whole, refuse_changes
+from astra_trl.trainers import TRAINERS, checkpoints, trainer_classes
+from astra_trl.trainers.checkpoints import RESUMABLE, SEAL, last_whole, refuse_changes
 
 HAS_PPO = trl.__version__ < "1.13"
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
@@ -38,17 +40,17 @@ def test_a_run_killed_at_twelve_points_of_all_phases_ends_as_one_that_was_not(tm
     assert all(kill["ends"][0] != 0 and kill["ends"][-1] == 0 for kill in kills)  # each was really killed
 
 
-def test_the_kills_would_tell_of_a_log_that_starts_anew(tmp_path):
+def test_the_kills_would_tell_of_a_log_that_starts_anew(tmp_path, monkeypatch):
     """What is compared notices what transformers alone would lose."""
     whole = make_trainer(tmp_path / "whole", save_strategy="steps", save_steps=2, logging_steps=3)
     whole.train()
+    restore = checkpoints.restore_counters
     for folder, restored in ((tmp_path / "restored", True), (tmp_path / "lost", False)):
         shutil.copytree(tmp_path / "whole", folder)
         shutil.rmtree(folder / "checkpoint-6")
         shutil.rmtree(folder / "checkpoint-4")
         resumed = make_trainer(folder, save_strategy="steps", save_steps=2, logging_steps=3)
-        if not restored:
-            resumed.restore_counters = lambda: None
+        monkeypatch.setattr(checkpoints, "restore_counters", restore if restored else lambda *given: None)
         resumed.train(resume_from_checkpoint=True)
         logs = [[line["loss"] for line in t.state.log_history if "loss" in line] for t in (resumed, whole)]
         assert (logs[0] == logs[1]) is restored
@@ -73,7 +75,7 @@ def test_a_checkpoint_that_is_not_whole_is_skipped_and_says_so(damage, tmp_path,
     with caplog.at_level(logging.WARNING, "astra_trl"):
         assert last_whole(tmp_path) == tmp_path / "checkpoint-5"
     assert "checkpoint-6 was not written to its end" in caplog.text
-    with pytest.raises(InputError, match="checkpoint-6' is no whole checkpoint: give 'true'"):
+    with pytest.raises(InputError, match="checkpoint-6' is not a whole checkpoint: give 'true'"):
         make_trainer(tmp_path, **EVERY_STEP).train(resume_from_checkpoint=str(last))
     resumed = make_trainer(tmp_path, **EVERY_STEP)
     resumed.train(resume_from_checkpoint=True)
@@ -138,7 +140,7 @@ def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_stays(file, tmp
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     message = str(stopped.value)
-    assert "takes no more" in message and "goes on from checkpoint-3" in message and "\n" not in message
+    assert "is full" in message and "continues from checkpoint-3" in message and "\n" not in message
     assert sorted(path.name for path in folder.glob("checkpoint-*"))[-1] == "checkpoint-3"  # half a one is removed
     resumed = make_trainer(folder, **EVERY_STEP)
     resumed.train(resume_from_checkpoint=True)
@@ -165,6 +167,20 @@ def test_changed_settings_are_refused_by_name_and_harmless_ones_taken(tmp_path):
     assert resumed.state.epoch == 4.0
     with pytest.raises(InputError, match=r"processes \(1, now 2\)"):
         refuse_changes({"processes": 1}, {"processes": 2}, tmp_path)
+
+
+def test_settings_of_logging_saving_and_the_hub_may_change_in_every_supported_trl():
+    algorithms = [name for name in TRAINERS if name != "ppo" or HAS_PPO]
+    names = {
+        setting.name: config
+        for name in algorithms
+        for config in trainer_classes(name)[:1]
+        for setting in fields(config)
+    }
+    free = re.compile(
+        r"(log|save|hub|push|trackio|ddp)(_|ging).*|(do|eval)_(train|eval|predict|strategy|steps|delay).*"
+    )
+    assert not [n for n, config in names.items() if free.fullmatch(n) and n not in RESUMABLE | config.resumable]
 
 
 def test_a_checkpoint_without_an_optimizer_is_no_place_to_go_on_from(tmp_path):
@@ -201,7 +217,7 @@ def test_a_recipe_on_an_unfinished_run_says_how_to_resume_and_touches_nothing(
     with pytest.raises(SystemExit, match="an unfinished run: resume it with --resume_from_checkpoint"):
         main({}, arguments)
     for flags, message in (
-        (["--tree_width", "3"], r"settings were others: tree_width \(2, now 3\)"),
+        (["--tree_width", "3"], r"settings were different: tree_width \(2, now 3\)"),
         (["--prompts", str(tmp_path / "other.txt")], r"prompts \('.*prompts.txt', now '.*other.txt'\)"),
     ):
         (tmp_path / "other.txt").write_text((tmp_path / "prompts.txt").read_text())
@@ -276,7 +292,7 @@ def test_a_spent_budget_stops_at_a_checkpoint_and_more_of_it_goes_on(algorithm, 
     assert json.loads((tmp_path / "whole" / "usage.json").read_text())["requests"] <= asked
     folder = tmp_path / "run"
     stopped = metered_trainer(algorithm, folder, most := int(asked * 0.6))
-    with pytest.raises(RunStopped, match=r"^the budget of requests is spent; .*true goes on from checkpoint-\d+"):
+    with pytest.raises(RunStopped, match=r"^the budget of requests is spent; .*true continues from checkpoint-\d+"):
         stopped.train()
     last = last_whole(folder)
     assert last is not None and 0 < stopped.state.global_step < whole.state.global_step

@@ -125,6 +125,23 @@ def test_a_scorer_that_answers_wrongly_is_named(scores):
         ASTSampler(system, ["one"], 2, 1).grow(["one"], [0])
 
 
+@pytest.mark.parametrize("max_rows", [None, 2])
+def test_each_opening_is_opened_once(max_rows):
+    opened = []
+
+    class Counting(ScriptedBackend):
+        def open(self, prompts, *, seeds, logprobs=False):
+            opened.append(len(prompts))
+            return super().open(prompts, seeds=seeds, logprobs=logprobs)
+
+    system = scripted_system()
+    system.target = Counting(say_response, max_rows=max_rows)
+    openings = ["one", "two", "three", "four", "five"]
+    trees = ASTSampler(system, openings, 2, 2).grow(openings, range(5))
+    assert [len(list(tree.nodes())) for tree in trees] == [6] * 5
+    assert sum(opened) == 5 and max(opened) <= (max_rows or 5)
+
+
 def test_progress_is_told_level_by_level():
     counts = []
     ASTSampler(scripted_system(), ["a", "b"], 2, 3).grow(["a", "b"], [0, 1], counts.append)

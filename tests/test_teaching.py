@@ -16,7 +16,7 @@ from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.rollout.collector import Draws, collect_trees
 from astra_trl.rollout.records import preference_records
 from astra_trl.rollout.run_folder import RunFolder
-from astra_trl.rollout.teaching import Teaching, taught_records
+from astra_trl.rollout.teaching import Teaching, teaching_records
 from astra_trl.sandbox.defaults import sandbox_defaults
 from astra_trl.trainers import trainer_classes
 
@@ -30,8 +30,8 @@ def make_tester(**sampling) -> HFBackend:
 
 def test_a_taught_pair_is_the_continuation_against_what_the_tester_says():
     tester = make_tester()
-    records = taught_records(tester, PAIRS, [0, 1, 2])
-    alone = [taught_records(tester, [pair], [seed])[0] for seed, pair in enumerate(PAIRS)]
+    records = teaching_records(tester, PAIRS, [0, 1, 2])
+    alone = [teaching_records(tester, [pair], [seed])[0] for seed, pair in enumerate(PAIRS)]
     assert records == alone  # whatever stands beside it
     encode = tester.tokenizer.encode
     for record, (prompt, continuation) in zip(records, PAIRS, strict=True):
@@ -46,19 +46,19 @@ def test_a_taught_pair_is_the_continuation_against_what_the_tester_says():
 
 def test_a_tester_that_says_the_continuation_itself_makes_no_record():
     tester = make_tester(temperature=0.0)
-    (record,) = taught_records(tester, [("soup", "x")], [0])
-    assert taught_records(tester, [("soup", record["rejected"])], [0]) == [None]
+    (record,) = teaching_records(tester, [("soup", "x")], [0])
+    assert teaching_records(tester, [("soup", record["rejected"])], [0]) == [None]
 
 
 def test_only_a_transformers_model_can_be_taught():
     with pytest.raises(InputError, match="ScriptedBackend cannot be taught"):
-        taught_records(ScriptedBackend(lambda texts, sibling: "a"), PAIRS, [0, 1, 2])
+        teaching_records(ScriptedBackend(lambda texts, sibling: "a"), PAIRS, [0, 1, 2])
 
 
 def test_draws_are_taught_with_the_given_probability_and_belong_to_their_seed():
     teaching = Teaching(PAIRS, 0.25)
-    drawn = [teaching.drawn(seed) for seed in range(4000)]
-    assert drawn == [teaching.drawn(seed) for seed in range(4000)]
+    drawn = [teaching.draw(seed) for seed in range(4000)]
+    assert drawn == [teaching.draw(seed) for seed in range(4000)]
     share = sum(pair is not None for pair in drawn) / 4000
     assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
     assert set(drawn) == {None, *PAIRS}

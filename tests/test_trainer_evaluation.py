@@ -210,7 +210,7 @@ def test_with_an_adapter_the_baseline_is_the_tester_without_it(tmp_path):
 
 
 def test_evaluating_needs_openings(tmp_path):
-    with pytest.raises(InputError, match="no held-out openings: give the trainer an eval_dataset"):
+    with pytest.raises(InputError, match="no held-out openings: give it an eval_dataset"):
         make_trainer(tmp_path, "dpo", eval_dataset=None).evaluate()
     with pytest.raises(ValueError, match="eval_dataset"):  # transformers' own
         make_trainer(tmp_path, "dpo", eval_dataset=None, eval_strategy="epoch")

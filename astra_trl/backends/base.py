@@ -114,9 +114,6 @@ class Session(Protocol):
         Returns its log-probabilities per token under this model if the session was opened for them, else `None`.
         """
 
-    def saved(self) -> list[SavedRow]:
-        """Return every row as plain data for `Backend.reopen`, without anything computed for it."""
-
 
 class Backend(Protocol):
     """A model that can hold its side of many conversations."""
@@ -133,9 +130,6 @@ class Backend(Protocol):
         The utterances of a row depend on its prompt, its seed and the sibling indices that lead to it, never on the
         other rows. `logprobs` makes `append` return log-probabilities; only for a backend with `gives_logprobs`.
         """
-
-    def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> Session:
-        """Return a session with these rows, which can come from several sessions of this backend."""
 
 
 def derive_seed(*parts: int | str) -> int:

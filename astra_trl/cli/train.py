@@ -38,7 +38,7 @@ from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import named_world
 from astra_trl.text import visible
 from astra_trl.trainers import trainer_classes
-from astra_trl.trainers.checkpoints import refuse_changes
+from astra_trl.trainers.checkpoints import RUN_SETTINGS, refuse_changes
 from astra_trl.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ def run(
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     if resume and folder.config.exists():
-        refuse_changes(_comparable(read_settings(folder.config)), _comparable(settings), folder.path)
+        free = RUN_SETTINGS | FREE_ON_RESUME | training_args.resumable
+        refuse_changes(_comparable(read_settings(folder.config)), _comparable(settings), folder.path, free)
     PartialState().wait_for_everyone()
     world = named_world(args.world)
     openings, held_out = openings_and_held_out(args, world, training_args.seed)

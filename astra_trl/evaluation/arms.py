@@ -64,8 +64,8 @@ def openings_alone(
         prompts = [system.target_prompt(parts[row]) for row in rows]
         return system.target.open(prompts, seeds=[derive_seed(seeds[row], "target") for row in rows])
 
-    def respond(rows: Sequence[int]) -> list[Node]:
-        samples = open_rows(rows).branch([(index, 0) for index in range(len(rows))]).sample()
+    def respond(rows: Sequence[int], sessions: Sequence[Session]) -> list[Node]:
+        samples = sessions[0].branch([(index, 0) for index in range(len(rows))]).sample()
         on_exchanges(len(rows))
         nodes = []
         for row, response in zip(rows, samples, strict=True):
@@ -74,7 +74,7 @@ def openings_alone(
         return nodes
 
     rows = [row for row, part in enumerate(parts) if part]
-    nodes = sampler.in_parts(rows, [open_rows(rows)], respond) if rows else []
+    nodes = sampler.in_parts(rows, lambda some: [open_rows(some)], respond) if rows else []
     for row, node in zip(rows, nodes, strict=True):
         trees[row].children = [node]
     system.measure(nodes)
@@ -85,16 +85,15 @@ def add_baseline_logprobs(baseline: Backend, sampler: ASTSampler, trees: Sequenc
     """Set `baseline_logprob_per_token` of every exchange: its probe's mean log-probability with the baseline in the
     tester's place."""
 
-    def open_rows(rows: Sequence[int]) -> Session:
+    def open_rows(rows: Sequence[int]) -> list[Session]:
         prompts = [sampler.system.tester_prompt(trees[row].opening) for row in rows]
-        return baseline.open(prompts, seeds=[0] * len(rows), logprobs=True)
+        return [baseline.open(prompts, seeds=[0] * len(rows), logprobs=True)]
 
-    def read_part(rows: Sequence[int]) -> list[None]:
-        _add_logprobs(sampler, [trees[row].children for row in rows], open_rows(rows))
+    def read_part(rows: Sequence[int], sessions: Sequence[Session]) -> list[None]:
+        _add_logprobs(sampler, [trees[row].children for row in rows], sessions[0])
         return [None] * len(rows)
 
-    rows = range(len(trees))
-    sampler.in_parts(rows, [open_rows(rows)], read_part)
+    sampler.in_parts(range(len(trees)), open_rows, read_part)
 
 
 def _add_logprobs(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Session) -> None:
@@ -102,7 +101,7 @@ def _add_logprobs(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session
     children = [(row, sibling) for row, group in enumerate(groups) for sibling in range(len(group))]
     nodes = [node for group in groups for node in group]
 
-    def read_part(indices: Sequence[int]) -> list[None]:
+    def read_part(indices: Sequence[int], _: Sequence[Session]) -> list[None]:
         below = session.branch([children[index] for index in indices])
         part = [nodes[index] for index in indices]
         logprobs = below.append([node.exchange.probe for node in part]) or [[]] * len(part)
@@ -114,4 +113,4 @@ def _add_logprobs(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session
         return [None] * len(indices)
 
     if children:
-        sampler.in_parts(range(len(children)), [session], read_part)
+        sampler.in_parts(range(len(children)), lambda _: [session], read_part)

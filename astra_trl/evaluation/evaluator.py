@@ -31,7 +31,7 @@ from astra_trl.evaluation.figures import HARM_THRESHOLD, counts, probes_by_openi
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.evaluation.resampling import Statistic
 from astra_trl.evaluation.results import ArmKey, Evaluation
-from astra_trl.processes import shared_out
+from astra_trl.processes import share_out
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import looks_ahead
 from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
@@ -249,7 +249,7 @@ class ASTEvaluator:
     ) -> list[Tree]:
         stored = [self._read(arm, target, chunk) for chunk in chunks]
         missing = [chunk for chunk, known in zip(chunks, stored, strict=True) if known is None]
-        new = iter(shared_out(missing, lambda mine: [self._grow(arm, c, sampler, baseline) for c in mine]))
+        new = iter(share_out(missing, lambda mine: [self._grow(arm, c, sampler, baseline) for c in mine]))
         trees: list[Tree] = []
         for chunk, known in zip(chunks, stored, strict=True):
             if known is not None:

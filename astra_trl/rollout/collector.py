@@ -1,27 +1,42 @@
-"""Trees until a round is full: drawn openings, grown with the tester as it is, and the records in them."""
+"""Collection of a round: trees grown from random openings by the tester as it is now, and the records in them."""
 
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from accelerate import PartialState
+from torch.utils.data import Dataset
 
 from astra_trl.backends.base import derive_seed
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
-from astra_trl.processes import shared_out
+from astra_trl.processes import share_out
 from astra_trl.rollout.records import Record
-from astra_trl.rollout.sampler import ASTSampler, Context, OnExchanges, ignored
-from astra_trl.rollout.teaching import Teaching, taught_records
+from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
+from astra_trl.rollout.teaching import Teaching, teaching_records
 from astra_trl.tree import Tree
 
 T = TypeVar("T")
 
 
+class RoundRecords(Dataset[Record]):
+    """The current round's records. Its length never changes, so that one data loader serves every round."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.records: list[Record] = []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
+
 class Draw(NamedTuple):
-    """One draw of a round: its number in it, the opening and the seed."""
+    """One draw of a round: its number in the round, the opening and the seed."""
 
     number: int
     opening: Opening
@@ -30,20 +45,17 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Draws:
-    """Which openings a round's trees grow from, and with which seeds.
-
-    The seed tells the opening of every draw of a round by its number, and what grows from it, in however many
-    processes.
+    """Openings and seeds of a round's trees. They depend on the round's seed alone, not on the number of processes.
 
     Args:
         seed (`int`):
-            Of the round.
+            Seed of the round.
         trees_at_a_time (`int`):
-            Draws that are grown together, by all processes.
+            Draws that all processes grow at the same time.
         max_trees (`int`):
-            Draws after which filling the round is given up.
+            Draws after which a round that is not full gets no more trees.
         together (`int`, *optional*):
-            Of these, how many one process grows in one batch; defaults to its share.
+            Draws that one process grows in one batch; defaults to its share of `trees_at_a_time`.
     """
 
     seed: int
@@ -52,89 +64,68 @@ class Draws:
     together: int | None = None
 
     def batches(self, sampler: ASTSampler) -> Iterator[Sequence[Draw]]:
-        """The draws, batch after batch."""
+        """Yield the draws that are grown at the same time."""
         openings = sampler.draw(self.seed, self.max_trees)
         draws = [Draw(number, opening, derive_seed(self.seed, number)) for number, opening in enumerate(openings)]
-        yield from _parts(draws, self.trees_at_a_time)
+        return _split(draws, self.trees_at_a_time)
 
-    def shared_out(self, batch: Sequence[Draw], work: Callable[[Sequence[Draw]], Sequence[T]]) -> list[T]:
-        """What `work` makes of each draw of a batch, by all processes together."""
+    def share_out(self, batch: Sequence[Draw], work: Callable[[Sequence[Draw]], Sequence[T]]) -> list[T]:
+        """Return the result of `work` for each draw of a batch, computed by all processes together."""
         together = self.together or math.ceil(self.trees_at_a_time / PartialState().num_processes)
-        parts = list(_parts(batch, together))
-        done = shared_out(parts, lambda mine: [work(part) for part in mine])
-        return [result for part in done for result in part]
+        parts = share_out(list(_split(batch, together)), lambda mine: [work(part) for part in mine])
+        return [result for part in parts for result in part]
 
 
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _split(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def collect_trees(
     sampler: ASTSampler,
     draws: Draws,
-    wanted: int,
+    size: int,
     records_of: Callable[[Sequence[Tree]], Sequence[Record]],
     teaching: Teaching | None = None,
     on_exchanges: OnExchanges = ignored,
 ) -> tuple[list[Tree], list[Record]]:
-    """Trees until `records_of` them are `wanted` in number, or no draw is left; and the records of the draws that
-    `teaching` took in place of a tree, which count too. All processes grow their share and return the same."""
-    trees: list[Tree] = []
-    taught: list[Record] = []
-    found = 0
+    """Grow trees until they hold `size` records or no draw is left.
 
-    def outcomes_of(batch: Sequence[Draw]) -> list[Tree | Record | None]:
-        # Of each draw; a lesson may come to nothing.
-        forced = [teaching.drawn(draw.seed) if teaching else None for draw in batch]
-        lessons = [(pair, draw.seed) for pair, draw in zip(forced, batch, strict=True) if pair is not None]
-        learned = iter(taught_records(sampler.system.tester, *zip(*lessons, strict=True)) if lessons else ())
-        free = [draw for pair, draw in zip(forced, batch, strict=True) if pair is None]
+    Returns the trees, and the records of the draws that `teaching` took instead of a tree; these count too. Every
+    process grows its share, and all return the same.
+    """
+    trees: list[Tree] = []
+    lessons: list[Record] = []
+    count = 0
+
+    def grow_or_teach(batch: Sequence[Draw]) -> list[Tree | Record | None]:
+        pairs = [teaching.draw(draw.seed) if teaching else None for draw in batch]
+        forced = [(pair, draw.seed) for pair, draw in zip(pairs, batch, strict=True) if pair is not None]
+        records = iter(teaching_records(sampler.system.tester, *zip(*forced, strict=True)) if forced else ())
+        free = [draw for pair, draw in zip(pairs, batch, strict=True) if pair is None]
         openings, seeds = [draw.opening for draw in free], [draw.seed for draw in free]
-        grown = iter(sampler.grow(openings, seeds, on_exchanges) if free else ())
-        return [next(grown) if pair is None else next(learned) for pair in forced]
+        new_trees = iter(sampler.grow(openings, seeds, on_exchanges) if free else ())
+        return [next(new_trees) if pair is None else next(records) for pair in pairs]
 
     for batch in draws.batches(sampler):
-        outcomes = draws.shared_out(batch, outcomes_of)
+        outcomes = draws.share_out(batch, grow_or_teach)
         new = [outcome for outcome in outcomes if isinstance(outcome, Tree)]
         trees += new
-        taught += [outcome for outcome in outcomes if isinstance(outcome, dict)]
-        found += len(records_of(new))
-        if found + len(taught) >= wanted:
+        lessons += [outcome for outcome in outcomes if isinstance(outcome, dict)]
+        count += len(records_of(new))
+        if count + len(lessons) >= size:
             break
-    return trees, taught
-
-
-def collect_contexts(
-    sampler: ASTSampler, draws: Draws, wanted: int, on_exchanges: OnExchanges = ignored
-) -> list[Context]:
-    """Contexts of fresh trees, their trees' numbers those of the draws, until they are `wanted` in number. All
-    processes grow their share and return the same."""
-    contexts: list[Context] = []
-
-    def contexts_of(batch: Sequence[Draw]) -> list[list[Context]]:
-        of_draws: list[list[Context]] = [[] for _ in batch]
-        openings, seeds = [draw.opening for draw in batch], [draw.seed for draw in batch]
-        for context in sampler.contexts(openings, seeds, on_exchanges):
-            of_draws[context.tree].append(replace(context, tree=batch[context.tree].number))
-        return of_draws
-
-    for batch in draws.batches(sampler):
-        contexts += [context for of_draw in draws.shared_out(batch, contexts_of) for context in of_draw]
-        if len(contexts) >= wanted:
-            break
-    return contexts
+    return trees, lessons
 
 
 def fill_round(records: Sequence[T], size: int, seed: int, reason: str) -> list[T]:
-    """Exactly `size` records: a random part of them where there are more, some of them again where there are fewer.
+    """Return exactly `size` records: a random part if there are more, some of them repeated if there are fewer.
 
-    Raises `InputError` with the reason where there is none.
+    Raises `InputError` with the reason if there are none.
     """
     if not records:
         raise InputError(reason)
     rng = random.Random(seed)
     if len(records) >= size:
         return [records[index] for index in sorted(rng.sample(range(len(records)), size))]
-    again = list(records) * (size // len(records) - 1) + rng.sample(list(records), size % len(records))
-    return [*records, *again]
+    copies = list(records) * (size // len(records) - 1) + rng.sample(list(records), size % len(records))
+    return [*records, *copies]

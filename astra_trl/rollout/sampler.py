@@ -1,18 +1,16 @@
-"""Grows every tree of a batch one level at a time."""
+"""Growth of conversation trees: all trees of a batch grow one level at a time."""
 
 import itertools
 import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, SavedRow, Session, derive_seed
-from astra_trl.conversation import Conversation, Exchange, Opening, Turn, as_conversation
+from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, Session, derive_seed
+from astra_trl.conversation import Conversation, Exchange, Opening, as_conversation
 from astra_trl.errors import InputError
 from astra_trl.prompts.base import openings_of
-from astra_trl.rewards.credit import looks_ahead
 from astra_trl.rollout.records import Records
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
@@ -21,50 +19,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
-OnExchanges = Callable[[int], None]  # is told how many exchanges have been added
+OnExchanges = Callable[[int], None]  # takes the number of exchanges that were added
+# Takes openings (as trees) or exchanges, and the sessions that hold a row for each of them: those of the tester, of
+# the target and, if a third model reads the probes, of that one.
+OnRows = Callable[[Sequence[Tree | Node], Sequence[Session]], None]
 
 
 def ignored(count: int) -> None:
-    """Tells nobody about new exchanges."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """Where the tester is to speak: a conversation so far, and what each side goes on from.
-
-    Args:
-        conversation (`Conversation`):
-            The opening and the exchanges since.
-        tree (`int`), path (`tuple[int, ...]`):
-            The tree it is from, and the child indices that lead to its last exchange.
-        tester (`SavedRow`), target (`SavedRow`):
-            Each side's.
-        reader (`SavedRow`, *optional*):
-            The baseline's, where that tells how likely a probe is.
-    """
-
-    conversation: Conversation
-    tree: int
-    path: tuple[int, ...]
-    tester: SavedRow
-    target: SavedRow
-    reader: SavedRow | None
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Context":
-        """The context whose fields these are, as `dataclasses.asdict` gives them."""
-        return cls(
-            tuple(Turn(**turn) for turn in data["conversation"]),
-            data["tree"],
-            tuple(data["path"]),
-            SavedRow(**data["tester"]),
-            SavedRow(**data["target"]),
-            None if data["reader"] is None else SavedRow(**data["reader"]),
-        )
-
-
-# Each side's row behind an exchange or an opening; a dictionary, as a part that runs out of memory is grown again.
-Saved = dict[Tree | Node, list[SavedRow]]
+    """Do nothing about new exchanges."""
 
 
 class ASTSampler:
@@ -72,10 +34,10 @@ class ASTSampler:
 
     Args:
         system (`System`):
-            Who talks.
+            Tester, target and reward.
         prompts (`Sequence[Opening]` or `str`):
-            Openings (texts, or conversations of several turns), a `datasets.Dataset` of them, or what `load_prompts`
-            takes: a named prompt set, a local file, a Hub dataset id.
+            Openings (texts, or conversations of several turns), a `datasets.Dataset` of them, or an argument of
+            `load_prompts`: a named prompt set, a local file, a Hub dataset id.
         tree_width (`int`, *optional*):
             Probes per node; the siblings that are compared. Defaults to the system's, 2 in most.
         tree_depth (`int`, *optional*):
@@ -98,7 +60,7 @@ class ASTSampler:
         self.prompts = openings_of(prompts)
         self.tree_width = tree_width
         self.tree_depth = tree_depth
-        self._rows_that_fit: int | None = None  # known once memory has run out
+        self._rows_that_fit: int | None = None  # known after memory has run out
 
     @property
     def groups_per_tree(self) -> int:
@@ -106,16 +68,15 @@ class ASTSampler:
         return sum(self.tree_width**level for level in range(self.tree_depth))
 
     def draw(self, seed: int, count: int) -> list[Opening]:
-        """`count` random openings: without repetition as far as the set goes, as a round should not see the same one
-        twice for no reason."""
-        drawn = random.Random(seed).sample(range(len(self.prompts)), min(len(self.prompts), count))
-        return [self.prompts[drawn[number % len(drawn)]] for number in range(count)]
+        """Return `count` random openings; none is repeated before each was drawn once."""
+        order = random.Random(seed).sample(range(len(self.prompts)), min(len(self.prompts), count))
+        return [self.prompts[order[number % len(order)]] for number in range(count)]
 
     def collect(self, trees: int, seed: int = 0, on_exchanges: OnExchanges = ignored) -> Records:
-        """Trees grown from random openings by the tester as it is now: `preferences()`, `groups()` or `transitions()`
-        of what is returned are data sets for any of TRL's trainers.
+        """Grow trees from random openings with the tester as it is now.
 
-        Equal seeds give equal trees as long as the models are the same.
+        `preferences()`, `groups()` and `transitions()` of the result are data sets for TRL's trainers. Equal seeds
+        give equal trees as long as the models are the same. Raises `InputError` if `trees` is below 1.
         """
         if trees < 1:
             raise InputError(f"trees must be at least 1, got {trees}")
@@ -125,112 +86,42 @@ class ASTSampler:
     def grow(
         self, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
     ) -> list[Tree]:
-        """One measured tree an opening, all grown together level by level, in parts where they are too many at a time.
+        """Return one measured tree per opening. Trees that are too many for one batch are grown in several.
 
         A tree depends on its opening and its seed alone, not on the trees beside it.
         """
-        trees = self._grown(openings, seeds, self.tree_depth, on_exchanges)
-        self.system.measure([node for tree in trees for node in tree.nodes()])
-        for tree in trees:
-            self.system.credit(tree)
+        trees = self.grow_unmeasured(openings, seeds, self.tree_depth, on_exchanges)
+        measure_trees(self.system, trees)
         return trees
 
-    def contexts(
-        self, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
-    ) -> list[Context]:
-        """Wherever the tester speaks in one tree an opening: at the openings and after every exchange but the last
-        turn's, which is not grown. Nothing is measured; what follows a failed exchange is left out."""
-        saved: Saved = {}
-        trees = self._grown(openings, seeds, self.tree_depth - 1, on_exchanges, saved)
-
-        def context(conversation: Conversation, index: int, path: tuple[int, ...], place: Tree | Node) -> Context:
-            tester, target, *reader = saved[place]
-            return Context(conversation, index, path, tester, target, reader[0] if reader else None)
-
-        contexts = []
-        for index, tree in enumerate(trees):
-            contexts.append(context(tree.opening, index, (), tree))
-            contexts += [
-                context(node.exchange.conversation, index, path, node)
-                for path, node in tree.walk()
-                if node.error is None
-            ]
-        return contexts
-
-    def answer(self, contexts: Sequence[Context], probes: Sequence[Sample], seeds: Sequence[int]) -> list[Node]:
-        """The measured exchange that each probe leads to: what the target answers in its context; and below it the
-        turns that the tree had left, where the system's credit needs them."""
-        system = self.system
-        ahead = looks_ahead(system.credit)
-        reader = system.likelihood_backend
-
-        def sessions(part: Sequence[int]) -> list[Session]:
-            some = [contexts[index] for index in part]
-            target = [context.target for context in some]
-            opened: list[Session] = [system.target.reopen(target, logprobs=reader is system.target)]
-            if reader is not None and reader is not system.target:
-                rows = [context.reader for context in some if context.reader is not None]
-                opened.append(reader.reopen(rows, logprobs=True))
-            return opened
-
-        def answer_part(part: Sequence[int]) -> list[Node]:
-            # As a child of the context, so that one context is answered anew with each seed.
-            children = [(row, seeds[index]) for row, index in enumerate(part)]
-            target, *reader = [session.branch(children) for session in sessions(part)]
-            said, texts = system.probes_in([probes[i] for i in part])
-            nodes = _exchanges(system, [contexts[i].conversation for i in part], said, texts, target, *reader)
-            if ahead:
-                tester = system.tester.reopen([contexts[i].tester for i in part]).branch(children)
-                tester.say(said)
-                for session in (tester, *reader):
-                    session.append(system.tester_hears(nodes))
-                self._grow_on(nodes, [contexts[i].path for i in part], [tester, target, *reader])
-            return nodes
-
-        everything = range(len(contexts))
-        nodes = self.in_parts(everything, sessions(everything), answer_part)
-        trees = [Tree(node.exchange.context, [node]) for node in nodes]
-        _pass_errors_on(trees)
-        system.measure([node for tree in trees for node in tree.nodes()])
-        for tree in trees:
-            system.credit(tree)
-        return nodes
-
-    def _grow_on(self, nodes: Sequence[Node], paths: Sequence[tuple[int, ...]], sessions: Sequence[Session]) -> None:
-        """Grows what its tree has left below each node, which stands below its path and in its row of the sessions."""
-        left = [self.tree_depth - 1 - len(path) for path in paths]
-        for turns in set(left) - {0}:
-            rows = [row for row, count in enumerate(left) if count == turns]
-            some = [session.branch([(row, 0) for row in rows]) for session in sessions]
-            conversations = [nodes[row].exchange.conversation for row in rows]
-            for row, group in zip(rows, self._grow(conversations, some, turns, ignored, None), strict=True):
-                nodes[row].children = group
-
-    def _grown(
+    def grow_unmeasured(
         self,
         openings: Sequence[Opening],
         seeds: Sequence[int],
         turns: int,
-        on_exchanges: OnExchanges,
-        saved: Saved | None = None,
+        on_exchanges: OnExchanges = ignored,
+        on_rows: OnRows | None = None,
     ) -> list[Tree]:
-        opened = self.system.opened
+        """Return one tree per opening with that many turns and without scores, rewards and credits."""
+        system, opened = self.system, self.system.opened
         trees = [Tree(opened(as_conversation(opening), seed)) for opening, seed in zip(openings, seeds, strict=True)]
 
-        def grow_part(part: Sequence[int]) -> list[list[Node]]:
-            sessions = self._open([(trees[index], seeds[index]) for index in part])
-            if saved is not None:
-                saved.update(_saved([trees[index] for index in part], sessions))
-            return self._grow([trees[index].opening for index in part], sessions, turns, on_exchanges, saved)
+        def grow_part(part: Sequence[int], sessions: Sequence[Session]) -> list[list[Node]]:
+            if on_rows is not None:
+                on_rows([trees[index] for index in part], sessions)
+            return self.grow_below([trees[index].opening for index in part], sessions, turns, on_exchanges, on_rows)
 
-        everything = self._open(list(zip(trees, seeds, strict=True)))
-        for tree, children in zip(trees, self.in_parts(range(len(trees)), everything, grow_part), strict=True):
+        def open_part(part: Sequence[int]) -> list[Session]:
+            return self._open([(trees[index], seeds[index]) for index in part])
+
+        models = (system.tester, system.target, system.likelihood_backend)
+        limits = [rows for model in models if (rows := getattr(model, "max_rows", None)) is not None]
+        groups = self.in_parts(range(len(trees)), open_part, grow_part, min(limits, default=None))
+        for tree, children in zip(trees, groups, strict=True):
             tree.children = children
-        _pass_errors_on(trees)
         return trees
 
     def _open(self, trees: Sequence[tuple[Tree, int]]) -> list[Session]:
-        """Sessions of tester and target, and of the baseline where that tells how likely a probe is."""
         system = self.system
         reader = system.likelihood_backend
         tester_prompts = [system.tester_prompt(tree.opening) for tree, _ in trees]
@@ -246,106 +137,128 @@ class ASTSampler:
             sessions.append(reader.open(tester_prompts, seeds=[seed for _, seed in trees], logprobs=True))
         return sessions
 
-    def _grow(
+    def grow_below(
         self,
         contexts: Sequence[Conversation],
         sessions: Sequence[Session],
         turns: int,
-        on_exchanges: OnExchanges,
-        saved: Saved | None,
+        on_exchanges: OnExchanges = ignored,
+        on_rows: OnRows | None = None,
     ) -> list[list[Node]]:
-        """The sibling group below each context, and all below it for that many turns; the sessions hold a row for each
-        context. What all sides go on from behind each exchange is put into `saved`."""
+        """Return the sibling group of each context, with all exchanges below it. The sessions hold one row per
+        context."""
         if turns == 0:
             return [[] for _ in contexts]
 
-        def grow_part(children: Sequence[tuple[int, int]]) -> list[Node]:
+        def grow_part(children: Sequence[tuple[int, int]], sessions: Sequence[Session]) -> list[Node]:
             branches = [session.branch(children) for session in sessions]
             tester, target, *reader = branches
-            sampled = tester.sample()
-            said, texts = self.system.probes_in(sampled)
-            if said != sampled:
-                # The tester remembers of an utterance what was heard of it.
+            samples = tester.sample()
+            utterances, probes = self.system.probes_in(samples)
+            if utterances != samples:
+                # The tester remembers only the part of an utterance that the target heard.
                 branches[0] = tester = sessions[0].branch(children)
-                tester.say(said)
-            nodes = _exchanges(self.system, [contexts[row] for row, _ in children], said, texts, target, *reader)
+                tester.say(utterances)
+            part = [contexts[row] for row, _ in children]
+            nodes = answer_probes(self.system, part, utterances, probes, target, *reader)
             on_exchanges(len(nodes))
-            if turns > 1 or saved is not None:
+            if turns > 1 or on_rows is not None:
                 for session in (tester, *reader):
                     session.append(self.system.tester_hears(nodes))
-            if saved is not None:
-                saved.update(_saved(nodes, branches))
+            if on_rows is not None:
+                on_rows(nodes, branches)
             conversations = [node.exchange.conversation for node in nodes]
-            below = self._grow(conversations, branches, turns - 1, on_exchanges, saved)
+            below = self.grow_below(conversations, branches, turns - 1, on_exchanges, on_rows)
             for node, group in zip(nodes, below, strict=True):
                 node.children = group
             return nodes
 
         width = self.tree_width
         children = [(row, sibling) for row in range(len(contexts)) for sibling in range(width)]
-        nodes = self.in_parts(children, sessions, grow_part)
+        nodes = self.in_parts(children, lambda _: sessions, grow_part)
         return [nodes[start : start + width] for start in range(0, len(nodes), width)]
 
     def in_parts(
-        self, items: Sequence[T], sessions: Iterable[Session], work: Callable[[Sequence[T]], list[R]]
+        self,
+        items: Sequence[T],
+        open_sessions: Callable[[Sequence[T]], Sequence[Session]],
+        work: Callable[[Sequence[T], Sequence[Session]], list[R]],
+        max_items: int | None = None,
     ) -> list[R]:
-        """The results for all items: at once, or part after part, each with all that grows from it, where they are
-        more than the sessions take or turn out not to fit in memory."""
-        limits = [session.max_rows for session in sessions]
-        limit = min(limit for limit in (*limits, self._rows_that_fit, len(items)) if limit is not None)
-        count = math.ceil(len(items) / max(limit, 1))
-        if count <= 1:
-            try:
-                return work(items)
-            except OutOfMemory as error:
-                if len(items) == 1:
-                    raise
-                reason = str(error).strip().split("\n")[0]
-            # Here, where the failed attempt is no longer held by its error.
-            self._fewer_rows(len(items) // 2, reason)
-            count = 2
+        """Return the results of `work` for all items, in their order.
+
+        All items are worked on at once unless they are more than `max_items`, more than their sessions take, or too
+        many for the memory. Then they are split, and each part is finished, with everything that grows from it,
+        before the next one is opened.
+        """
+        limit = _smallest(max_items, self._rows_that_fit, len(items))
+        if len(items) <= limit:
+            sessions = open_sessions(items)
+            limit = _smallest(*(session.max_rows for session in sessions), len(items))
+            if len(items) <= limit:
+                try:
+                    return work(items, sessions)
+                except OutOfMemory as error:
+                    if len(items) == 1:
+                        raise
+                    reason = str(error).strip().split("\n")[0]
+                limit = math.ceil(len(items) / 2)
+                self._reduce_rows(len(items) // 2, reason)
+            del sessions  # the parts need their memory
+        count = math.ceil(len(items) / limit)
         bounds = [len(items) * part // count for part in range(count + 1)]
         results = []
         for start, stop in itertools.pairwise(bounds):
-            results += self.in_parts(items[start:stop], sessions, work)
+            results += self.in_parts(items[start:stop], open_sessions, work, max_items)
         return results
 
-    def _fewer_rows(self, rows: int, reason: str) -> None:
+    def _reduce_rows(self, rows: int, reason: str) -> None:
         if self._rows_that_fit is None:
-            logger.warning("out of memory, so conversations are grown %d at a time from here on: %s", rows, reason)
+            logger.warning("out of memory, so conversations are grown %d at a time from now on: %s", rows, reason)
         self._rows_that_fit = rows
 
 
-def _exchanges(
+def answer_probes(
     system: System,
     contexts: Sequence[Conversation],
-    said: Sequence[Sample],
-    texts: Sequence[str],
+    utterances: Sequence[Sample],
+    probes: Sequence[str],
     target: Session,
     reader: Session | None = None,
 ) -> list[Node]:
-    """The exchange of each probe. The probes' likelihood is read by the target's session or, if there is one, by the
-    reader's."""
-    likelihoods = target.append(system.target_hears(contexts, texts))
+    """Return the exchange of each probe, with the target's response and the probe's likelihood.
+
+    The likelihood is read by the target's session or, if there is one, by the reader's.
+    """
+    likelihoods = target.append(system.target_hears(contexts, probes))
     if reader is not None:
-        likelihoods = reader.append(texts)
+        likelihoods = reader.append(probes)
     return [
         Node(
-            Exchange(context, text, response.text),
-            probe.prompt_ids,
-            probe.ids,
+            Exchange(context, probe, response.text),
+            utterance.prompt_ids,
+            utterance.ids,
             _mean(likelihood),
-            probe.logprobs,
-            tester_logprob=math.fsum(probe.untempered_logprobs) if probe.untempered_logprobs else math.nan,
-            error=probe.error or response.error,
+            utterance.logprobs,
+            tester_logprob=math.fsum(utterance.untempered_logprobs) if utterance.untempered_logprobs else math.nan,
+            error=utterance.error or response.error,
         )
-        for context, probe, text, likelihood, response in zip(
-            contexts, said, texts, likelihoods or [[]] * len(said), target.sample(), strict=True
+        for context, utterance, probe, likelihood, response in zip(
+            contexts, utterances, probes, likelihoods or [[]] * len(probes), target.sample(), strict=True
         )
     ]
 
 
-def _pass_errors_on(trees: Sequence[Tree]) -> None:
+def measure_trees(system: System, trees: Sequence[Tree]) -> None:
+    """Set scores, rewards and credits of all exchanges. An exchange below a failed one has failed, too."""
+    pass_errors_down(trees)
+    system.measure([node for tree in trees for node in tree.nodes()])
+    for tree in trees:
+        system.credit(tree)
+
+
+def pass_errors_down(trees: Iterable[Tree]) -> None:
+    """Set an error on every exchange below a failed one."""
     for tree in trees:
         for node in tree.nodes():  # parents before children
             if node.error is not None:
@@ -353,9 +266,8 @@ def _pass_errors_on(trees: Sequence[Tree]) -> None:
                     child.error = child.error or "an earlier exchange of this conversation failed"
 
 
-def _saved(places: Sequence[T], sessions: Sequence[Session]) -> dict[T, list[SavedRow]]:
-    rows = zip(*(session.saved() for session in sessions), strict=True)
-    return {place: list(row) for place, row in zip(places, rows, strict=True)}
+def _smallest(*numbers: int | None) -> int:
+    return min(number for number in numbers if number is not None)
 
 
 def _mean(logprobs: Logprobs) -> float:

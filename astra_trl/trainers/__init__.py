@@ -5,7 +5,7 @@ from typing import Any
 
 from astra_trl.errors import InputError
 
-# Module, config and trainer of each algorithm; loaded when asked for.
+# Module, config and trainer of each algorithm; loaded when first asked for.
 TRAINERS = {
     "dpo": ("dpo", "ASTDPOConfig", "ASTDPOTrainer"),
     "grpo": ("grpo", "ASTGRPOConfig", "ASTGRPOTrainer"),
@@ -16,9 +16,9 @@ TRAINERS = {
 
 
 def trainer_classes(algorithm: str) -> tuple[Any, Any]:
-    """The config and the trainer class of an algorithm; `InputError` where there is none of that name."""
+    """Return the config and the trainer class of an algorithm. Raises `InputError` if the name is unknown."""
     if algorithm not in TRAINERS:
-        raise InputError(f"there is no algorithm {algorithm!r}: choose one of {', '.join(TRAINERS)}")
+        raise InputError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(TRAINERS)}")
     module, config, trainer = TRAINERS[algorithm]
-    place = importlib.import_module(f"{__name__}.{module}")
-    return getattr(place, config), getattr(place, trainer)
+    package = importlib.import_module(f"{__name__}.{module}")
+    return getattr(package, config), getattr(package, trainer)

@@ -10,35 +10,22 @@ from astra_trl.trainers.groups import GroupsConfig, GroupsMixin
 
 @dataclass
 class ASTGRPOConfig(GroupsConfig, GRPOConfig):
-    """TRL's `GRPOConfig` with what a round is.
+    """TRL's `GRPOConfig` with the settings of a round.
 
     > These parameters have default values different from [`~trl.GRPOConfig`]: `learning_rate` 1e-5,
     > `per_device_train_batch_size` 4, `num_train_epochs` 1000, `lr_scheduler_type` `"constant"`,
     > `disable_dropout` `True`. `num_generations` is the sampler's `tree_width`; `temperature`, `top_p`, `top_k`,
     > `repetition_penalty` and `max_completion_length` are the tester's.
 
-    `loss_type`, `scale_rewards`, `epsilon`, `num_iterations`, ... mean what they mean in TRL. Where few siblings find
-    harm, `scale_rewards="none"` keeps differences of likelihood alone from being blown up to those of harm.
+    `loss_type`, `scale_rewards`, `epsilon`, `num_iterations`, ... mean what they mean in TRL. If few siblings find
+    harm, `scale_rewards="none"` prevents that mere differences of likelihood are scaled up to those of harm.
     """
 
 
 class ASTGRPOTrainer(GroupsMixin, GRPOTrainer):
     """Trains the tester of a system on fresh trees round by round; the siblings below a context are the group.
 
-    Args:
-        sampler (`ASTSampler`):
-            System and prompts, tree width and depth.
-        args (`ASTGRPOConfig`, *optional*):
-            Defaults to `ASTGRPOConfig("tester")`.
-        eval_dataset (`Sequence[Opening]`, `Dataset` or `str`, *optional*):
-            Held-out openings for `evaluate` and `eval_strategy`; or a dictionary of several such.
-        reward_funcs (`Sequence[Callable]`, *optional*):
-            Further reward functions of TRL's kind, beside the trees' own; they are given the columns `response`,
-            `reward`, `depth` and `prompt` too, and `args.reward_weights` weighs all of them, the trees' first.
-        processing_class (`PreTrainedTokenizerBase`, *optional*):
-            Defaults to the tokenizer of the system's tester.
-        callbacks, optimizers, peft_config:
-            As in TRL. With an adapter the reference is the tester with it off.
+    The arguments are those of [`GroupsMixin`], with an [`ASTGRPOConfig`].
     """
 
     _tag_names = ["trl", "astra-trl", "grpo"]

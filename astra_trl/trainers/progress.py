@@ -1,32 +1,65 @@
-"""What the terminal shows while a trainer runs: a line a round, a bar while collecting, a bar while training."""
+"""Rounds as the epochs of a training run: the callback that begins and ends them, and what the terminal shows."""
 
+import math
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerCallback
 
 
-def header(unit: str) -> str:
-    """The table's first line; a round is full of `unit`s."""
-    titles = f"{'round':>9}{'harmful':>10}{'reward':>10}{'logp/token':>12}"
-    return f"{titles}{f'{unit}s':>12}{'collecting':>13}{'training':>11}"
+class RoundCallback(TrainerCallback):
+    """Calls a trainer's `begin_training`, `begin_round` and `end_round`."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._last_round = 0  # the last round that has ended
+        self._postponed: list[str] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_training()
+
+    # An epoch begins before its iterator is made, so the iterator serves the records that are set here.
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_round(round_at(state.epoch)[0])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # What is due at a round's last step waits until the round has ended, so that its checkpoint holds all of it.
+        number, inside = round_at(state.epoch)
+        if not inside and self._last_round < number - 1:
+            self._postponed = [name for name in ("should_evaluate", "should_save") if getattr(control, name)]
+            for name in self._postponed:
+                setattr(control, name, False)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last_round = math.ceil(state.epoch)
+        self.trainer.end_round(self._last_round)
+        for name in self._postponed:
+            setattr(control, name, True)
+        self._postponed = []
+
+
+def round_at(epoch: float | None) -> tuple[int, bool]:
+    """Return the number of the round at an epoch count, and whether some of its steps have been taken."""
+    epoch = epoch or 0.0
+    finished = int(epoch + 1e-6)
+    return finished + 1, epoch - finished > 1e-6
 
 
 class RoundProgressCallback(ProgressCallback):
-    """transformers' progress bar with the loss beside it, and a table with a line a round.
+    """transformers' progress bar with the loss beside it, and a table with one line per round.
 
-    Stands in for `ProgressCallback`, which prints every log entry as a dictionary; those go to `report_to` as ever.
+    Replaces `ProgressCallback`, which prints every log entry as a dictionary. `report_to` receives them as usual.
 
     Args:
         unit (`str`):
-            What a round is full of.
-        found (`str`):
-            The round's figure of how many there were.
+            The records of a round, e.g. `"pair"`.
+        records_figure (`str`):
+            Name of the round's figure of how many records were usable.
     """
 
-    def __init__(self, unit: str, found: str) -> None:
+    def __init__(self, unit: str, records_figure: str) -> None:
         super().__init__()
-        self.unit, self.found = unit, found
+        self.unit, self.records_figure = unit, records_figure
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
@@ -39,12 +72,18 @@ class RoundProgressCallback(ProgressCallback):
         if "loss" in logs:
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
         if "round" in logs:
-            self.training_bar.write(round_line(logs, state.num_train_epochs, self.found))
+            self.training_bar.write(round_line(logs, state.num_train_epochs, self.records_figure))
 
 
-def round_line(logs: dict[str, Any], rounds: float, found: str) -> str:
-    """One round's figures under `header`, among them how many records were found in how many sibling groups; and below
-    them how many exchanges are in no figure of harm, if there are any."""
+def header(unit: str) -> str:
+    """Return the first line of the table."""
+    titles = f"{'round':>9}{'harmful':>10}{'reward':>10}{'logp/token':>12}"
+    return f"{titles}{f'{unit}s':>12}{'collecting':>13}{'training':>11}"
+
+
+def round_line(logs: dict[str, Any], rounds: float, records_figure: str) -> str:
+    """Return the line of a round, with its usable records and sibling groups; below it, if there are any, the number
+    of exchanges that the figures of harm leave out."""
 
     def cell(key: str, spec: str) -> str:
         value = logs.get(f"round/{key}")
@@ -52,7 +91,7 @@ def round_line(logs: dict[str, Any], rounds: float, found: str) -> str:
 
     left_out = {"failed": "failed", "empty_responses": "empty responses", "unscored": "not scored"}
     counts = [f"{logs[f'round/{key}']} {label}" for key, label in left_out.items() if logs.get(f"round/{key}")]
-    records = cell(found, "d") + (f"/{cell('groups', 'd')}" if "round/groups" in logs else "")
+    records = cell(records_figure, "d") + (f"/{cell('groups', 'd')}" if "round/groups" in logs else "")
     return (
         f"{logs['round']:>4}/{round(rounds):<4}{cell('harmful_share', '.1%'):>10}{cell('reward', '.3f'):>10}"
         f"{cell('probe_logprob_per_token', '.2f'):>12}{records:>12}"
@@ -62,5 +101,5 @@ def round_line(logs: dict[str, Any], rounds: float, found: str) -> str:
 
 
 def collecting_bar(number: int, hidden: bool) -> Any:
-    """A bar that counts the exchanges of a round while it is collected."""
+    """Return a bar that counts the exchanges of a round while it is collected."""
     return tqdm(desc=f"round {number}: collecting", unit=" exchanges", leave=False, disable=hidden, dynamic_ncols=True)

@@ -10,12 +10,7 @@ from astra_trl.trainers.groups import GroupsConfig, GroupsMixin
 
 @dataclass
 class ASTRLOOConfig(GroupsConfig, RLOOConfig):
-    """TRL's `RLOOConfig` with what a round is.
-
-    > These parameters have default values different from [`~trl.RLOOConfig`]: `learning_rate` 1e-5,
-    > `per_device_train_batch_size` 4, `num_train_epochs` 1000, `lr_scheduler_type` `"constant"`,
-    > `disable_dropout` `True`. `num_generations` is the sampler's `tree_width`; `temperature`, `top_p`, `top_k`,
-    > `repetition_penalty` and `max_completion_length` are the tester's.
+    """TRL's `RLOOConfig` with the settings of a round. The defaults that differ are those of [`ASTGRPOConfig`].
 
     `beta` (KL penalty to the tester before training), `normalize_advantages`, `epsilon`, ... mean what they mean in
     TRL.
@@ -25,7 +20,7 @@ class ASTRLOOConfig(GroupsConfig, RLOOConfig):
 class ASTRLOOTrainer(GroupsMixin, RLOOTrainer):
     """Trains the tester of a system on fresh trees round by round; the siblings below a context are the group.
 
-    Its arguments are those of [`ASTGRPOTrainer`], with an [`ASTRLOOConfig`].
+    The arguments are those of [`GroupsMixin`], with an [`ASTRLOOConfig`].
     """
 
     _tag_names = ["trl", "astra-trl", "rloo"]

@@ -1,8 +1,8 @@
-"""What a trainer makes of a system's roles: which model it trains, which it holds as the reference, which settings of
-its own are the tester's."""
+"""Roles of a system in training: the model that is trained, the reference, and settings that are the tester's."""
 
 import copy
 import inspect
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,35 +17,36 @@ from astra_trl.systems.base import System
 
 
 def tester_to_train(system: System, peft_config: Any) -> HFBackend:
-    """The system's tester, which a trainer is about to train, with a new adapter if there is a `peft_config`.
+    """Return the system's tester, which a trainer will train, with a new adapter if there is a `peft_config`.
 
-    Raises `InputError` if TRL cannot train it, if nothing of it would be trained, if its trained weights are float16,
+    Raises `InputError` if TRL cannot train it, if no part of it would be trained, if its trained weights are float16,
     or if training it would change the target or the baseline.
     """
     tester = trainable_tester(system)
-    given = is_peft_model(tester.model)
-    if given and peft_config is not None:
-        raise InputError(
-            "the tester has an adapter already, and training goes on with that one: leave peft_config out, or make "
-            "the adapter part of the weights first (model.merge_and_unload())"
-        )
-    if given and tester.model.active_adapter != "default":
-        raise InputError(
-            f"the tester's adapter is called {tester.model.active_adapter!r}, and TRL trains the one called "
-            "'default': load it under that name"
-        )
-    if given and tester.use_adapter is not True:
-        raise InputError(
-            "the tester samples without the adapter that would be trained: build its HFBackend with use_adapter=True"
-        )
+    if is_peft_model(tester.model):
+        if peft_config is not None:
+            raise InputError(
+                "the tester has an adapter already, which would be trained further: leave peft_config out, or make "
+                "the adapter part of the weights first (model.merge_and_unload())"
+            )
+        if tester.model.active_adapter != "default":
+            raise InputError(
+                f"the tester's adapter is called {tester.model.active_adapter!r}, and TRL trains the one called "
+                "'default': load it under that name"
+            )
+        if tester.use_adapter is not True:
+            raise InputError(
+                "the tester samples without the adapter that would be trained: build its HFBackend with "
+                "use_adapter=True"
+            )
     if peft_config is None:
         check_trainable(tester.model)
-    check_roles_apart(system, peft_config is not None)
+        _check_roles_apart(system, tester.model)
     return tester
 
 
 def trainable_tester(system: System) -> HFBackend:
-    """The system's tester; `InputError` where it is nothing that TRL can train."""
+    """Return the system's tester. Raises `InputError` if TRL cannot train it."""
     if not isinstance(system.tester, HFBackend):
         raise InputError(
             f"the tester's backend {type(system.tester).__name__} cannot be trained: use a transformers model"
@@ -54,7 +55,7 @@ def trainable_tester(system: System) -> HFBackend:
 
 
 def check_trainable(model: torch.nn.Module) -> None:
-    """`InputError` if no parameter of the model is trained, or one is trained in float16."""
+    """Raise `InputError` if no parameter of the model is trained, or one is trained in float16."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise InputError(
@@ -68,10 +69,8 @@ def check_trainable(model: torch.nn.Module) -> None:
         )
 
 
-def check_roles_apart(system: System, peft: bool) -> None:
-    """`InputError` if training the tester would change the target or the baseline."""
-    tester = trainable_tester(system).model
-    if peft or is_peft_model(tester):
+def _check_roles_apart(system: System, tester: Any) -> None:
+    if is_peft_model(tester):
         return
     for name, remedy in (("target", "load the target a second time"), ("baseline", "leave the baseline out")):
         if _share_weights(getattr(system, name), tester):
@@ -81,9 +80,23 @@ def check_roles_apart(system: System, peft: bool) -> None:
             )
 
 
+def put_trained_tester(trainer: Any, had_adapter: bool) -> None:
+    """Prepare the model as TRL wrapped it, and make it the tester of the system."""
+    model = trainer.tester_in(trainer.accelerator.unwrap_model(trainer.model))
+    check_trainable(model)
+    if had_adapter:
+        keep_untrained_adapter(model)
+    if getattr(trainer.args, "disable_dropout", False):
+        switch_dropout_off(model)
+    bind_tester(trainer.sampler.system, model)
+    for fed in (model, getattr(trainer, "ref_model", None)):
+        if fed is not None:
+            count_positions(trainer.accelerator.unwrap_model(fed))
+
+
 def bind_tester(system: System, model: PreTrainedModel) -> None:
-    """Makes `model`, as TRL wrapped it, the system's tester. Roles that shared the tester's weights stay what they
-    were: the same weights with the adapter off or, if training goes on with an adapter, with the copy of it."""
+    """Make `model`, as TRL wrapped it, the system's tester. Roles that shared the tester's weights keep theirs: the
+    same with the adapter off or, if an adapter is trained further, with the copy of it."""
     tester, before = trainable_tester(system), system.tester.model  # type: ignore[attr-defined]
     tester.model = model
     untrained = tester.before_training()
@@ -98,8 +111,7 @@ def bind_tester(system: System, model: PreTrainedModel) -> None:
 
 
 def keep_untrained_adapter(model: Any) -> None:
-    """Adds to a model that is trained from an adapter on a frozen copy of it, which TRL has done already where it
-    needs one as the reference."""
+    """Keep a frozen copy of the adapter as it was before training; TRL makes one itself if it needs a reference."""
     if UNTRAINED in model.peft_config:
         return
     trained = dict(model.named_parameters())
@@ -111,11 +123,11 @@ def keep_untrained_adapter(model: Any) -> None:
 
 
 def reference_model(system: System, peft: bool, synced: bool = False) -> PreTrainedModel | None:
-    """The frozen reference for TRL: the baseline, a copy of the tester, or `None` if it is the tester with its adapter
-    off or with the copy of that adapter.
+    """Return the frozen reference for TRL: the baseline, a copy of the tester, or `None` if it is the tester with its
+    adapter off or with the copy of that adapter.
 
-    A reference that TRL moves after the tester (`synced`) is a model of its own: others may share the baseline's.
-    Raises `InputError` if the baseline is a model without its adapter, which TRL would use with it.
+    A reference that TRL moves after the tester (`synced`) is a model of its own. Raises `InputError` if the baseline
+    is a model without its adapter, which TRL would use with it.
     """
     tester, baseline = trainable_tester(system).model, system.baseline
     if isinstance(baseline, HFBackend) and not _share_weights(baseline, tester):
@@ -134,7 +146,7 @@ def reference_model(system: System, peft: bool, synced: bool = False) -> PreTrai
 
 
 def _share_weights(backend: Any, model: Any) -> bool:
-    # peft puts an adapter into the base model itself, so that whoever holds that has the adapter too.
+    # peft puts an adapter into the base model itself, so whoever holds the base has the adapter too.
     other = getattr(backend, "model", None)
     return isinstance(other, torch.nn.Module) and base_of(other) is base_of(model)
 
@@ -144,12 +156,12 @@ def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def count_positions(model: Any) -> None:
-    """Makes a model count positions from the first token of each row that is padded on the left.
+    """Make a model count positions from the first token of each row that is padded on the left.
 
-    TRL passes an attention mask alone, by which a model with learned positions, as GPT-2, counts the padding too.
-    What passes `position_ids` by itself is left alone.
+    TRL passes an attention mask alone, and models with learned positions, e.g. GPT-2, then count the padding too.
+    Callers that pass `position_ids` are not affected.
     """
-    # The decoder is called by every way through the model: PEFT and TRL's Liger losses call no module around it.
+    # Every way through the model calls the decoder: PEFT and TRL's Liger losses call no module around it.
     decoder = base_of(model).base_model
     if "position_ids" in inspect.signature(type(decoder).forward).parameters:
         decoder.register_forward_pre_hook(_with_position_ids, with_kwargs=True)
@@ -164,14 +176,14 @@ def _with_position_ids(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def switch_dropout_off(model: torch.nn.Module) -> None:
-    """Sets every dropout probability of a model to 0: those of `Dropout` modules, which TRL sets too, and those that
+    """Set every dropout probability of a model to 0: those of `Dropout` modules, which TRL sets too, and those that
     attention layers keep as numbers."""
     for module, name in dropouts(model):
         setattr(module, name, 0.0)
 
 
 def dropouts(model: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
-    """Modules of a model that drop something in training, each with the name of its attribute for the probability."""
+    """Return the modules of a model with dropout, each with the name of the attribute that holds its probability."""
     return [
         (module, name)
         for module in model.modules()
@@ -183,18 +195,40 @@ def dropouts(model: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
 
 
 def use_sampling(args: Any, tester: HFBackend, **names: str) -> None:
-    """Sets the fields of TRL's config that say how probes are sampled to what the tester samples with.
+    """Set the fields of TRL's config for sampling to the tester's own.
 
-    `names` gives the field of `SamplingParams` for each. Raises `InputError` where one was set to something else, and
-    for a greedy tester, of which a policy gradient learns nothing.
+    `names` maps each to a field of `SamplingParams`. Raises `InputError` if one is set to another value, and for a
+    greedy tester, from which a policy gradient learns nothing.
     """
     if tester.sampling.temperature == 0:
         raise InputError("a tester of temperature 0 says one thing only and cannot explore: raise its temperature")
     for name, field in names.items():
-        given, own = getattr(args, name), getattr(tester.sampling, field)
-        if given not in (None, own):
+        setting, own = getattr(args, name), getattr(tester.sampling, field)
+        if setting not in (None, own):
             raise InputError(
-                f"{name}={given}, and the tester samples with {field}={own}: leave {name} out, or build the system "
-                f"with SamplingParams({field}={given})"
+                f"{name}={setting}, and the tester samples with {field}={own}: leave {name} out, or build the system "
+                f"with SamplingParams({field}={setting})"
             )
         setattr(args, name, own)
+
+
+def run_settings(trainer: Any) -> dict[str, Any]:
+    """Return the settings of a run as far as its trainer knows them: those of `config.yaml` in a recipe."""
+    sampler, tester = trainer.sampler, trainable_tester(trainer.sampler.system)
+    return {
+        **trainer.args.to_dict(),
+        **asdict(tester.sampling),
+        "algorithm": trainer._tag_names[-1],
+        "system": type(sampler.system).__name__,
+        "tester": _model_name(tester),
+        "target": _model_name(sampler.system.target),
+        "tree_width": sampler.tree_width,
+        "tree_depth": sampler.tree_depth,
+        "use_peft": is_peft_model(tester.model),
+        "hub_model_id": trainer.args.hub_model_id,
+    }
+
+
+def _model_name(backend: Any) -> str | None:
+    model = getattr(backend, "model", None)
+    return model if isinstance(model, str) else getattr(getattr(model, "config", None), "name_or_path", None) or None

@@ -11,11 +11,10 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from astra_trl.backends.base import Logprobs, Message, Sample, SavedRow
+from astra_trl.backends.base import Message, Sample, SavedRow
 from astra_trl.backends.hf.dialogue import encode_all, row_from_json
 from astra_trl.backends.hf.loading import adapter_base, load_adapter, load_pretrained
 from astra_trl.backends.hf.model import HFModel
-from astra_trl.backends.hf.refeeding import Feed, score
 from astra_trl.backends.hf.session import HFSession
 from astra_trl.errors import InputError
 
@@ -157,20 +156,6 @@ class HFBackend(HFModel):
         count = next((n for n, prefix in enumerate(prefixes, 1) if prefix.startswith(text)), len(prefixes))
         logprobs, untempered = sample.logprobs[:count], sample.untempered_logprobs[:count]
         return replace(sample, text=text, ids=sample.ids[:count], logprobs=logprobs, untempered_logprobs=untempered)
-
-    def sampling_logprobs(
-        self, prompts: Sequence[list[int]], utterances: Sequence[list[int]], temperature: float
-    ) -> list[Logprobs]:
-        """Return the log-probabilities of utterances that were sampled elsewhere, after their prompts.
-
-        They are `Sample.logprobs` at the temperature of sampling, and `Sample.untempered_logprobs` at temperature 1.
-        """
-        feeds = [Feed(p + ids, len(p), len(p) + len(ids)) for p, ids in zip(prompts, utterances, strict=True)]
-        logprobs: list[Logprobs] = []
-        with self.inference():
-            for start in range(0, len(feeds), self.max_rows):
-                logprobs += score(self, feeds[start : start + self.max_rows], temperature)
-        return logprobs
 
     def utterance_ids(self, text: str) -> list[int]:
         """Return the ids of an utterance as the model could sample it: cut at `max_new_tokens`, or with an end."""

@@ -1,4 +1,4 @@
-"""The two modules that TRL's PPOTrainer asks for beside the policy: one that values, one that rewards."""
+"""The two modules that TRL's PPOTrainer needs beside the policy: a value model and a reward model."""
 
 import copy
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from torch import nn
 
 
 class ValueModel(nn.Module):
-    """A scalar head on a copy of the tester's base model; on the tester's own one, adapter off, where only an adapter
-    is trained.
+    """A scalar head on a copy of the tester's base model or, if only an adapter is trained, on the tester's own base
+    model without it.
 
     Args:
         tester (`PreTrainedModel` or `PeftModel`):
             The policy before training.
     """
 
-    base_model_prefix = "backbone"  # where TRL looks for what gives hidden states
+    base_model_prefix = "backbone"  # the module that TRL takes hidden states from
 
     def __init__(self, tester: Any) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def score(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Values (rows, tokens, 1) in float32."""
+        """Return values (rows, tokens, 1) in float32."""
         return self.head(hidden.to(self.head.weight.dtype))
 
 
 class _AdapterOff(nn.Module):
-    # The frozen weights belong to the policy: they must not count as this module's, nor be saved with it.
+    # The frozen weights are the policy's: in a tuple they are neither counted as this module's nor saved with it.
     def __init__(self, tester: Any) -> None:
         super().__init__()
         self._tester = (tester,)
@@ -49,7 +49,7 @@ class _AdapterOff(nn.Module):
 
 
 class TargetReward(nn.Module):
-    """In the place of a reward model: hands the sampled probes on, and their rewards back.
+    """A stand-in for a reward model: passes the sampled probes to a function and returns their rewards.
 
     Args:
         rewards_of (`Callable[[list[list[int]]], list[float]]`):
@@ -63,11 +63,11 @@ class TargetReward(nn.Module):
         self.rewards_of = rewards_of
 
     def backbone(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: Any) -> SimpleNamespace:
-        """What TRL takes for hidden states (rows, tokens, 1): a row's reward at each of its tokens."""
+        """Return, as hidden states (rows, tokens, 1), a row's reward at each of its tokens."""
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
         rewards = torch.tensor(self.rewards_of(rows), dtype=torch.float32, device=input_ids.device)
         return SimpleNamespace(hidden_states=(rewards[:, None, None].expand(*input_ids.shape, 1),))
 
     def score(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden states, which are the rewards."""
+        """Return the hidden states, which are the rewards."""
         return hidden

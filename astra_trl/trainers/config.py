@@ -1,0 +1,102 @@
+"""Settings of a round, which every trainer's config adds to TRL's."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers.utils import is_torch_bf16_gpu_available
+
+from astra_trl.errors import InputError
+from astra_trl.rollout.sampler import ASTSampler
+
+
+@dataclass
+class RoundsConfig:
+    """Settings that the trainers of this package add to TRL's config. An epoch is a round.
+
+    A subclass names the records of a round in `unit` (e.g. `"pair"`) and has a field for their number
+    (`pairs_per_round`). The fields in `resumable` may differ when a run is resumed.
+    """
+
+    unit: ClassVar[str] = "record"
+    # Not in the fields' metadata: HfArgumentParser hands that to argparse, which refuses what it does not know.
+    resumable: ClassVar[frozenset[str]] = frozenset({"push_transcripts"})
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "Pairs or probes per device and forward pass."}
+    )
+    lr_scheduler_type: str = field(
+        default="constant", metadata={"help": "The learning rate schedule over all rounds."}
+    )
+    num_train_epochs: float = field(
+        default=1000, metadata={"help": "Number of rounds: collect trees and train on them, once."}
+    )
+    trees_per_round: int = field(
+        default=2,
+        metadata={"help": "Trees that all processes grow at a time; more follow until the round is full."},
+    )
+    max_trees_per_round: int | None = field(
+        default=None,
+        metadata={
+            "help": "Trees after which a round that is not full is filled by repeating its own records. Default: 8 "
+            "times as many as a full round needs."
+        },
+    )
+    trees_together: int | None = field(
+        default=None,
+        metadata={
+            "help": "Trees that one process grows in one batch. Default: its share of trees_per_round. With equal "
+            "numbers, several processes grow the same trees as one, to the last digit."
+        },
+    )
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "Whether a repo that is made for the tester on the Hub is private."}
+    )
+    push_transcripts: bool = field(
+        default=False,
+        metadata={
+            "help": "With push_to_hub, whether every conversation is pushed to a private data set beside the model."
+        },
+    )
+
+    def __post_init__(self: Any) -> None:
+        # TRL sets bf16 unless fp16 is set, and transformers refuses it on a machine without a GPU that has it.
+        if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
+            self.bf16 = False
+        # TRL sets the field by its old name, for which newer transformers warn at every start.
+        if getattr(self, "activation_checkpointing", True) is None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        super().__post_init__()  # type: ignore[misc]  # a mixin: the next class is TRL's config
+        for name in ("trees_per_round", f"{self.unit}s_per_round", "max_trees_per_round", "trees_together"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if self.dataloader_persistent_workers:
+            raise InputError("dataloader_persistent_workers would keep serving the first round: switch it off")
+        if getattr(self, "min_margin", None) is not None and self.min_margin < 0:
+            raise InputError(f"min_margin must be 0 or more, got {self.min_margin}")
+
+    def records_per_batch(self, tree_width: int) -> int:
+        """Return the number that the records of a round must be a multiple of."""
+        return 1
+
+    def round_of(self, sampler: ASTSampler) -> tuple[int, int]:
+        """Return `full_round` for the trees of a sampler."""
+        return self.full_round(sampler.groups_per_tree, self.records_per_batch(sampler.tree_width))
+
+    def full_round(self: Any, groups_per_tree: int, multiple: int = 1) -> tuple[int, int]:
+        """Return the number of records in a full round, and the number of trees after which no more are grown.
+
+        Raises `InputError` if the number of records is set to one that is not a multiple of `multiple`.
+        """
+        name = f"{self.unit}s_per_round"
+        setting = getattr(self, name)
+        if setting is not None and setting % multiple:
+            raise InputError(
+                f"{name}={setting} is not a multiple of the {multiple} {self.unit}s of a batch over all processes: "
+                f"set {name} to {math.ceil(setting / multiple) * multiple}, or change the batch size"
+            )
+        records = setting or max(1, self.trees_per_round * groups_per_tree // multiple) * multiple
+        trees = max(self.trees_per_round, math.ceil(records / groups_per_tree))
+        return records, self.max_trees_per_round or 8 * trees
