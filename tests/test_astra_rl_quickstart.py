@@ -13,8 +13,6 @@ from peft import LoraConfig, get_peft_model
 
 import astra_trl.datasets
 from astra_trl import (
-from astra_trl.backends.base import Sample
-from astra_trl.trainers.ppo.contexts import sampling_logprobs
     DPO,
     IPO,
     PPO,
@@ -27,10 +25,12 @@ from astra_trl.trainers.ppo.contexts import sampling_logprobs
     KeywordScorer,
     SamplingParams,
 )
+from astra_trl.backends.base import Sample
 from astra_trl.errors import MissingExtra
 from astra_trl.ext.transformers import HFASTSystem
 from astra_trl.prompts import base
 from astra_trl.sandbox import load_world
+from astra_trl.trainers.ppo.contexts import sampling_logprobs
 from astra_trl.training import Trainer, TrainingConfiguration
 
 HAS_PPO = trl.__version__ < "1.13"
