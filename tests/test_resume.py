@@ -28,6 +28,7 @@ EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_twelve_points_of_all_phases_ends_as_one_that_was_not(tmp_path):
     command = [sys.executable, "-m", "benchmarks.kills", "--kills", "12", "--seed", "1", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
