@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from astra_trl.backends.function import FunctionBackend
     from astra_trl.backends.hf import HFBackend
     from astra_trl.evaluation import ASTEvaluator, Evaluation
+    from astra_trl.harness import Harness
     from astra_trl.prompts.base import load_prompts
     from astra_trl.prompts.teaching import load_teaching_pairs
     from astra_trl.rewards.base import Reward
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from astra_trl.scorers.keyword import KeywordScorer
     from astra_trl.scorers.llama_guard import LlamaGuardScorer
     from astra_trl.scorers.overlap import OverlapScorer
+    from astra_trl.solvers import DPO, IPO, PPO
     from astra_trl.systems.astprompter import ASTPrompterSystem, HFASTSystem, astprompter_reward
     from astra_trl.systems.base import System
     from astra_trl.systems.crt import CRTSystem
@@ -57,12 +59,15 @@ _PLACES = {
     "Backup": "rewards.credit",
     "CRTSystem": "systems.crt",
     "ClassifierScorer": "scorers.classifier",
+    "DPO": "solvers",
     "DetoxifyScorer": "scorers.detoxify",
     "Evaluation": "evaluation",
     "FunctionBackend": "backends.function",
     "Goal": "systems.goals",
     "HFASTSystem": "systems.astprompter",
     "HFBackend": "backends.hf",
+    "Harness": "harness",
+    "IPO": "solvers",
     "JudgeScorer": "scorers.judge",
     "KeywordScorer": "scorers.keyword",
     "LlamaGuardScorer": "scorers.llama_guard",
@@ -70,6 +75,7 @@ _PLACES = {
     "Node": "tree",
     "OpenAIBackend": "backends.api.openai",
     "OverlapScorer": "scorers.overlap",
+    "PPO": "solvers",
     "PerezSystem": "systems.perez",
     "Records": "rollout.records",
     "Reward": "rewards.base",
@@ -82,6 +88,9 @@ _PLACES = {
 }
 
 __all__ = [
+    "DPO",
+    "IPO",
+    "PPO",
     "ASTDPOConfig",
     "ASTDPOTrainer",
     "ASTEvaluator",
@@ -106,6 +115,7 @@ __all__ = [
     "Goal",
     "HFASTSystem",
     "HFBackend",
+    "Harness",
     "InputError",
     "JudgeScorer",
     "KeywordScorer",

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from astra_trl.cli.arguments import parse
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import run
 from astra_trl.sandbox.defaults import SANDBOX
 

@@ -27,7 +27,7 @@ from pyarrow import parquet
 from transformers import Trainer
 
 from astra_trl.backends.hf.session import HFSession
-from astra_trl.cli.arguments import parse
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import run
 from astra_trl.evaluation import ASTEvaluator
 from astra_trl.sandbox.defaults import SANDBOX
@@ -148,7 +148,7 @@ def run_in_child(
             events.watch(algorithm)
             flags = ["--output_dir", str(folder), *(["--resume_from_checkpoint", "true"] if resume else [])]
             defaults = {**SANDBOX[algorithm], **SMALL, **OF_ALGORITHM[algorithm]}
-            run(*parse(defaults, flags, algorithm), algorithm)
+            run(*parse(defaults, flags))
             told.write_text(json.dumps(events.phases))
             status = 0
         finally:

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_trl.cli.arguments import parse
 from astra_trl.cli.evaluate import evaluate
-from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.parse_evaluate import parse_evaluate
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import run
 from astra_trl.evaluation import Evaluation
 from astra_trl.evaluation.diversity import diversity
@@ -34,7 +34,7 @@ def trained(system: str, algorithm: str, flags: Sequence[str], folder: Path) -> 
     """Runs the recipe with these flags, silently, and returns its summary."""
     with quiet():
         argv = [*flags, "--output_dir", str(folder), "--disable_tqdm", "true", "--save_strategy", "no"]
-        return run(*parse(sandbox_defaults(system, algorithm), argv, algorithm), algorithm)
+        return run(*parse(sandbox_defaults(system, algorithm), argv))
 
 
 def measured(folder: Path, width: int) -> Evaluation:

@@ -40,7 +40,7 @@ def main(openings: int = 3) -> list[str]:
         world.target,
         None,
         scorer,
-        reward=astprompter_reward(likelihood_weight=0),
+        reward=astprompter_reward(likelihood=0),
         sampling=SamplingParams(max_new_tokens=24),
     )
     sampler = ASTSampler(system, world.openings("test"), tree_width=1, tree_depth=2)

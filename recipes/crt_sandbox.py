@@ -7,7 +7,7 @@ plain PPO on the same budget. Needs TRL 1.12 or older, which has PPO.
 from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import sandbox_defaults
 
-DEFAULTS = sandbox_defaults("crt", "ppo")  # tree_depth 1, self_bleu_weight 1.0, entropy_weight 1.0, kl_coef, ...
+DEFAULTS = sandbox_defaults("crt", "ppo")  # tree_depth 1, reward, kl_coef, ...
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="ppo")
+    main(DEFAULTS)

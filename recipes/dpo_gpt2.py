@@ -9,12 +9,10 @@ DEFAULTS = {
     "tester": "openai-community/gpt2",
     "target": "openai-community/gpt2",
     "prompts": "convokit-reddit",
-    "scorer": "detoxify",
-    "held_out_scorers": ["classifier:facebook/roberta-hate-speech-dynabench-r4-target"],
-    "classifier_labels": ["hate"],
+    "held_out_scorers": [
+        {"type": "classifier", "model": "facebook/roberta-hate-speech-dynabench-r4-target", "labels": ["hate"]}
+    ],
     "output_dir": "runs/dpo_gpt2",
-    "tree_width": 2,
-    "tree_depth": 3,
     "num_train_epochs": 50,  # rounds
     "trees_per_round": 136,  # half of them trees of 7 pairs, half of them taught pairs: 512 and a few
     "pairs_per_round": 512,

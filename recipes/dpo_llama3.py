@@ -9,7 +9,6 @@ DEFAULTS = {
     "tester": "meta-llama/Llama-3.1-8B",
     "target": "meta-llama/Llama-3.1-8B",
     "prompts": "convokit-reddit",
-    "scorer": "detoxify",
     "held_out_scorers": ["llama_guard:meta-llama/Llama-Guard-3-1B"],  # the 8B judges better, and takes 16 GB more
     "output_dir": "runs/dpo_llama3",
     "dtype": "bfloat16",
@@ -18,8 +17,6 @@ DEFAULTS = {
     "lora_alpha": 32,
     "lora_target_modules": ["all-linear"],
     "max_length": 1024,  # a long opening keeps its newest tokens, and memory its bounds
-    "tree_width": 2,
-    "tree_depth": 3,
     "num_train_epochs": 50,  # rounds
     "trees_per_round": 37,
     "pairs_per_round": 256,

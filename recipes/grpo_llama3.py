@@ -6,10 +6,10 @@
 from astra_trl.cli.train import main
 
 DEFAULTS = {
+    "algorithm": "grpo",
     "tester": "meta-llama/Llama-3.1-8B",
     "target": "meta-llama/Llama-3.1-8B",
     "prompts": "convokit-reddit",
-    "scorer": "detoxify",
     "held_out_scorers": ["llama_guard:meta-llama/Llama-Guard-3-1B"],  # the 8B judges better, and takes 16 GB more
     "output_dir": "runs/grpo_llama3",
     "dtype": "bfloat16",
@@ -19,7 +19,6 @@ DEFAULTS = {
     "lora_target_modules": ["all-linear"],
     "max_length": 1024,  # a long opening keeps its newest tokens, and memory its bounds
     "tree_width": 4,
-    "tree_depth": 3,
     "num_train_epochs": 50,  # rounds
     "trees_per_round": 12,  # 252 groups of 4 probes, 248 of which are trained on
     "learning_rate": 2e-5,
@@ -30,4 +29,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="grpo")
+    main(DEFAULTS)

@@ -6,6 +6,7 @@
 from astra_trl.cli.train import main
 
 DEFAULTS = {
+    "algorithm": "grpo",
     "tester": "Qwen/Qwen2.5-1.5B-Instruct",
     "target": "Qwen/Qwen2.5-1.5B-Instruct",
     "chat": "both",
@@ -21,12 +22,11 @@ DEFAULTS = {
     "lora_target_modules": ["all-linear"],
     "max_length": 1536,
     "max_new_tokens": 48,
-    "target_max_new_tokens": 128,
+    "target_sampling": {"max_new_tokens": 128},
     "temperature": 1.0,
     "top_p": 1.0,
     "repetition_penalty": 1.0,
     "tree_width": 4,
-    "tree_depth": 3,
     "num_train_epochs": 50,  # rounds
     "trees_per_round": 12,  # 252 groups of 4 probes, 248 of which are trained on
     "learning_rate": 2e-5,
@@ -37,4 +37,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="grpo")
+    main(DEFAULTS)

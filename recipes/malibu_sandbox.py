@@ -7,7 +7,7 @@ rewarded for the next answer alone.
 from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import sandbox_defaults
 
-DEFAULTS = sandbox_defaults("malibu", "dpo")  # world "delayed", tree_depth 4, credit "backup", ...
+DEFAULTS = sandbox_defaults("malibu", "dpo")  # world "delayed", tree_depth 4, ...
 
 if __name__ == "__main__":
     main(DEFAULTS)

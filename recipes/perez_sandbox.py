@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl import InputError
-from astra_trl.cli.arguments import parse
-from astra_trl.cli.build import system_of
+from astra_trl.cli.build import Calls, system_of
 from astra_trl.cli.evaluate import zero_shot_cases
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import run
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.diversity import diversity
@@ -29,22 +29,22 @@ COLUMNS = ("failing", "of the questions", "questions", "their self-BLEU")
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float | None]]:
-    args, scorer_args, training_args, _ = parse(DEFAULTS, argv, "grpo")
+    args, training_args, _ = parse(DEFAULTS, argv)
     world, folder = named_world(args.world), Path(training_args.output_dir)
     assert world is not None
     own = ["--world", str(world.path), "--seed", str(training_args.seed)]
 
     supervised = [*own, "--output_dir", str(folder / "supervised")]
-    run(*parse(sandbox_defaults("perez", "sft"), supervised, "sft"), "sft")
+    run(*parse(sandbox_defaults("perez", "sft"), supervised))
     rl = [*own, *argv, "--tester", str(folder / "supervised"), "--output_dir", str(folder / "rl")]
-    run(*parse(DEFAULTS, rl, "grpo"), "grpo")
+    run(*parse(DEFAULTS, rl))
 
     testers = {"zero_shot": world.tester, "few_shot": world.tester}
     testers |= {method: str(folder / method) for method in ("supervised", "rl")}
     found = {}
     print(f"\n{QUESTIONS} utterances by each method\n{'':12}" + "".join(f"{name:>17}" for name in COLUMNS))
     for method, tester in testers.items():
-        system: Any = system_of(args, scorer_args, world, tester, world.target, None)
+        system: Any = system_of(args, world, tester, world.target, None, Calls(args, []))
         if method == "few_shot":
             system.use_examples(scored_questions(zero_shot_cases(system, training_args.seed), system.harm))
         evaluator = ASTEvaluator(system, world.openings("test")[:1] * QUESTIONS, seed=training_args.seed, width=1)

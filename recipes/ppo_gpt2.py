@@ -6,15 +6,14 @@
 from astra_trl.cli.train import main
 
 DEFAULTS = {
+    "algorithm": "ppo",
     "tester": "openai-community/gpt2",
     "target": "openai-community/gpt2",
     "prompts": "convokit-reddit",
-    "scorer": "detoxify",
-    "held_out_scorers": ["classifier:facebook/roberta-hate-speech-dynabench-r4-target"],
-    "classifier_labels": ["hate"],
+    "held_out_scorers": [
+        {"type": "classifier", "model": "facebook/roberta-hate-speech-dynabench-r4-target", "labels": ["hate"]}
+    ],
     "output_dir": "runs/ppo_gpt2",
-    "tree_width": 2,
-    "tree_depth": 3,
     "num_train_epochs": 50,  # rounds
     "trees_per_round": 37,  # 259 contexts, 256 of which are trained on
     "learning_rate": 1e-5,
@@ -25,4 +24,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="ppo")
+    main(DEFAULTS)

@@ -9,4 +9,4 @@ from astra_trl.sandbox.defaults import SANDBOX
 DEFAULTS = SANDBOX["rloo"]  # tree_width 4, tree_depth 3, trees_per_round 7, learning_rate, ...
 
 if __name__ == "__main__":
-    main(DEFAULTS, algorithm="rloo")
+    main(DEFAULTS)

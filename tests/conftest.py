@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
@@ -34,6 +35,11 @@ def pytest_collection_finish():
     # TRL's PPO collects garbage several times per step, which takes half a second with all that is imported here.
     gc.collect()
     gc.freeze()
+
+
+def keyword_flags(*words: str) -> list[str]:
+    """Flags of a scorer that looks for these words."""
+    return ["--scorer", json.dumps({"type": "keyword", "words": list(words)})]
 
 
 def make_tokenizer(vocab_size: int = 320, bos: bool = False) -> PreTrainedTokenizerFast:

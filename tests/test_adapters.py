@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_gpt2, make_tokenizer
+from conftest import keyword_flags, make_gpt2, make_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_dpo import _StopAfter
@@ -136,8 +136,8 @@ def trained_of(trainer):
 def test_a_run_goes_on_with_the_adapter_of_another(tmp_path, gpt2_folder, adapter, use_peft, caplog):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"Good morning {i}, what did you cook last night?" for i in range(30)))
-    common = ["--target", str(gpt2_folder), "--prompts", str(prompts), "--scorer", "keyword", *FLAGS]
-    common += ["--keywords", "the", "a", "e", "--learning_rate", "0.01", "--use_peft", use_peft]
+    common = ["--target", str(gpt2_folder), "--prompts", str(prompts), *FLAGS]
+    common += [*keyword_flags("the", "a", "e"), "--learning_rate", "0.01", "--use_peft", use_peft]
     train({}, [*common, "--tester", str(adapter), "--output_dir", str(tmp_path / "run")])
     assert ("is trained further" in caplog.text) == (use_peft == "true")
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "run"))

@@ -8,11 +8,12 @@ import yaml
 from endpoints import completion, endpoint
 
 from astra_trl import Evaluation, InputError
-from astra_trl.cli.arguments import parse
+from astra_trl.cli.build import Calls
 from astra_trl.cli.dry_run import dry_run
 from astra_trl.cli.evaluate import evaluate
-from astra_trl.cli.evaluate import main as evaluate_main
-from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.main import main as command_line
+from astra_trl.cli.parse_evaluate import parse_evaluate
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import main
 from astra_trl.hub import model_card
 from astra_trl.report import markdown_report, write_report
@@ -37,8 +38,12 @@ def answer(request):
     return completion(f"Only a fool cares about {topic}." if topic in WORLD.weak_topics else f"Tell me about {topic}.")
 
 
-def flags(url, folder, **more):
-    given = {"target": "openai:some/model", "target_base_url": url, "output_dir": str(folder), **more}
+def target_of(url, **calling):
+    return json.dumps({"model": "openai:some/model", "base_url": url, **calling})
+
+
+def flags(url, folder, calling=None, **more):
+    given = {"target": target_of(url, **(calling or {})), "output_dir": str(folder), **more}
     return [*FLAGS, *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
 
 
@@ -58,7 +63,7 @@ def failing_run(tmp_path_factory):
         return completion("") if len(last) % 7 == 1 else answer(request)
 
     with endpoint(shaky) as (url, requests):
-        main(SANDBOX["dpo"], flags(url, folder, max_retries=1, max_failed_share=1, temperature=0.9))
+        main(SANDBOX["dpo"], flags(url, folder, {"max_retries": 1, "max_failed_share": 1}, temperature=0.9))
         yield folder, requests, url
 
 
@@ -106,7 +111,7 @@ def test_the_target_is_named_wherever_the_run_is_told_of(failing_run, tmp_path):
     assert described["sampling"]["temperature"] == 0.9 and evaluation["arms"][0]["target"] == "some/model"
     card = model_card(folder)
     assert "makes **some/model** misbehave" in card and "an API, by chat completions" in card
-    assert "--target openai:some/model" in card and "--target_base_url URL" in card and host not in card
+    assert "openai:some/model" in card and host not in card
     report = markdown_report([folder])
     assert "some/model" in report and f"chat completions at {host}" in report
     assert requests[0]["temperature"] == 0.9 and requests[0]["max_tokens"] == 16
@@ -128,15 +133,17 @@ def test_an_evaluation_takes_over_where_the_target_is(failing_run, tmp_path, cap
     folder, *_ = failing_run
     with endpoint(answer) as (url, requests):
         text = (folder / "config.yaml").read_text()
-        old = yaml.safe_load(text)["target_base_url"]
+        old = yaml.safe_load(text)["target"]["base_url"]
         (folder / "config.yaml").write_text(text.replace(old, url))
         common = [str(folder), "--draws", "20", "--response_cache", str(tmp_path / "cache")]
         args, *_ = parse_evaluate(common)
-        assert (args.target, args.target_base_url, args.max_retries) == (["openai:some/model"], url, 1)
+        target = {"model": "openai:some/model", "base_url": url, "max_retries": 1, "max_failed_share": 1}
+        assert args.target == [target]
         evaluate(*parse_evaluate([*common, "--output_dir", str(tmp_path / "one")]))
         asked = len(requests)
         assert asked and {request["model"] for request in requests} == {"some/model"}
-        several = ["--target", "openai:some/model", "--target", "openai:other", "--output_dir", str(tmp_path / "two")]
+        other = json.dumps({"model": "openai:other", "base_url": url})
+        several = ["--target", target_of(url), "--target", other, "--output_dir", str(tmp_path / "two")]
         evaluate(*parse_evaluate([*common, *several]))
         (folder / "config.yaml").write_text(text)
     assert {request["model"] for request in requests[asked:]} == {"other"}  # the first was read from the cache
@@ -152,8 +159,9 @@ def test_a_local_target_leaves_the_address_of_the_run_alone(failing_run, tmp_pat
     folder, *_ = failing_run
     args, *_ = parse_evaluate([str(folder), "--target", WORLD.target])
     assert args.target == [WORLD.target] and args.output_dir.endswith("evaluation-target")
-    with pytest.raises(InputError, match="no target behind an API: give --target openai:MODEL"):
-        parse_evaluate([str(folder), "--target", WORLD.target, "--target_base_url", "http://localhost:9/v1"])
+    local = json.dumps({"model": WORLD.target, "base_url": "http://localhost:9/v1"})
+    with pytest.raises(InputError, match="base_url of target .* is for models behind an API: give openai:MODEL"):
+        parse_evaluate([str(folder), "--target", local])
     args, *_ = parse_evaluate([str(folder), "--target", "openai:a/b", "openai:c"])
     assert args.output_dir.endswith("evaluation-b+c")
 
@@ -167,33 +175,36 @@ def test_a_spent_budget_stops_a_run_at_a_checkpoint_and_a_larger_one_goes_on(tmp
         with pytest.raises(
             SystemExit, match=r"error: the budget of \d+ requests is spent: raise max_requests; --resume"
         ):
-            main(SANDBOX["dpo"], flags(url, tmp_path / "run", max_requests=total - 30))
+            main(SANDBOX["dpo"], flags(url, tmp_path / "run", {"max_requests": total - 30}))
         assert len(requests) == 2 * total - 30
         with pytest.raises(SystemExit, match="the budget of"):  # what was asked for before counts
-            main(SANDBOX["dpo"], flags(url, tmp_path / "run", max_requests=total - 30, resume_from_checkpoint="true"))
+            main(
+                SANDBOX["dpo"],
+                flags(url, tmp_path / "run", {"max_requests": total - 30}, resume_from_checkpoint="true"),
+            )
         assert len(requests) <= 2 * total
-        main(SANDBOX["dpo"], flags(url, tmp_path / "run", max_requests=9 * total, resume_from_checkpoint="true"))
+        main(SANDBOX["dpo"], flags(url, tmp_path / "run", {"max_requests": 9 * total}, resume_from_checkpoint="true"))
     assert (tmp_path / "run" / "exchanges.jsonl").read_bytes() == (tmp_path / "whole" / "exchanges.jsonl").read_bytes()
 
 
 def test_a_judge_behind_an_api_is_asked_within_the_limits_too(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(WORLD.openings("train")[:40]), encoding="utf-8")
-    own = ["--tester", WORLD.tester, "--target", WORLD.target, "--prompts", str(prompts), "--likelihood_weight", "0"]
+    own = ["--tester", WORLD.tester, "--target", WORLD.target, "--prompts", str(prompts), "--reward", '{"harm": 1}']
 
     def judged(request):
         said = request["messages"][-1]["content"]
         return completion("yes" if any(word in said for word in WORLD.rude_words) else "no")
 
     with endpoint(judged) as (url, requests):
-        own += ["--scorer", "judge:m", "--judge_rubric", "Is it rude?", "--judge_base_url", url, *FLAGS]
-        own += ["--output_dir", str(tmp_path / "run")]
+        judge = {"type": "judge", "model": "openai:m", "rubric": "Is it rude?", "base_url": url}
+        own += [*FLAGS, "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "true", "--scorer"]
         for _ in range(2):  # the second time, what was asked for before counts
             with pytest.raises(SystemExit, match="the budget of 30 requests is spent: raise max_requests"):
-                main({}, [*own, "--max_requests", "30", "--resume_from_checkpoint", "true"])
+                main({}, [*own, json.dumps({**judge, "max_requests": 30})])
             assert len(requests) == 30
             assert json.loads((tmp_path / "run" / "usage.json").read_text())["requests"] == 30
-        main({}, [*own, "--max_requests", "3000", "--resume_from_checkpoint", "true"])
+        main({}, [*own, json.dumps({**judge, "max_requests": 3000})])
         assert len(requests) > 30
     assert {line["scores"]["judge"] for line in lines(tmp_path / "run" / "exchanges.jsonl")} == {0.0, 1.0}
 
@@ -202,7 +213,7 @@ def test_too_many_failures_stop_a_run_with_the_reason(tmp_path):
     with endpoint(lambda request: (503, {"error": {"message": "out of order"}})) as (url, _):
         stopped = pytest.raises(SystemExit, match="calls failed for good, .*max_failed_share=0.05.*out of order")
         with stopped:
-            main(SANDBOX["dpo"], flags(url, tmp_path / "run", max_retries=0, max_concurrency=1))
+            main(SANDBOX["dpo"], flags(url, tmp_path / "run", {"max_retries": 0, "max_concurrency": 1}))
 
 
 def test_an_adapter_is_trained_against_an_api_and_the_tester_without_it_tells_the_likelihood(tmp_path, caplog):
@@ -219,44 +230,46 @@ def test_an_adapter_is_trained_against_an_api_and_the_tester_without_it_tells_th
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--target", "openai:"], "names no model"),
-        (["--target_base_url", "http://localhost:9/v1"], "no target behind an API"),
-        (["--target", "openai:m", "--target_base_url", "http://me:hunter2@host/v1"], "holds a user, a password"),
-        (["--target", "openai:m", "--target_base_url", "http://host/v1?api_key=hunter2"], "or a query"),
-        (["--scorer", "judge:m", "--judge_base_url", "http://me:hunter2@host/v1"], "holds a user, a password"),
-        (["--target", "openai:m"], "set OPENAI_API_KEY"),
-        (["--target", "openai:m", "--max_requests", "0"], "max_requests must be at least 1"),
-        (
-            ["--target", "openai:m", "--target_base_url", "http://h", "--target_logprobs", "echo"],
-            "plain completions",
-        ),
+        ({"model": "openai:"}, "names no model"),
+        ({"base_url": "http://localhost:9/v1"}, "names no model"),
+        ({"model": "gpt2", "base_url": "http://localhost:9/v1"}, "is for models behind an API"),
+        ({"model": "openai:m", "base_url": "http://me:hunter2@host/v1"}, "holds a user, a password"),
+        ({"model": "openai:m", "base_url": "http://host/v1?api_key=hunter2"}, "or a query"),
+        ({"model": "openai:m"}, "set OPENAI_API_KEY"),
+        ({"model": "openai:m", "max_requests": 0}, "max_requests must be at least 1"),
+        ({"model": "openai:m", "max_requests": "many"}, "max_requests is 'many', but must be"),
+        ({"model": "openai:m", "requests_per_hour": 1}, "unexpected keyword argument 'requests_per_hour'"),
+        ({"model": "openai:m", "base_url": "http://h", "logprobs": "echo"}, "plain completions"),
+        ({"model": "openai:m", "base_url": "http://h", "logprobs": "all"}, "must be Literal"),
     ],
 )
 def test_flags_that_cannot_work_are_told_in_one_line(given, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(SANDBOX["dpo"], [*given, "--output_dir", str(tmp_path / "run")])
+        main(SANDBOX["dpo"], ["--target", json.dumps(given), "--output_dir", str(tmp_path / "run")])
     text = str(stopped.value)
     assert re.search(message, text) and "\n" not in text and "hunter2" not in text
     assert not (tmp_path / "run").exists()
 
 
 def test_credentials_in_an_address_are_not_shown_by_an_evaluation_or_a_dry_run(tmp_path, capsys):
-    url = ["--target", "openai:m", "--target_base_url", "http://me:hunter2@host/v1"]
+    address = "http://me:hunter2@host/v1"
+    judge = ["--scorer", json.dumps({"type": "judge", "model": "m", "rubric": "Bad?", "base_url": address})]
+    models = ["--tester", WORLD.tester, "--target", WORLD.target, "--prompts", "sandbox"]
     for command in (
-        lambda: evaluate_main([WORLD.tester, "--world", "embedded", *url]),
-        lambda: main({}, [*url, "--dry_run"]),
+        ["evaluate", WORLD.tester, "--world", "embedded", "--target", target_of(address)],
+        ["train", "--dry_run", "--prompts", "sandbox", "--tester", WORLD.tester, "--target", target_of(address)],
+        ["train", *models, *judge, "--output_dir", str(tmp_path)],
     ):
-        with pytest.raises(SystemExit, match="holds a user, a password"):
-            command()
-    shown = capsys.readouterr()
-    assert "hunter2" not in shown.out + shown.err
+        assert command_line(command) == 1
+        shown = capsys.readouterr()
+        assert "holds a user, a password" in shown.err and "hunter2" not in shown.out + shown.err
 
 
 def test_a_dry_run_tells_calls_and_tokens_instead_of_weights(tmp_path):
     openings = ["Good morning", "I love soup"]
     with endpoint(answer) as (url, requests):
-        given = flags(url, tmp_path / "run", max_total_tokens=5000, pairs_per_round=1, trees_per_round=3)
-        text = dry_run(*parse(SANDBOX["dpo"], given), "dpo", openings)
+        given = flags(url, tmp_path / "run", {"max_total_tokens": 5000}, pairs_per_round=1, trees_per_round=3)
+        text = dry_run(*parse(SANDBOX["dpo"], given), openings)
         assert requests == []
     assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
     told = " ".join(text.replace("#", "").split())
@@ -265,7 +278,7 @@ def test_a_dry_run_tells_calls_and_tokens_instead_of_weights(tmp_path):
     assert f"calls of the API: {2 * 3 * 12 + 3 * (2 * 2 + 1)} or more" in told
     assert "max_total_tokens 5000" in told
     again = parse({}, ["--config", write(tmp_path, text)])
-    assert again[0].target == "openai:some/model" and again[0].max_total_tokens == 5000
+    assert again[0].target == {"model": "openai:some/model", "base_url": url, "max_total_tokens": 5000}
 
 
 def write(folder, text):
@@ -278,6 +291,6 @@ def test_processes_share_the_limits_of_the_flags(monkeypatch):
     from astra_trl.cli import build as building
 
     monkeypatch.setattr(building, "PartialState", lambda: type("State", (), {"num_processes": 4})())
-    args, *_ = parse({}, ["--target", "openai:m", "--max_requests", "100", "--tokens_per_minute", "1000"])
-    limits = building.limiter_of(args).limits
+    args, *_ = parse({}, ["--target", '{"model": "openai:m", "max_requests": 100, "tokens_per_minute": 1000}'])
+    limits = Calls(args, [args.target]).limiter.limits
     assert (limits.max_concurrency, limits.max_requests, limits.tokens_per_minute) == (2, 25, 250)

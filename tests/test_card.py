@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from test_run import HAS_PPO
 
 from astra_trl import InputError
-from astra_trl.cli.arguments import parse
+from astra_trl.cli.parse_train import parse
 from astra_trl.hub import model_card
 
 LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
@@ -256,14 +256,14 @@ def test_its_command_is_the_run_again(tmp_path, algorithm):
     given |= (
         {"loss_type": ["ipo"]} if algorithm == "dpo" else {"beta": 0.05} if algorithm != "ppo" else {"kl_coef": 0.2}
     )
-    first = _settings(parse(given, [], algorithm))
+    first = _settings(parse(given, []))
     run = make_run(
         tmp_path / "tester", **{**dict.fromkeys(yaml.safe_load(_bare(tmp_path))), **first, "algorithm": algorithm}
     )
     text = code(section(model_card(run), "Training it again"), "bash")
     words = shlex.split(text.replace("\\\n", " "))
     assert words[:6] == ["astra-trl", "train", "--system", "astprompter", "--algorithm", algorithm]
-    again = _settings(parse({"output_dir": "tester", "report_to": "none"}, words[2:], algorithm))
+    again = _settings(parse({"output_dir": "tester", "report_to": "none"}, words[2:]))
     changed = {key: (value, again[key]) for key, value in first.items() if again[key] != value}
     assert not changed
 

@@ -1,5 +1,6 @@
 """The command line from the outside: what its help costs, what it refuses, what its commands hand on."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,21 +14,14 @@ import yaml
 from astra_trl import InputError, Turn, load_prompts
 from astra_trl.cli import launching
 from astra_trl.cli import main as cli
-from astra_trl.cli.arguments import parse, run_parser
-from astra_trl.cli.evaluate_arguments import parse_evaluate
-from astra_trl.cli.flags import (
-    EVALUATE_GROUPS,
-    TRAIN_GROUPS,
-    EvaluateArguments,
-    LoadArguments,
-    RunArguments,
-)
+from astra_trl.cli.config import SECTIONS, EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.cli.main import main
+from astra_trl.cli.parse_evaluate import parse_evaluate
+from astra_trl.cli.parse_train import parse
 from astra_trl.prompts.base import NAMED
 from astra_trl.prompts.show import ABOUT, shown, write_openings
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import SANDBOX
-from astra_trl.scorers.named import ScorerArguments
 
 HELPED = [[], ["train"], ["evaluate"], ["report"], ["push"], ["prompts"], ["prompts", "show"], ["prompts", "build"]]
 HELPED += [["sandbox"], ["sandbox", "run"], ["sandbox", "show"], ["sandbox", "build"]]
@@ -43,7 +37,8 @@ for words in {HELPED!r}:
         main([*words, "--help"])
     shown.append(out.getvalue())
 main(["prompts"]), main(["sandbox", "show"])
-heavy = {{"torch", "transformers", "trl", "datasets", "accelerate", "peft", "pandas"}} & sys.modules.keys()
+heavy = {{"torch", "transformers.trainer", "trl.trainer.dpo_trainer", "datasets", "accelerate", "peft"}}
+heavy &= sys.modules.keys()
 print(json.dumps([shown, sorted(heavy)]))
 """
     environment = {**os.environ, "COLUMNS": "80"}
@@ -61,24 +56,23 @@ print(json.dumps([shown, sorted(heavy)]))
 def test_help_shows_every_flag_of_the_package_with_its_default(capsys):
     main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for cls in (RunArguments, ScorerArguments):
-        assert all(f"--{f.name} " in text for f in fields(cls))
+    assert all(f"--{f.name} " in text for f in fields(RunArguments))
+    assert len(fields(RunArguments)) <= 35
     assert "--temperature X Sampling temperature of both sides; 0 is greedy. Default: 0.7." in text
-    assert "--top_k N Tokens sampled from; 0 is all. Default: 0." in text
+    assert "--top_k N Number of tokens to sample from; 0 for all. Default: 0." in text
     main(["sandbox", "run", "--help"])
     assert "0 is greedy. Default: 1.0." in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize(
-    ("groups", "classes"),
-    [
-        (TRAIN_GROUPS, (RunArguments, ScorerArguments)),
-        (EVALUATE_GROUPS, (EvaluateArguments, ScorerArguments, LoadArguments)),
-    ],
-)
-def test_every_field_is_in_one_group_of_the_help(groups, classes):
-    listed = sorted(name for _, names in groups.values() for name in names)
-    assert listed == sorted(f.name for cls in classes for f in fields(cls) if f.name != "run_settings")
+def test_help_of_a_system_shows_its_own_defaults(capsys):
+    main(["train", "--system", "crt", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Nucleus sampling of both sides. Default: 0.92." in text and '"gibberish": -1.0}.' in text
+
+
+def test_every_section_of_the_help_begins_with_a_flag():
+    names = {f.name for cls in (RunArguments, EvaluateArguments, LoadArguments) for f in fields(cls)}
+    assert SECTIONS.keys() <= names
 
 
 def test_help_all_lists_trls_flags_too(capsys):
@@ -95,7 +89,6 @@ def test_help_all_lists_trls_flags_too(capsys):
         (["tarin"], "no command 'tarin': choose one of train, evaluate"),
         (["train", "--tree_widht", "2"], "unrecognized arguments: --tree_widht 2 (see astra-trl train --help)"),
         (["train", "--tree", "2"], "unrecognized arguments: --tree 2"),
-        (["train", "--algorithm", "sac"], "invalid choice: 'sac'"),
         (["train", "--config"], "expected one argument"),
         (["sandbox", "run", "stray"], "unrecognized arguments: stray (see astra-trl sandbox run --help)"),
         (["evaluate", "run", "--widht", "2"], "--widht"),
@@ -121,6 +114,7 @@ def test_what_cannot_be_used_gets_one_line_and_exit_code_1(tmp_path, capsys):
         (["prompts", "show", "missing.txt"], "missing.txt"),
         (["prompts", "show", "sandbox", "--split", "no"], "no split 'no'"),
         (["train", "--config", "missing.yaml"], "missing.yaml"),
+        (["train", "--algorithm", "sac"], "no algorithm 'sac': choose one of dpo, grpo"),
         (["sandbox", "show", "--world", str(tmp_path)], "not a sandbox world"),
         (["sandbox", "build", "--weak", "war", "--output", str(tmp_path / "w")], "unknown weak topics 'war'"),
         (["evaluate", "some/model", "--prompts", "sandbox"], "no target"),
@@ -143,41 +137,73 @@ def test_a_pipe_that_is_closed_early_is_no_traceback():
 
 @pytest.fixture
 def runs(monkeypatch):
-    """What `astra_trl.cli.train.main` was called with."""
-    from astra_trl.cli import train as run
+    """Collects what `astra_trl.cli.train.run` is called with."""
+    from astra_trl.cli import train
 
     calls: list = []
-    monkeypatch.setattr(run, "main", lambda *given: calls.append(given))
+    monkeypatch.setattr(train, "run", lambda *given: calls.append(given))
     return calls
 
 
-def test_train_hands_all_flags_on_to_a_run_of_the_algorithm(runs, tmp_path):
+def test_train_parses_all_flags_for_a_run_of_the_algorithm(runs, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("algorithm: grpo\nsystem: astprompter\ntree_width: 3\n")
     for argv, algorithm in (
-        (["--tester", "a", "--probe_weight", "-0.5"], "dpo"),
+        (["--tester", "a", "--reward", '{"probe_harm": -0.5}'], "dpo"),
         (["--algorithm", "rloo"], "rloo"),
         (["--config", str(config)], "grpo"),
         ([f"--config={config}", "--algorithm=rloo"], "rloo"),
     ):
         assert main(["train", *argv]) == 0
-        assert runs.pop() == ({}, argv, algorithm)
+        args, training_args, _ = runs.pop()
+        assert args.algorithm == algorithm and type(training_args).__name__ == f"AST{algorithm.upper()}Config"
+        assert args.tree_width == (3 if "yaml" in argv[-1] + argv[0] else 2)
     assert main(["sandbox", "run", "--algorithm", "grpo"]) == 0
-    assert runs.pop() == (SANDBOX["grpo"], ["--algorithm", "grpo"], "grpo")
+    args, training_args, _ = runs.pop()
+    assert (args.world, training_args.output_dir) == ("embedded", SANDBOX["grpo"]["output_dir"])
 
 
-def test_a_configuration_names_its_algorithm_and_flags_win(tmp_path):
+def test_flags_win_over_a_file_which_wins_over_a_recipe(tmp_path):
     config = tmp_path / "run.yaml"
-    config.write_text("algorithm: grpo\nsystem: astprompter\nbeta: 0.5\ndry_run: true\n")
-    args, _, training_args, _ = parse({}, [f"--config={config}", "--beta", "0.1"], "grpo")
-    assert (args.algorithm, args.system, args.dry_run, training_args.beta) == ("grpo", "astprompter", True, 0.1)
-    assert parse({}, [], "rloo")[0].algorithm == "rloo"
-    with pytest.raises(InputError, match="this trains by dpo, .* 'grpo' was asked for: start it with `astra-trl"):
-        parse({}, ["--config", str(config)], "dpo")
+    config.write_text("algorithm: grpo\nsystem: astprompter\nbeta: 0.5\nlearning_rate: 1e-3\ndry_run: true\n")
+    recipe = {"tree_depth": 5, "beta": 0.7, "top_p": 0.9}
+    args, training_args, _ = parse(recipe, [f"--config={config}", "--beta", "0.1", "--top-p", "0.8"])
+    assert (args.algorithm, args.dry_run, args.tree_depth, args.top_p) == ("grpo", True, 5, 0.8)
+    assert (training_args.beta, training_args.learning_rate) == (0.1, 1e-3)
+    with pytest.raises(InputError, match="this recipe trains by dpo: use `astra-trl train` for grpo"):
+        parse({"algorithm": "dpo"}, ["--config", str(config)])
     config.write_text("system: lucky\n")
     assert main(["train", "--config", str(config)]) == 1
-    with pytest.raises(InputError, match="'lucky'"):
-        parse({}, ["--config", str(config)], "dpo")
+    with pytest.raises(InputError, match="unknown system 'lucky'"):
+        parse({}, ["--config", str(config)])
+
+
+def test_mappings_are_json_on_the_command_line_and_yaml_in_a_file(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("target: {model: openai:m, max_requests: 5}\nscorers: {a: {type: keyword, words: [x]}}\n")
+    args, *_ = parse({}, ["--config", str(config), "--system_kwargs", '{"credit": "backup"}'])
+    assert args.target == {"model": "openai:m", "max_requests": 5}
+    assert args.scorers == {"a": {"type": "keyword", "words": ["x"]}} and args.system_kwargs == {"credit": "backup"}
+    args, *_ = parse({}, ["--held_out_scorers", "llama_guard", '{"type": "judge", "model": "m", "rubric": "Bad?"}'])
+    assert args.held_out_scorers == ["llama_guard", {"type": "judge", "model": "m", "rubric": "Bad?"}]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--reward", '{"harm": 1'], "is not JSON"),
+        (["--reward", "harm"], "reward is 'harm': give a mapping"),
+        (["--chat", "all"], "invalid choice: 'all'"),
+        (["--likelihood_weight", "0.1"], "likelihood_weight is now a part of the mapping reward"),
+        (["--target_base_url", "http://x/v1"], "target_base_url is now a part of the mapping target"),
+        (["--judge_rubric", "Bad?"], "judge_rubric is now a part of the mapping scorers"),
+    ],
+)
+def test_bad_mappings_and_flags_of_an_earlier_version_get_one_line(flags, message, capsys):
+    with contextlib.suppress(SystemExit):
+        assert main(["train", *flags]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
 
 
 # -- several processes
@@ -363,21 +389,21 @@ def run_folder(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     given = {"tester": "some/tester", "target": "some/target", "prompts": "advbench", "tree_depth": 5, "seed": 7}
-    given |= {"temperature": 0.9, "scorer": "keyword", "keywords": ["fool"], "dtype": "bfloat16"}
+    given |= {"temperature": 0.9, "scorer": {"type": "keyword", "words": ["fool"]}, "dtype": "bfloat16"}
     given |= {"output_dir": str(folder), "eval_openings": 30, "max_length": 64}
-    args, scorer_args, training_args, model_args = parse(given, [])
-    parts = (training_args.to_dict(), vars(model_args), vars(scorer_args), vars(args))
+    args, training_args, model_args = parse(given, [])
+    parts = (training_args.to_dict(), vars(model_args), vars(args))
     settings = {key: value for part in parts for key, value in part.items()}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
 
 def test_a_runs_settings_are_the_defaults_of_its_evaluation(run_folder):
-    args, scorer_args, load_args = parse_evaluate([str(run_folder)])
+    args, load_args = parse_evaluate([str(run_folder)])
     assert (args.tester, args.target, args.baseline) == (str(run_folder), ["some/target"], "some/tester")
     assert (args.depth, args.width, args.seed, args.eval_openings, args.max_length) == (5, 1, 7, 30, 64)
     assert (args.temperature, load_args.dtype) == (0.9, "bfloat16")
-    assert (scorer_args.scorer, scorer_args.keywords) == ("keyword", ["fool"])
+    assert args.scorer == {"type": "keyword", "words": ["fool"]}
     assert args.prompts is None and args.run_settings["prompts"] == "advbench"
     assert args.output_dir == str(run_folder / "evaluation-target")
 
@@ -386,35 +412,35 @@ def test_flags_of_an_evaluation_win_over_yaml_and_yaml_over_the_run(run_folder, 
     config = tmp_path / "evaluate.yaml"
     config.write_text("temperature: '5e-1'\ntop_p: 0.8\nbaseline:\ntarget: [one, two]\nopenings_arm: false\n")
     flags = ["--temperature", "0.4", "--also", "perez=some/perez", "--also", "list=a=b.txt", "--max-rows", "8"]
-    args, _, _ = parse_evaluate([str(run_folder), "--config", str(config), *flags])
+    args, _ = parse_evaluate([str(run_folder), "--config", str(config), *flags])
     assert (args.temperature, args.top_p, args.repetition_penalty, args.max_rows) == (0.4, 0.8, 1.1, 8)
     assert (args.target, args.baseline, args.openings_arm) == (["one", "two"], None, False)
     assert args.arms == {"perez": "some/perez", "list": "a=b.txt"}
-    args, _, _ = parse_evaluate([str(run_folder), "--config", str(config), "--target", "x", "--target", "y", "z"])
+    args, _ = parse_evaluate([str(run_folder), "--config", str(config), "--target", "x", "--target", "y", "z"])
     assert (args.target, args.temperature) == (["x", "y", "z"], 0.5)
 
 
 def test_a_tester_of_no_run_is_measured_with_what_flags_say(tmp_path, gpt2_folder):
     given = ["--tester", str(gpt2_folder), "--target", "a", "--prompts", "sandbox"]
-    args, scorer_args, load_args = parse_evaluate(given)
-    assert (args.target, args.baseline, args.depth, args.run_settings) == (["a"], None, None, {})
-    assert (scorer_args, load_args) == (ScorerArguments(), LoadArguments())
+    args, load_args = parse_evaluate(given)
+    assert (args.target, args.baseline, args.depth, args.run_settings) == (["a"], None, 3, {})
+    assert (args.scorer, load_args) == ("detoxify", LoadArguments())
     (tmp_path / "config.yaml").write_text("name: another program's\n")
     assert parse_evaluate(["--tester", str(tmp_path), *given[2:]])[0].run_settings == {}
     assert parse_evaluate(["some/model", *given[2:]])[0].output_dir is None
     world = load_world()
-    args, _, _ = parse_evaluate([str(gpt2_folder), "--world", "embedded"])
+    args, _ = parse_evaluate([str(gpt2_folder), "--world", "embedded"])
     assert (args.target, args.baseline, args.prompts) == ([world.target], world.tester, None)
 
 
 @pytest.mark.parametrize(
     ("flags", "config", "message"),
     [
-        ([], "wdith: 2", "'{config}': unrecognized arguments: --wdith=2"),
-        ([], "width:", "invalid int value: 'None'"),
-        ([], "wdith:", "'{config}': unrecognized arguments: --wdith=None"),
-        ([], "width: two", "invalid int value: 'two'"),
-        ([], "judge_answer: maybe", "invalid choice: 'maybe'"),
+        ([], "wdith: 2", "'{config}': there is no setting 'wdith'"),
+        ([], "width:", "width is None"),
+        ([], "width: two", "width is 'two'"),
+        ([], "combine: maybe", "combine is 'maybe': choose one of sum, product"),
+        ([], "likelihood_weight: 1", "likelihood_weight is now a part of the mapping reward"),
         ([], "tree_depth: 3", "is a run's: give the run's folder as the tester"),
         ([], "- a", "holds no settings"),
         ([], "a: [", "cannot be read"),
@@ -436,10 +462,5 @@ def test_bad_input_of_an_evaluation_is_told_in_one_line(flags, config, message, 
 def test_a_null_in_yaml_is_nothing_given(run_folder, tmp_path):
     config = tmp_path / "evaluate.yaml"
     config.write_text("max_length:\ndepth: 2\n")
-    args, _, _ = parse_evaluate([str(run_folder), "--config", str(config)])
+    args, _ = parse_evaluate([str(run_folder), "--config", str(config)])
     assert (args.max_length, args.depth) == (None, 2)
-
-
-def test_the_parser_of_a_run_knows_all_of_its_groups():
-    known = run_parser({}, "dpo")._option_string_actions
-    assert all(f"--{name}" in known for _, names in TRAIN_GROUPS.values() for name in names)

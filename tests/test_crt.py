@@ -27,8 +27,8 @@ from astra_trl import (
 from astra_trl.backends import ScriptedBackend
 from astra_trl.evaluation.arms import BASELINE, TESTER
 from astra_trl.evaluation.tables import show
-from astra_trl.rewards import SelfBLEUNovelty
-from astra_trl.systems.crt import CRT_SAMPLING, CRT_TARGET_SAMPLING, crt_reward
+from astra_trl.rewards import Gibberish, SelfBLEUNovelty
+from astra_trl.systems.crt import CRT_SAMPLING, CRT_TARGET_SAMPLING
 
 SAMPLING = SamplingParams(max_new_tokens=8)
 
@@ -44,7 +44,8 @@ def letters(exchanges):
 
 
 def make_reward(**settings):
-    return crt_reward(embedder=length_vectors, gibberish=letters, **settings)
+    reward = CRTSystem.default_reward(**{"cosine_novelty": {"embedder": length_vectors}, "gibberish": 0, **settings})
+    return Reward({**reward.terms, "gibberish": (-1.0, Gibberish(letters))})
 
 
 def hand_made(exchanges):
@@ -93,14 +94,14 @@ def test_a_turn_with_the_papers_figures():
         30,
     )
     assert {name: weight for name, (weight, _) in system.reward.terms.items()} == {
-        "target_harm": 1.0,
+        "harm": 1.0,
         "entropy": 0.01,
         "self_bleu_novelty": 1.0,
         "cosine_novelty": 1.0,
         "gibberish": -1.0,
     }
-    assert crt_reward(cosine_weight=0, gibberish_weight=0, entropy_weight=0).terms.keys() == {
-        "target_harm",
+    assert CRTSystem.default_reward(cosine_novelty=0, gibberish=0, entropy=0).terms.keys() == {
+        "harm",
         "self_bleu_novelty",
     }
 
@@ -110,7 +111,7 @@ def test_the_target_may_hear_the_opening_or_the_probe_alone():
     target = ScriptedBackend(lambda texts, sibling: repr(texts))
 
     def grow(setting):
-        system = CRTSystem(tester, target, None, hand_made, setting=setting, reward=make_reward(entropy_weight=0))
+        system = CRTSystem(tester, target, None, hand_made, setting=setting, reward=make_reward(entropy=0))
         (tree,) = ASTSampler(system, ["Write:"], 1).grow(["Write:"], [0])
         return system, tree
 
@@ -160,7 +161,7 @@ def test_an_evaluation_adds_nothing_to_the_memory(tmp_path):
 
 def test_an_equal_probe_has_an_equal_reward_before_and_after_training_has_filled_the_memory(tmp_path):
     # Weights that do not move: the tester says after training what it said before, word for word.
-    system = make_system(reward=make_reward(entropy_weight=0))
+    system = make_system(reward=make_reward(entropy=0))
     trainer = make_trainer(tmp_path / "run", system, num_train_epochs=2, learning_rate=0.0)
     held_out = ["what a day", "a pot of soup", "thanks"]
     tokenizer = make_tokenizer()
@@ -219,6 +220,6 @@ def test_a_resumed_run_remembers_what_the_interrupted_one_did(tmp_path):
 
 def test_a_checkpoint_of_another_reward_is_refused(tmp_path):
     make_trainer(tmp_path, save_strategy="epoch", num_train_epochs=1).train()
-    other = make_trainer(tmp_path, make_system(reward=make_reward(cosine_weight=0)), num_train_epochs=2)
+    other = make_trainer(tmp_path, make_system(reward=make_reward(cosine_novelty=0)), num_train_epochs=2)
     with pytest.raises(InputError, match="memory of reward terms self_bleu_novelty, cosine_novelty, and the reward's"):
         other.train(resume_from_checkpoint=True)

@@ -1,19 +1,20 @@
 """What a dry run tells, against what the real thing loads and reads; no weights are there for it to load."""
 
+import json
 import re
 
 import pytest
 import torch
 import trl
 import yaml
-from conftest import make_llama, make_tokenizer
+from conftest import keyword_flags, make_llama, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from stand_ins import save_classifier
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
 from astra_trl import ASTSampler, HFASTSystem, InputError, KeywordScorer, Turn
-from astra_trl.cli.arguments import parse
 from astra_trl.cli.dry_run import dry_run
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.sizes import Loading, adapter_parameters, sized, tokenizer_of
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import SANDBOX
@@ -32,7 +33,7 @@ def bare(gpt2_folder, tmp_path):
 
 
 def told(flags, algorithm="dpo", openings=OPENINGS, defaults=None):
-    return dry_run(*parse(defaults or {}, flags, algorithm), algorithm, openings)
+    return dry_run(*parse({"algorithm": algorithm, **(defaults or {})}, flags), openings)
 
 
 def about(text: str) -> dict[str, str]:
@@ -45,17 +46,23 @@ def about(text: str) -> dict[str, str]:
 def test_what_is_printed_is_a_configuration_of_the_same_run(algorithm, bare, tmp_path):
     config = tmp_path / "run.yaml"
     flags = ["--tester", bare, "--target", bare, "--world", "embedded", "--learning_rate", "5e-7", "--use_peft"]
-    flags += ["--lora_target_modules", "c_attn", "c_proj", "--held_out_scorers", "keyword", "--keywords", "yes", "no"]
+    flags += [
+        "--lora_target_modules",
+        "c_attn",
+        "c_proj",
+        "--held_out_scorers",
+        '{"type": "keyword", "words": ["yes"]}',
+    ]
     flags += ["--report_to", "tensorboard", "--lr_scheduler_kwargs", '{"x": 1}', "--hub_token", "secret"]
-    given = parse(SANDBOX[algorithm], [*flags, "--output_dir", "out: 1", "--top_p", "0.8", "--dry_run"], algorithm)
-    text = dry_run(*given, algorithm, OPENINGS)
+    given = parse(SANDBOX[algorithm], [*flags, "--output_dir", "out: 1", "--top_p", "0.8", "--dry_run"])
+    text = dry_run(*given, OPENINGS)
     assert max(len(line) for line in text.splitlines() if bare not in line) <= 80
     config.write_text(text)
-    again = parse({}, ["--config", str(config)], algorithm)
+    again = parse({}, ["--config", str(config)])
     assert again[0] == type(given[0])(**{**vars(given[0]), "dry_run": False})
-    assert again[1] == given[1] and again[3] == given[3]
-    known = {**given[2].to_dict(), "hub_token": None}
-    assert {key: known[key] for key in known} == {**again[2].to_dict(), "hub_token": None}
+    assert again[2] == given[2]
+    known = {**given[1].to_dict(), "hub_token": None}
+    assert {key: known[key] for key in known} == {**again[1].to_dict(), "hub_token": None}
     assert "secret" not in text and "HUB_TOKEN" not in text
     settings = yaml.safe_load(text)
     assert settings["algorithm"] == algorithm and settings["learning_rate"] == 5e-7
@@ -102,11 +109,11 @@ def weights(text: str) -> float:
 
 def test_roles_that_share_weights_are_told_and_counted_once(bare, gpt2_folder):
     one = sized(bare, "tester", Loading("float32")).size_bytes / 1e6
-    flags = ["--tester", bare, "--target", bare, "--scorer", "keyword", "--keywords", "a"]
+    flags = ["--tester", bare, "--target", bare, *keyword_flags("a")]
     text = told(flags)
     assert about(text)["tester"].endswith("trained: all")
     assert "copy of the tester before training" in about(text)["baseline"]
-    assert about(text)["scorer"] == "words (a)"
+    assert about(text)["scorer"] == "keyword (words ['a'])"
     assert weights(text) == pytest.approx(3 * one, abs=0.06)
 
     text = told([*flags, "--baseline", bare])
@@ -159,20 +166,19 @@ def test_a_tester_that_is_an_adapter_is_trained_further(bare, gpt2_folder, tmp_p
 
 def test_scorers_are_told(bare, guard_folder, detoxify_files, tmp_path):
     classifier = save_classifier(tmp_path / "classifier", ["nothate", "hate"])
-    flags = ["--tester", bare, "--target", bare, "--detoxify_config_path", str(detoxify_files)]
-    flags += ["--held_out_scorers", f"llama_guard:{guard_folder}", f"classifier:{classifier}", "judge:gpt-5"]
-    text = told([*flags, "--judge_base_url", "http://localhost:1/v1"])
+    flags = ["--tester", bare, "--target", bare, "--scorer"]
+    flags += [json.dumps({"type": "detoxify", "huggingface_config_path": str(detoxify_files)}), "--held_out_scorers"]
+    judge = {"type": "judge", "model": "gpt-5", "rubric": "Bad?", "base_url": "http://localhost:1/v1"}
+    text = told([*flags, f"llama_guard:{guard_folder}", f"classifier:{classifier}", json.dumps(judge)])
     found = about(text)
-    assert found["scorer"].startswith(f"detoxify original, toxicity: {detoxify_files}, ")
+    assert found["scorer"].startswith(f"detoxify (huggingface_config_path {detoxify_files}): {detoxify_files}, ")
     assert re.search(r"parameters in float32, [\d.]+ MB$", found["scorer"])
-    assert re.search(
-        r"^llama_guard: \S+, [\d,]+ parameters in float32, ", found[f"held-out scorer llama_guard:{guard_folder}"]
-    )
+    assert re.search(r"^llama_guard: \S+, [\d,]+ parameters in float32, ", found["held-out scorer llama_guard"])
     assert (
-        found["held-out scorer judge:gpt-5"]
-        == "judge gpt-5 at http://localhost:1/v1: no weights here, a call an exchange within the limits"
+        found["held-out scorer judge"]
+        == "judge gpt-5 at http://localhost:1/v1: no weights here, one call per exchange within the limits"
     )
-    assert about(told(flags[:4]))["scorer"] == "detoxify original, toxicity: not counted, some 0.5 GB"
+    assert about(told(flags[:4]))["scorer"] == "detoxify: not counted, about 0.5 GB"
     with pytest.raises(InputError, match="'classifier' names no model"):
         told([*flags[:4], "--scorer", "classifier"])
 
@@ -185,7 +191,7 @@ def test_scorers_are_told(bare, guard_folder, detoxify_files, tmp_path):
         (["--baseline", "no/such"], "config of the baseline 'no/such' could not be loaded"),
         (["--held_out_scorers", "llama_guard"], "config of the scorer llama_guard 'meta-llama/Llama-Guard-3-8B'"),
         (
-            ["--held_out_scorers", "llama_guard:GPT2", "--scorer_dtype", "float33"],
+            ["--held_out_scorers", '{"type": "llama_guard", "model": "GPT2", "dtype": "float33"}'],
             "dtype 'float33' is none of torch's",
         ),
         (["--tree_depth", "0"], "must be at least 1"),
@@ -194,7 +200,7 @@ def test_scorers_are_told(bare, guard_folder, detoxify_files, tmp_path):
 def test_what_cannot_be_had_is_named(flags, message, bare):
     flags = [flag.replace("GPT2", bare) for flag in flags]
     with pytest.raises(InputError, match=re.escape(message)) as stopped:
-        told(["--tester", bare, "--target", bare, "--scorer", "keyword", "--keywords", "a", *flags])
+        told(["--tester", bare, "--target", bare, *keyword_flags("a"), *flags])
     assert "\n" not in str(stopped.value)
 
 

@@ -8,9 +8,8 @@ from conftest import make_gpt2, make_tokenizer
 
 from astra_trl import ASTSampler, CRTSystem, Exchange, HFBackend, InputError, Node, Reward, SamplingParams
 from astra_trl.backends import ScriptedBackend
+from astra_trl.rewards.config import build_reward
 from astra_trl.rewards.entropy import Entropy
-from astra_trl.rewards.weighted import weighted_terms
-from astra_trl.systems.crt import crt_reward
 from astra_trl.tree import Tree
 
 
@@ -44,7 +43,7 @@ def test_crts_entropy_is_that_of_a_plain_forward_pass(branches, monkeypatch):
     monkeypatch.setattr(HFBackend, "branches", branches)
     system = CRTSystem(
         HFBackend(model, tokenizer, sampling), ScriptedBackend(lambda t, s: "x"), None, lambda e: [0.0] * len(e),
-        reward=crt_reward("harm", self_bleu_weight=0, cosine_weight=0, gibberish_weight=0), tree_depth=2,
+        reward=CRTSystem.default_reward(self_bleu_novelty=0, cosine_novelty=0, gibberish=0), tree_depth=2,
     )  # fmt: skip
     (tree,) = ASTSampler(system, ["Good morning"], tree_width=3).grow(["Good morning"], [0])
     for grown in tree.nodes():
@@ -66,9 +65,10 @@ def test_crts_entropy_is_that_of_a_plain_forward_pass(branches, monkeypatch):
     assert fmean(len(n.probe_ids) for n in tree.nodes()) > 8
 
 
-def test_a_flag_says_which():
-    assert weighted_terms("harm", entropy_weight=0.5)["entropy"] == (0.5, Entropy())
-    assert weighted_terms("harm", entropy_weight=0.5, entropy_per_token=True)["entropy"] == (0.5, Entropy(True))
+def test_its_configuration_says_which():
+    assert build_reward({"entropy": 0.5}).terms["entropy"] == (0.5, Entropy())
+    per_token = build_reward({"entropy": {"weight": 0.5, "per_token": True}})
+    assert per_token.terms["entropy"] == (0.5, Entropy(True))
 
 
 def test_without_sampled_log_probabilities_there_is_no_reward():

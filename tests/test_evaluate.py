@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+from conftest import keyword_flags
 from test_run import FLAGS, changed
 from transformers import AutoModelForCausalLM
 
 from astra_trl import Evaluation, HFBackend, InputError
-from astra_trl.cli.evaluate import evaluate, main
-from astra_trl.cli.evaluate_arguments import parse_evaluate
+from astra_trl.cli.evaluate import evaluate
+from astra_trl.cli.main import main
+from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.train import main as train
 
 LORA = ["--use_peft", "true", "--lora_target_modules", "c_attn", "c_proj", "--lora_r", "4", "--learning_rate", "0.1"]
@@ -22,7 +24,7 @@ def runs(gpt2_folder, tmp_path_factory):
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(f"Good morning {i}, what did you cook last night?" for i in range(30)))
     common = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", str(prompts)]
-    common += ["--scorer", "keyword", "--keywords", "the", "a", "e", *FLAGS]
+    common += [*keyword_flags("the", "a", "e"), *FLAGS]
     train({}, [*common, "--output_dir", str(folder / "full")])
     train({}, [*common, *LORA, "--output_dir", str(folder / "adapter")])
     return folder
@@ -95,7 +97,7 @@ def test_targets_arms_and_prompts_of_ones_own(runs, gpt2_folder, tmp_path, capsy
 
 
 def test_an_untrained_model_is_measured_beside_the_openings_alone(gpt2_folder, tmp_path, capsys):
-    flags = ["--scorer", "keyword", "--keywords", "the", "--prompts", "sandbox", "--eval_openings", "2"]
+    flags = [*keyword_flags("the"), "--prompts", "sandbox", "--eval_openings", "2"]
     evaluation = run(gpt2_folder, "--target", gpt2_folder, *flags, "--output_dir", tmp_path, "--max_new_tokens", 8)
     assert evaluation.arms_of() == ["tester", "openings"]
     assert "untrained" not in capsys.readouterr().out.splitlines()[0]
@@ -119,11 +121,10 @@ def test_the_default_folder_is_not_the_runs_own(runs):
         ({"prompts": "missing.txt"}, "missing.txt"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_1(runs, tmp_path, flags, message):
-    with pytest.raises(SystemExit) as stopped:
-        main(changed([str(runs / "full"), "--output_dir", str(tmp_path / "out")], **flags))
-    line = str(stopped.value)
-    assert line.startswith("error: ") and message in line and "\n" not in line
+def test_bad_input_gets_one_line_and_exit_code_1(runs, tmp_path, flags, message, capsys):
+    assert main(changed(["evaluate", str(runs / "full"), "--output_dir", str(tmp_path / "out")], **flags)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
 def test_two_targets_of_one_name_are_not_mixed(runs, gpt2_folder, tmp_path):

@@ -19,9 +19,9 @@ FILES = ("exchanges.jsonl", "evaluation/exchanges.jsonl", "model.safetensors")
 
 
 def run(folder, server, url=None):
-    target = ["--target", f"openai:{server.model}", "--target_base_url", url or server.url]
+    target = ["--target", json.dumps({"model": f"openai:{server.model}", "base_url": url or server.url})]
     # Siblings that say the same are answered the same: the server's random numbers are those of all requests.
-    main(SANDBOX["dpo"], [*FLAGS, *target, "--target_temperature", "0", "--output_dir", str(folder)])
+    main(SANDBOX["dpo"], [*FLAGS, *target, "--target_sampling", '{"temperature": 0}', "--output_dir", str(folder)])
     usage = json.loads((folder / "usage.json").read_text())
     assert usage["failed"] == 0
     return usage, [(folder / name).read_bytes() for name in FILES]

@@ -19,9 +19,9 @@ from pyarrow import parquet
 from test_tree import OPENING
 
 from astra_trl import Exchange, InputError, Turn, load_prompts
-from astra_trl.cli.arguments import parse
-from astra_trl.cli.evaluate_arguments import parse_evaluate
 from astra_trl.cli.main import COMMANDS, main
+from astra_trl.cli.parse_evaluate import parse_evaluate
+from astra_trl.cli.parse_train import parse
 from astra_trl.conversation import ROLES
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.parsing import parse_json, parse_yaml
@@ -354,7 +354,7 @@ def test_a_runs_settings_are_an_evaluations_or_refused(config, tmp_path):
     with contextlib.suppress(ValueError):
         (tmp_path / "config.yaml").write_bytes(as_json(config))
     with refused_at_most():
-        args, _, load = parse_evaluate([str(tmp_path), "--target", "t", "--prompts", "p.txt"])
+        args, load = parse_evaluate([str(tmp_path), "--target", "t", "--prompts", "p.txt"])
         assert isinstance(args.temperature, int | float) and not load.trust_remote_code
 
 
@@ -377,8 +377,8 @@ def test_any_configuration_of_a_run_is_one_or_refused(config, tmp_path):
     with contextlib.suppress(ValueError):
         file.write_bytes(as_json(config))
     with refused_at_most():
-        args, scorer_args, _, _ = parse({}, ["--config", str(file)])
-        assert isinstance(args.temperature, int | float) and isinstance(scorer_args.scorer, str)
+        args, *_ = parse({}, ["--config", str(file)])
+        assert isinstance(args.temperature, int | float) and isinstance(args.scorer, str | dict | None)
 
 
 @fuzz(60)
@@ -414,8 +414,8 @@ def harmless(monkeypatch, tmp_path):
     from astra_trl.sandbox import __main__ as sandbox
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "main", lambda *given: None)
-    monkeypatch.setattr(evaluate, "main", lambda *given: None)
+    monkeypatch.setattr(run, "run", lambda *given: None)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *given: None)
     monkeypatch.setattr(hub, "push", lambda *given, **kwargs: "https://hub/me/tester")
     monkeypatch.setattr(launching, "launch", lambda *given: 0)
     monkeypatch.setattr(sandbox, "build", lambda args: None)

@@ -4,90 +4,97 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import make_gpt2, make_tokenizer
+from conftest import keyword_flags, make_gpt2, make_tokenizer
 from test_run import HAS_PPO
 
 from astra_trl import CRTSystem, Goal, HFASTSystem, InputError, JudgeScorer, MalibuSystem, PerezSystem
 from astra_trl.backends import ScriptedBackend
-from astra_trl.cli.arguments import parse
-from astra_trl.cli.build import openings_and_held_out, reward_of, system_of
-from astra_trl.cli.evaluate_arguments import parse_evaluate
-from astra_trl.cli.flags import RunArguments, SystemArguments
+from astra_trl.cli.build import Calls, system_of
+from astra_trl.cli.config import RunArguments
 from astra_trl.cli.main import main
+from astra_trl.cli.openings import openings_and_held_out
+from astra_trl.cli.parse_evaluate import parse_evaluate
+from astra_trl.cli.parse_train import parse
 from astra_trl.rewards import Backup, immediate
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import sandbox_defaults
-from astra_trl.systems.defaults import SYSTEMS
+from astra_trl.systems import SYSTEMS, system_class
 from astra_trl.trainers import TRAINERS
 
-NO_MODELS = ["--cosine_weight", "0", "--gibberish_weight", "0"]
+NO_MODELS = ["--reward", '{"harm": 1, "entropy": 0.01, "self_bleu_novelty": {"weight": 1, "max_history": 7}}']
 ALGORITHMS = [
     pytest.param(name, marks=pytest.mark.skipif(not HAS_PPO, reason="TRL has no PPO")) if name == "ppo" else name
     for name in TRAINERS
 ]
 
 
-def built(*flags: str, algorithm: str = "grpo", scorer=None):
-    args, scorer_args, *_ = parse({}, ["--output_dir", "x", *flags], algorithm)
+def built(*flags: str):
+    args, *_ = parse({"algorithm": "grpo"}, ["--output_dir", "x", *flags])
     tester = ScriptedBackend(lambda texts, sibling: f"probe{sibling}?")
     target = ScriptedBackend(lambda texts, sibling: "answer")
-    return system_of(args, scorer or scorer_args, load_world(), tester, target, None)
+    return system_of(args, load_world(), tester, target, None, Calls(args, []))
 
 
 def test_each_system_is_built_with_its_papers_figures():
     system = built()
     assert type(system) is HFASTSystem and system.credit is immediate
-    assert list(system.reward.terms) == ["target_harm", "probe_and_response_harm", "likelihood"]
-    system = built("--system", "malibu", "--credit_gamma", "0.8")
+    assert list(system.reward.terms) == ["harm", "probe_and_response_harm", "likelihood"]
+    system = built("--system", "malibu", "--system_kwargs", '{"gamma": 0.8}')
     assert type(system) is MalibuSystem and system.credit == Backup(0.8)
-    system = built("--system", "crt", *NO_MODELS, "--setting", "instruction", "--max_history", "7")
+    system = built("--system", "crt", *NO_MODELS, "--system_kwargs", '{"setting": "instruction"}')
     assert type(system) is CRTSystem and system.setting == "instruction"
     assert {name: weight for name, (weight, _) in system.reward.terms.items()} == {
-        "target_harm": 1.0,
+        "harm": 1.0,
         "entropy": 0.01,
         "self_bleu_novelty": 1.0,
     }
     assert system.reward.terms["self_bleu_novelty"][1].max_history == 7
-    system = built("--system", "perez", "--invalid_reward", "-2", "--instruction", "groups", "--length_weight", "-0.1")
+    reward = '{"answer_harm": 1, "no_question": -2, "length": -0.1}'
+    system = built("--system", "perez", "--reward", reward, "--system_kwargs", '{"instruction": "groups"}')
     assert type(system) is PerezSystem and "group of people" in system.instruction
     assert {name: weight for name, (weight, _) in system.reward.terms.items()} == {
         "answer_harm": 1.0,
         "no_question": -2.0,
         "length": -0.1,
     }
-    assert built("--credit", "backup").credit == Backup(0.9)
-    with pytest.raises(InputError, match="malibu without backed-up credit is ASTPrompter"):
-        built("--system", "malibu", "--credit", "immediate")
+    assert built("--system_kwargs", '{"credit": "backup"}').credit == Backup(0.9)
+    assert built("--system_kwargs", '{"credit": {"type": "backup", "gamma": 0.5}}').credit == Backup(0.5)
+    for system, kwargs, message in (
+        ("malibu", '{"credit": "immediate"}', "malibu backs up credit"),
+        ("crt", '{"colour": "red"}', "system 'crt' takes no argument 'colour'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            built("--system", system, *(NO_MODELS if system == "crt" else []), "--system_kwargs", kwargs)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_defaults_of_a_system_stand_below_those_of_a_recipe_and_flags(system, algorithm):
-    args, _, config, _ = parse({}, ["--output_dir", "x", "--system", system], algorithm)
-    assert args.system == system
-    assert {name: getattr(args, name) for name in SYSTEMS[system]} == SYSTEMS[system]
+    args, config, _ = parse({"algorithm": algorithm}, ["--output_dir", "x", "--system", system])
+    own = system_class(system).default_settings()
+    assert args.system == system and "harm" in str(own["reward"])
+    assert {name: getattr(args, name) for name in own} == own
     if (system, algorithm) == ("crt", "ppo"):
         assert (config.kl_coef, config.learning_rate, config.num_ppo_epochs) == (0.001, 3e-5, 4)
     if (system, algorithm) == ("perez", "grpo"):
         assert config.beta == 0.35
-    args, *_ = parse({"tree_depth": 7, "system": system}, ["--output_dir", "x", "--top_p", "0.5"], algorithm)
+    args, *_ = parse(
+        {"tree_depth": 7, "system": system, "algorithm": algorithm}, ["--output_dir", "x", "--top_p", "0.5"]
+    )
     assert (args.system, args.tree_depth, args.top_p) == (system, 7, 0.5)
-    args, *_ = parse(sandbox_defaults(system, algorithm), [], algorithm)
+    args, *_ = parse(sandbox_defaults(system, algorithm), [])
     assert args.system == system and args.world
 
 
-def test_flags_of_the_reward_hold_for_every_system():
-    args = SystemArguments(system="malibu", self_bleu_weight=0.5, entropy_weight=0.1, probe_weight=-0.5, combine="sum")
-    assert list(reward_of(args, "harm").terms) == [
-        "target_harm",
-        "probe_and_response_harm",
-        "probe_harm",
-        "likelihood",
-        "entropy",
-        "self_bleu_novelty",
-    ]
+def test_a_reward_replaces_the_systems_own():
+    terms = {"harm": 1, "probe_harm": -0.5, "self_bleu_novelty": 0.5, "likelihood": 0}
+    system = built("--system", "malibu", "--reward", json.dumps(terms))
+    assert list(system.reward.terms) == ["harm", "probe_harm", "self_bleu_novelty"]
     with pytest.raises(InputError, match="'entropy' leaves"):
-        reward_of(SystemArguments(entropy_weight=0.1, combine="product"), "harm")
+        built("--reward", '{"entropy": 0.1}', "--combine", "product")
+    assert (
+        built("--reward", '{"likelihood": 0.1}', "--combine", "product").reward.terms["likelihood"][1].as_probability
+    )
 
 
 def test_perez_needs_no_openings():
@@ -98,20 +105,21 @@ def test_perez_needs_no_openings():
 
 
 @pytest.mark.parametrize(
-    ("flags", "algorithm", "said"),
+    ("method", "algorithm", "said"),
     [
-        (["--method", "few_shot"], "grpo", "method few_shot trains nothing: sample with `astra-trl evaluate"),
+        ("few_shot", "grpo", "method few_shot trains nothing: sample with `astra-trl evaluate"),
         (
-            ["--method", "supervised"],
+            "supervised",
             "grpo",
-            "method supervised is not what algorithm grpo does: give --algorithm sft",
+            "method supervised does not go with algorithm grpo: give --algorithm sft",
         ),
-        (["--method", "rl"], "sft", "method rl is not what algorithm sft does"),
+        ("rl", "sft", "method rl does not go with algorithm sft"),
     ],
 )
-def test_methods_that_do_not_fit_are_refused(flags, algorithm, said):
+def test_methods_that_do_not_fit_are_refused(method, algorithm, said):
+    kwargs = json.dumps({"method": method})
     with pytest.raises(InputError, match=said):
-        parse({}, ["--output_dir", "x", "--system", "perez", *flags], algorithm)
+        parse({"algorithm": algorithm}, ["--output_dir", "x", "--system", "perez", "--system_kwargs", kwargs])
 
 
 def test_goals_are_judged_each_by_itself_where_no_rubric_is_given(monkeypatch):
@@ -125,9 +133,9 @@ def test_goals_are_judged_each_by_itself_where_no_rubric_is_given(monkeypatch):
 
     monkeypatch.setattr("astra_trl.scorers.judge.JudgeScorer", Judge)
     flags = ["--output_dir", "x", "--goal", "insults the user", "tells secrets", "--scorer", "judge:some/model"]
-    args, scorer_args, *_ = parse({}, flags, "grpo")
+    args, *_ = parse({}, flags)
     tester = ScriptedBackend(lambda texts, sibling: "probe")
-    system = system_of(args, scorer_args, None, tester, tester, None)
+    system = system_of(args, None, tester, tester, None, Calls(args, []))
     assert [goal.name for goal in system.goals] == ["insults the user", "tells secrets"]
     assert [goal.scorer.rubric for goal in system.goals] == [
         "Is this true of it: insults the user?",
@@ -135,8 +143,9 @@ def test_goals_are_judged_each_by_itself_where_no_rubric_is_given(monkeypatch):
     ]
     assert Judge.loads == 1
     # A rubric, or another scorer, holds for all goals.
-    args, scorer_args, *_ = parse({}, [*flags, "--judge_rubric", "Is it bad?"], "grpo")
-    system = system_of(args, scorer_args, None, tester, tester, None)
+    judge = {"type": "judge", "model": "some/model", "rubric": "Is it bad?"}
+    args, *_ = parse({}, [*flags[:-1], json.dumps(judge)])
+    system = system_of(args, None, tester, tester, None, Calls(args, []))
     assert system.goals == [Goal("insults the user"), Goal("tells secrets")]
     assert all(goal.scorer is None for goal in system.goals)
 
@@ -152,7 +161,7 @@ def models(tmp_path):
 
 
 def trained(models, capsys, system, algorithm, *flags):
-    words = ["--scorer", "keyword", "--keywords", "the", "e", "a", "o", "?", "t", "s", "n", "i"]
+    words = keyword_flags("the", "e", "a", "o", "?", "t", "s", "n", "i")
     models_ = ["--tester", str(models / "tester"), "--target", str(models / "target")]
     small = [
         "--max_new_tokens",
@@ -186,7 +195,7 @@ def test_a_run_and_its_evaluation(models, capsys, system, flags):
     assert settings["system"] == {"crt": "CRTSystem", "malibu": "MalibuSystem"}[system]
     if system == "crt":
         assert settings["goals"] == ["goal one", "goal two"] and "goal: goal one %" in out
-        assert settings["reward"] == {"target_harm": 1.0, "entropy": 0.01}
+        assert settings["reward"] == {"harm": 1.0, "entropy": 0.01}
         assert settings["reward_left_out"] == ["self_bleu_novelty"]
     else:
         assert "first probes' credit" in out
@@ -206,11 +215,11 @@ def test_perez_from_the_shell(models, capsys, monkeypatch):
     monkeypatch.setattr(PerezSystem, "probe_in", lambda self, text: f"{' '.join(text.split()) or 'Why'}?")
     monkeypatch.setattr("astra_trl.cli.evaluate.ZERO_SHOT_CASES", 20)
     roles = [str(models / "tester"), "--target", str(models / "target"), "--system", "perez"]
-    common = ["--scorer", "keyword", "--keywords", "the", "e", "--eval_openings", "6", "--draws", "5"]
+    common = [*keyword_flags("the", "e"), "--eval_openings", "6", "--draws", "5"]
     small = ["--max_new_tokens", "6", "--min_new_tokens", "1"]
     assert main(["evaluate", *roles, *common, *small, "--output_dir", str(models / "zero")]) == 0
     assert "no question %" in capsys.readouterr().out
-    few = [*roles, *common, *small, "--method", "few_shot"]
+    few = [*roles, *common, *small, "--system_kwargs", '{"method": "few_shot"}']
     assert main(["evaluate", *few, "--output_dir", str(models / "few")]) == 0
     opening = json.loads((models / "few" / "exchanges.jsonl").read_text().splitlines()[0])["context"][0]
     assert opening[0] == "instruction" and opening[1].startswith("List of questions") and opening[1].endswith("\n6.")
@@ -223,7 +232,7 @@ def test_perez_from_the_shell(models, capsys, monkeypatch):
     for line in (models / "few2" / "exchanges.jsonl").read_text().splitlines():
         for example in json.loads(line)["context"][0][1].splitlines()[1:-1]:
             assert example.partition(". ")[2] in asked
-    with pytest.raises(SystemExit, match="--examples 'nowhere.jsonl' is no file"):
-        main(["evaluate", *few, "--examples", "nowhere.jsonl"])
+    assert main(["evaluate", *few, "--examples", "nowhere.jsonl"]) == 1
+    assert "--examples 'nowhere.jsonl' is no" in capsys.readouterr().err
     summary, _ = trained(models, capsys, "perez", "sft", "--trees_per_round", "8", "--cases_per_round", "4")
     assert summary["algorithm"] == "sft" and summary["exchanges_after"] == 100

@@ -13,7 +13,7 @@ from astra_trl.backends.base import Sample
 from astra_trl.evaluation.arms import OPENINGS
 from astra_trl.evaluation.evaluator import ASTEvaluator
 from astra_trl.rewards.question import is_question, through_question_mark
-from astra_trl.systems.perez import INSTRUCTIONS, drawn_examples, perez_reward, scored_questions
+from astra_trl.systems.perez import INSTRUCTIONS, drawn_examples, scored_questions
 
 SAID = [" Do you fool? And more", " I like soup", "?", " Is it nice? Yes? No"]
 
@@ -125,7 +125,7 @@ def test_the_reward_is_the_papers():
     assert (soup.reward, mark.reward, nice.reward) == (-3.0, -3.0, None)
     assert fool.terms == {"answer_harm": pytest.approx(math.log(4)), "no_question": 0.0}
     assert soup.terms == {"answer_harm": 0.0, "no_question": 1.0}
-    assert make_system(reward=perez_reward(invalid_reward=-1.0, length_weight=-0.5)).reward.terms.keys() == {
+    assert make_system(reward=PerezSystem.default_reward(no_question=-1.0, length=-0.5)).reward.terms.keys() == {
         "answer_harm",
         "no_question",
         "length",

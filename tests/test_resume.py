@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import trl
-from conftest import make_gpt2, make_tokenizer
+from conftest import keyword_flags, make_gpt2, make_tokenizer
 from test_dpo import SAMPLING, lines, make_trainer, weights
 from test_groups import make_trainer as make_groups_trainer
 from transformers import TrainerCallback
@@ -181,7 +181,7 @@ def arguments(gpt2_folder, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"Good morning {i}, what did you cook?" for i in range(30)))
     roles = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", str(prompts)]
-    scorer = ["--scorer", "keyword", "--keywords", "the", "a", "e"]
+    scorer = [*keyword_flags("the", "a", "e")]
     return [*roles, *scorer, "--output_dir", str(tmp_path / "run"), *FLAGS, "--save_strategy", "epoch"]
 
 
@@ -268,7 +268,12 @@ def metered_trainer(algorithm, folder, most):
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["dpo", "grpo", pytest.param("ppo", marks=pytest.mark.skipif(not HAS_PPO, reason="no PPOTrainer"))]
+    "algorithm",
+    [
+        "dpo",
+        "grpo",
+        pytest.param("ppo", marks=[pytest.mark.slow, pytest.mark.skipif(not HAS_PPO, reason="no PPOTrainer")]),
+    ],
 )
 def test_a_spent_budget_stops_at_a_checkpoint_and_more_of_it_goes_on(algorithm, tmp_path):
     whole = metered_trainer(algorithm, tmp_path / "whole", float("inf"))

@@ -88,15 +88,15 @@ def test_non_repeating_is_the_share_of_word_pairs_that_were_not_said(probe, valu
 def test_every_term_of_the_systems_reward_reads_what_it_names():
     tester = ScriptedBackend(lambda texts, sibling: "fool fool fool")
     target = ScriptedBackend(lambda texts, sibling: "nice", logprob_per_token=-0.5)
-    weights = {"probe_weight": -1.0, "length_weight": 0.5, "non_repeating_weight": 0.25}
+    weights = {"probe_harm": -1.0, "length": 0.5, "non_repeating": 0.25}
     for combine in ("sum", "product"):
-        weights = {**weights, "length_weight": 0.0} if combine == "product" else weights
+        weights = {**weights, "length": 0.0} if combine == "product" else weights
         reward = astprompter_reward("words", **weights, combine=combine)
         system = System(tester, target, {"words": KeywordScorer(["fool"])}, reward, harm="words")
         node = make_node("fool fool fool", "nice", ids=range(14), logprob=-0.5)
         system.measure([node])
         assert node.scores == {"words": 0.0, "words_probe_and_response": 1.0, "words_probe": 1.0}
-        expected = {"target_harm": 0.0, "probe_and_response_harm": 1.0, "probe_harm": 1.0, "non_repeating": 0.5}
+        expected = {"harm": 0.0, "probe_and_response_harm": 1.0, "probe_harm": 1.0, "non_repeating": 0.5}
         expected |= {"likelihood": -0.5, "length": 14.0} if combine == "sum" else {"likelihood": math.exp(-0.5)}
         assert node.terms == pytest.approx(expected)
         assert node.reward == pytest.approx(0.5 - 0.1 * 0.5 - 1.0 + 0.5 * 14 + 0.25 * 0.5 if combine == "sum" else 0.0)

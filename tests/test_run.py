@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import trl
 import yaml
-from conftest import make_llama, make_tokenizer
+from conftest import keyword_flags, make_llama, make_tokenizer
 from stand_ins import save_classifier
 
 from astra_trl import DetoxifyScorer, Evaluation, Exchange
-from astra_trl.cli.arguments import parse
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import main
 from astra_trl.report import markdown_report, write_report
 
@@ -38,7 +38,7 @@ def prompts(tmp_path):
 @pytest.fixture
 def arguments(gpt2_folder, prompts, tmp_path):
     roles = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
-    words = ["--scorer", "keyword", "--keywords", "the", "a", "e"]
+    words = [*keyword_flags("the", "a", "e")]
     return [*roles, *words, "--output_dir", str(tmp_path / "run"), *FLAGS]
 
 
@@ -53,8 +53,8 @@ def algorithm_of(name: str) -> str:
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_every_recipe_holds_only_flags_that_exist(name):
-    args, _, training_args, _ = parse(recipe_defaults(name), [], algorithm_of(name))
-    assert f'"{algorithm_of(name)}"' in (RECIPES / f"{name}.py").read_text() or name.startswith("dpo")
+    args, training_args, _ = parse(recipe_defaults(name), [])
+    assert args.algorithm == algorithm_of(name)
     assert training_args.output_dir == f"runs/{name}"
     assert args.tree_width >= 2
 
@@ -70,10 +70,10 @@ OWN_FLAGS = {
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_help_lists_every_flag(name, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(recipe_defaults(name), ["--help"], algorithm_of(name))
+        main(recipe_defaults(name), ["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    shared = ("--tester", "--held_out_scorers", "--judge_rubric", "--temperature", "--credit", "--lora_r")
+    shared = ("--tester", "--held_out_scorers", "--reward", "--temperature", "--system_kwargs", "--lora_r")
     for flag in (*shared, *OWN_FLAGS[algorithm_of(name)]):
         assert flag in shown
     assert "35% of what a GPU has free" in " ".join(shown.split())
@@ -84,7 +84,7 @@ def test_a_whole_run_of_the_other_algorithms(arguments, algorithm, tmp_path, cap
     folder = tmp_path / "run"
     flags = [*changed(arguments, per_device_train_batch_size="4", temperature="0.9"), "--disable_tqdm", "false"]
     at = flags.index("--pairs_per_round")
-    main({}, [*flags[:at], *flags[at + 2 :]], algorithm)
+    main({"algorithm": algorithm}, [*flags[:at], *flags[at + 2 :]])
     printed = capsys.readouterr()
     summary = json.loads(printed.out.splitlines()[-1])
     assert (summary["algorithm"], summary["rounds"]) == (algorithm, 2)
@@ -96,45 +96,46 @@ def test_a_whole_run_of_the_other_algorithms(arguments, algorithm, tmp_path, cap
     assert (folder / "exchanges.jsonl").stat().st_size and (folder / "records" / "round-00002.parquet").exists()
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     assert settings["temperature"] == 0.9
-    again = parse({}, ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "again")], algorithm)
-    assert (again[0].temperature, again[2].learning_rate) == (0.9, 1e-3)
+    again = parse({}, ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "again")])
+    assert (again[0].temperature, again[1].learning_rate) == (0.9, 1e-3)
 
 
 def test_a_run_is_resumed_by_its_flag(arguments, tmp_path, capsys):
     flags = ["--groups_per_round", "4", "--per_device_train_batch_size", "4", "--save_strategy", "epoch"]
     at = arguments.index("--pairs_per_round")
     arguments = [*arguments[:at], *arguments[at + 2 :], *flags]
-    main({}, arguments, "grpo")
-    main({}, changed(arguments, resume_from_checkpoint="true", num_train_epochs="3"), "grpo")
+    main({"algorithm": "grpo"}, arguments)
+    main({"algorithm": "grpo"}, changed(arguments, resume_from_checkpoint="true", num_train_epochs="3"))
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rounds"] == 3
 
 
 def test_backed_up_credit_and_teaching_are_told_apart_by_algorithm(arguments, tmp_path, capsys):
-    main({}, changed(arguments, credit="backup", credit_gamma="0.5"))
+    credit = {"credit": {"type": "backup", "gamma": 0.5}}
+    main({}, changed(arguments, system_kwargs=json.dumps(credit)))
     lines = [json.loads(line) for line in (tmp_path / "run" / "exchanges.jsonl").read_text().splitlines()]
     assert any(line["credit"] > line["reward"] for line in lines if line["depth"] == 1)
     assert all(line["credit"] == line["reward"] for line in lines if line["depth"] == 2)
     grpo = [*arguments[: arguments.index("--pairs_per_round")], *arguments[arguments.index("--pairs_per_round") + 2 :]]
     grpo = changed(grpo, teaching_pairs="realtoxicityprompts", output_dir=str(tmp_path / "other"))
     with pytest.raises(SystemExit, match="grpo learns from none: leave it out"):
-        main({}, grpo, "grpo")
+        main({"algorithm": "grpo"}, grpo)
 
 
 @pytest.mark.skipif(HAS_PPO, reason="this TRL has PPOTrainer")
 def test_the_ppo_recipe_says_in_one_line_that_trl_has_none():
     with pytest.raises(SystemExit, match=r"^error: TRL removed its PPOTrainer in 1.13: .*astra-trl\[ppo\].*GRPO"):
-        main({}, [], "ppo")
+        main({"algorithm": "ppo"}, [])
 
 
 def test_an_unknown_algorithm_is_refused():
     with pytest.raises(SystemExit, match="no algorithm 'sac': choose one of dpo, grpo, ppo, rloo, sft"):
-        main({}, [], "sac")
+        main({"algorithm": "sac"}, [])
 
 
 def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("beta: 0.5\ntree_depth: 5\n")
-    args, _, training_args, _ = parse(
+    args, training_args, _ = parse(
         {"beta": 0.3, "tree_depth": 4, "tree_width": 6}, ["--config", str(config), "--tree_depth", "2"]
     )
     assert (training_args.beta, args.tree_depth, args.tree_width) == (0.5, 2, 6)
@@ -170,7 +171,8 @@ def test_a_whole_run(arguments, tmp_path, capsys):
     assert settings["tree_width"] == 2
     assert settings["model_init_kwargs"] == {"low_cpu_mem_usage": True}
     again = parse({}, ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "again")])
-    assert (again[2].learning_rate, again[1].keywords) == (1e-3, ["the", "a", "e"])
+    assert again[1].learning_rate == 1e-3
+    assert again[0].scorer == {"type": "keyword", "words": ["the", "a", "e"]}
 
 
 def test_peft_run_saves_an_adapter_that_loads(arguments, tmp_path, capsys):
@@ -196,15 +198,13 @@ def changed(arguments: list[str], **flags: str) -> list[str]:
         ({"tree_depth": "0"}, "tree_depth must be at least 1"),
         ({"eval_openings": "0"}, "eval_openings must be at least 1"),
         ({"temperature": "-1"}, "temperature must be 0"),
-        ({"tree_widht": "2"}, "tree_widht"),
-        ({"tree_width": "two"}, "invalid int value: 'two'"),
         ({"config": "missing.yaml"}, "missing.yaml"),
         ({"config": "UNKNOWN_KEY"}, "no_such_key"),
         ({"config": "NO_YAML"}, "error: "),
         ({"resume_from_checkpoint": "missing"}, "'missing' is no folder"),
-        ({"scorer": "nothing"}, "there is no scorer 'nothing': choose one of detoxify, llama_guard"),
+        ({"scorer": "nothing"}, "unknown scorer 'nothing': choose one of classifier, detoxify"),
         ({"world": "missing"}, "missing"),
-        ({"detoxify_checkpoint": "missing.ckpt", "scorer": "detoxify"}, "could not load missing.ckpt"),
+        ({"scorer": '{"type": "detoxify", "checkpoint": "missing.ckpt"}'}, "could not load missing.ckpt"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_1(arguments, tmp_path, flags, message, monkeypatch):
@@ -240,7 +240,7 @@ def test_an_output_folder_with_another_run_is_refused(arguments, capsys):
 
 
 def test_held_out_openings_are_none_that_are_trained_on(prompts):
-    from astra_trl.cli.build import openings_and_held_out
+    from astra_trl.cli.openings import openings_and_held_out
 
     args, *_ = parse({}, ["--prompts", prompts, "--eval_openings", "5"])
     train, held_out = openings_and_held_out(args, None, seed=0)
@@ -252,7 +252,7 @@ def test_held_out_openings_are_none_that_are_trained_on(prompts):
 def test_a_recipe_as_a_process_prints_no_traceback(tmp_path):
     command = [sys.executable, str(RECIPES / "dpo_sandbox.py"), "--beta", "high", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -263,7 +263,12 @@ SMALL += ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--warm
 
 
 def detoxify_flags(files):
-    return ["--detoxify_checkpoint", str(files / "tiny.ckpt"), "--detoxify_config_path", str(files)]
+    spec = {"type": "detoxify", "checkpoint": str(files / "tiny.ckpt"), "huggingface_config_path": str(files)}
+    return ["--scorer", json.dumps(spec)]
+
+
+def classifier_flags(folder):
+    return ["--held_out_scorers", json.dumps({"type": "classifier", "model": str(folder), "labels": ["hate"]})]
 
 
 def run_recipe(name, arguments, tmp_path, capsys):
@@ -274,7 +279,7 @@ def run_recipe(name, arguments, tmp_path, capsys):
         "grpo": ("--trees_per_round", "1", "--groups_per_round", "16"),
         "ppo": ("--contexts_per_round", "16"),
     }[algorithm]
-    main(recipe_defaults(name), [*arguments, *SMALL, *size, "--output_dir", str(tmp_path / "run")], algorithm)
+    main(recipe_defaults(name), [*arguments, *SMALL, *size, "--output_dir", str(tmp_path / "run")])
     out = capsys.readouterr().out
     exchanges = (tmp_path / "run" / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()
     return json.loads(out.splitlines()[-1]), out, [json.loads(line) for line in exchanges]
@@ -286,7 +291,7 @@ def test_the_gpt2_recipe_runs_on_stand_ins(gpt2_folder, detoxify_files, prompts,
     pairs.write_text("\n".join(json.dumps({"prompt": f"The train {i}", "continuation": "soup"}) for i in range(9)))
     flags = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
     flags += [*detoxify_flags(detoxify_files), "--teaching_pairs", str(pairs)]
-    flags += ["--held_out_scorers", f"classifier:{classifier}"]
+    flags += [*classifier_flags(classifier)]
     summary, out, exchanges = run_recipe("dpo_gpt2", flags, tmp_path, capsys)
     assert "  by classifier %" in out and "Trained on detoxify; other scorers are held out." in " ".join(out.split())
     for when in ("before", "after"):
@@ -298,14 +303,14 @@ def test_the_gpt2_recipe_runs_on_stand_ins(gpt2_folder, detoxify_files, prompts,
     scorer = DetoxifyScorer(checkpoint=detoxify_files / "tiny.ckpt", huggingface_config_path=detoxify_files)
     said = exchanges[0]
     expected = scorer([Exchange((), said["probe"], said["response"])])[0]
-    assert said["terms"]["target_harm"] == pytest.approx(expected, abs=1e-5)
+    assert said["terms"]["harm"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.skipif(not HAS_PPO, reason="TRL has no PPOTrainer from 1.13 on")
 def test_the_gpt2_recipe_of_ppo_runs_on_stand_ins(gpt2_folder, detoxify_files, prompts, tmp_path, capsys):
     classifier = save_classifier(tmp_path / "classifier", ["nothate", "hate"])
     flags = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
-    flags += [*detoxify_flags(detoxify_files), "--held_out_scorers", f"classifier:{classifier}"]
+    flags += [*detoxify_flags(detoxify_files), *classifier_flags(classifier)]
     summary, out, exchanges = run_recipe("ppo_gpt2", flags, tmp_path, capsys)
     assert "  by classifier %" in out and "Trained on detoxify; other scorers are held out." in " ".join(out.split())
     assert (summary["algorithm"], len(exchanges)) == ("ppo", 32)
@@ -331,13 +336,14 @@ def test_llama_guard_can_be_trained_on_and_terms_are_chosen_by_flags(
 ):
     flags = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", prompts]
     flags += ["--scorer", f"llama_guard:{guard_folder}"]
-    flags += ["--teach_fraction", "0", "--held_out_scorers", "keyword", "--keywords", "soup"]
-    flags += ["--combine", "product", "--probe_weight", "-0.5", "--non_repeating_weight", "0.1"]
+    flags += ["--teach_fraction", "0", "--held_out_scorers", '{"type": "keyword", "words": ["soup"]}']
+    reward = {"harm": 1, "probe_and_response_harm": 0.5, "probe_harm": -0.5, "likelihood": 0.1, "non_repeating": 0.1}
+    flags += ["--combine", "product", "--reward", json.dumps(reward)]
     _, _, exchanges = run_recipe("dpo_gpt2", flags, tmp_path, capsys)
     line = exchanges[0]
-    terms = {"target_harm", "probe_and_response_harm", "probe_harm", "likelihood", "non_repeating"}
+    terms = {"harm", "probe_and_response_harm", "probe_harm", "likelihood", "non_repeating"}
     assert set(line["terms"]) == terms
-    weights = {"probe_and_response_harm": 0.5, "likelihood": 0.1, "non_repeating": 0.1, "target_harm": 1.0}
+    weights = {"probe_and_response_harm": 0.5, "likelihood": 0.1, "non_repeating": 0.1, "harm": 1.0}
     reward = (1 - line["terms"]["probe_harm"]) ** 0.5
     for name, weight in weights.items():
         reward *= line["terms"][name] ** weight

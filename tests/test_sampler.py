@@ -54,15 +54,15 @@ def test_reward_is_exactly_the_weighted_sum_and_its_terms_stay_on_the_node():
     (tree,) = ASTSampler(scripted_system(), ["one"], 2, 1).grow(["one"], [0])
     kind, rude = tree.children
     assert kind.scores == {"harm": 0.0, "harm_probe_and_response": 0.0}
-    assert rude.terms == {"target_harm": 1.0, "probe_and_response_harm": 1.0, "likelihood": -2.0}
+    assert rude.terms == {"harm": 1.0, "probe_and_response_harm": 1.0, "likelihood": -2.0}
     assert kind.reward == pytest.approx(0.1 * -2.0)
     assert rude.reward == pytest.approx(1.0 + 0.5 + 0.1 * -2.0)
 
 
 def test_weights_are_the_users_and_a_weight_of_zero_drops_the_term():
-    system = scripted_system(reward=astprompter_reward(probe_and_response_weight=0.0, likelihood_weight=0.25))
+    system = scripted_system(reward=astprompter_reward(probe_and_response_harm=0.0, likelihood=0.25))
     (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], [0])
-    assert tree.children[1].terms == {"target_harm": 1.0, "likelihood": -2.0}
+    assert tree.children[1].terms == {"harm": 1.0, "likelihood": -2.0}
     assert tree.children[1].reward == pytest.approx(1.0 - 0.5)
 
 
@@ -86,7 +86,7 @@ def test_likelihood_without_log_probabilities_fails_at_construction():
     silent = ScriptedBackend(say_response, gives_logprobs=False)
     with pytest.raises(InputError, match="'likelihood' needs log-probabilities"):
         ASTPrompterSystem(ScriptedBackend(say_probe), silent, None, KeywordScorer(["fool"]))
-    without = astprompter_reward(likelihood_weight=0.0)
+    without = astprompter_reward(likelihood=0.0)
     system = ASTPrompterSystem(ScriptedBackend(say_probe), silent, None, KeywordScorer(["fool"]), reward=without)
     (tree,) = ASTSampler(system, ["one"], 2, 1).grow(["one"], [0])
     assert tree.children[1].reward == 1.5

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 import pytest
 
 from astra_trl import Exchange, InputError, KeywordScorer
+from astra_trl.cli.build import scorer_specs
+from astra_trl.cli.config import RunArguments
+from astra_trl.sandbox import load_world
 from astra_trl.scorers.base import checked_scores, measuring, score_distinct
-from astra_trl.scorers.named import ScorerArguments, build_scorers
+from astra_trl.scorers.config import build_scorer
 
 
 def say(response: str, probe: str = "") -> Exchange:
@@ -76,53 +79,77 @@ def test_score_distinct_scores_equal_texts_once_and_keeps_the_order():
     assert batches == [["a", "bb"], ["ccc"]]
 
 
-def test_named_scorers_are_built_from_flags(tmp_path, detoxify_files, guard_folder):
+def names_of(**flags):
+    return list(scorer_specs(RunArguments(**flags), None))
+
+
+def test_scorers_are_named_by_their_type_and_built_with_their_arguments(tmp_path, detoxify_files, guard_folder):
     (tmp_path / "words.txt").write_text("fool\n")
-    args = ScorerArguments(
-        scorer="detoxify",
-        held_out_scorers=["keyword", f"keyword:{tmp_path / 'words.txt'}", f"llama_guard:{guard_folder}"],
-        keywords=["soup"],
-        detoxify_category="insult",
-        detoxify_checkpoint=str(detoxify_files / "tiny.ckpt"),
-        detoxify_config_path=str(detoxify_files),
-        llama_guard_categories=["S1"],
-        scorer_batch_size=3,
+    checkpoint = {"checkpoint": str(detoxify_files / "tiny.ckpt"), "huggingface_config_path": str(detoxify_files)}
+    held_out = [{"type": "keyword", "words": ["soup"]}, f"keyword:{tmp_path / 'words.txt'}", "keyword:more.txt"]
+    guard = {"type": "llama_guard", "model": str(guard_folder), "categories": ["S1"], "batch_size": 3}
+    args = RunArguments(
+        scorer={"type": "detoxify", "category": "insult", "batch_size": 3, **checkpoint},
+        held_out_scorers=[*held_out, guard],
     )
-    scorers = build_scorers(args)
-    assert list(scorers) == ["detoxify", "keyword", f"keyword:{tmp_path / 'words.txt'}", "llama_guard"]
-    detoxify, soup, fool, guard = scorers.values()
+    specs = scorer_specs(args, None)
+    assert list(specs) == [
+        "detoxify",
+        "keyword",
+        f"keyword:{tmp_path / 'words.txt'}",
+        "keyword:more.txt",
+        "llama_guard",
+    ]
+    del specs["keyword:more.txt"]
+    detoxify, soup, fool, guard = [build_scorer(spec) for spec in specs.values()]
     assert (detoxify.category, detoxify.batch_size) == ("insult", 3)
     assert (soup.words, fool.words) == (("soup",), ("fool",))
     assert (guard.categories, guard.batch_size) == ({"S1"}, 3)
-    assert list(build_scorers(ScorerArguments(), world=soup)) == ["harm"]  # a world's own in place of --scorer
-    none = ScorerArguments(scorer="keyword", keywords=["soup"], held_out_scorers=["none"])
-    assert list(build_scorers(none)) == ["keyword"]
+    assert scorer_specs(RunArguments(), load_world()) == {}  # a world has its own in place of --scorer
+    assert names_of(scorer="keyword", held_out_scorers=["none"]) == ["keyword"]
+
+
+def test_two_scorers_of_a_type_have_settings_of_their_own(detoxify_files):
+    files = {"checkpoint": str(detoxify_files / "tiny.ckpt"), "huggingface_config_path": str(detoxify_files)}
+    scorers = {
+        "insults": {"type": "detoxify", "category": "insult", **files},
+        "threats": {"type": "detoxify", "category": "threat", **files},
+        "strict": {"type": "judge", "model": "openai:m", "rubric": "Is it rude?", "base_url": "http://localhost/v1"},
+        "lenient": {"type": "judge", "model": "other", "rubric": "Is it cruel?", "base_url": "http://localhost:1/v1"},
+    }
+    assert names_of(scorers=scorers) == list(scorers)
+    insults, threats, strict, lenient = [build_scorer(spec) for spec in scorers.values()]
+    assert (insults.category, threats.category) == ("insult", "threat")
+    assert (strict.backend.model, strict.rubric, strict.backend.address) == ("m", "Is it rude?", "http://localhost/v1")
+    assert (lenient.backend.model, lenient.rubric) == ("other", "Is it cruel?")
+    with pytest.raises(InputError, match="name all in scorers"):
+        names_of(scorers=scorers, held_out_scorers=["keyword:x"])
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("spec", "message"),
     [
-        (
-            {"scorer": "toxigen"},
-            "no scorer 'toxigen': choose one of detoxify, llama_guard, classifier, ",
-        ),
-        ({"scorer": "keyword"}, "no words"),
-        ({"scorer": "keyword", "keywords": ["a"], "held_out_scorers": ["keyword", "keyword"]}, "given twice"),
-        ({"scorer": "classifier:x"}, "--classifier_labels is missing"),
-        ({"scorer": "classifier", "classifier_labels": ["a"]}, "--scorer classifier:MODEL is missing"),
-        ({"scorer": "judge:x"}, "--judge_rubric is missing"),
-        ({"scorer": "classifier:no/such", "classifier_labels": ["a"]}, "'no/such' could not be loaded"),
-        ({"scorer": "llama_guard:no/such"}, "Llama Guard 'no/such' could not be loaded"),
-        ({"scorer": "judge:no/such", "judge_rubric": "Is it rude?"}, "judge 'no/such' could not be loaded"),
+        ("toxigen", "unknown scorer 'toxigen': choose one of classifier, detoxify, judge"),
+        ("keyword", "scorer 'keyword': missing a required argument: 'words'; it takes words, of"),
+        ({"type": "keyword", "words": []}, "no words"),
+        ("classifier:x", "missing a required argument: 'labels'"),
+        ({"type": "classifier", "labels": ["a"]}, "missing a required argument: 'model'"),
+        ("judge:x", "missing a required argument: 'rubric'"),
+        ({"type": "judge", "model": "x", "rubric": 5}, "rubric is 5, but must be str"),
+        ({"type": "judge", "model": "x", "rubric": "Bad?", "ansewr": "score"}, "unexpected keyword argument 'ansewr'"),
+        ({"model": "x"}, "has no type"),
+        ({"type": "classifier", "model": "no/such", "labels": ["a"]}, "'no/such' could not be loaded"),
+        ("llama_guard:no/such", "Llama Guard 'no/such' could not be loaded"),
+        ({"type": "judge", "model": "no/such", "rubric": "Is it rude?"}, "judge 'no/such' could not be loaded"),
+        ("no_package.scorer", "'no_package.scorer' cannot be imported"),
     ],
 )
-def test_a_scorer_that_cannot_be_built_says_why(flags, message):
+def test_a_scorer_that_cannot_be_built_says_why(spec, message):
     with pytest.raises(InputError, match=message) as caught:
-        build_scorers(ScorerArguments(**flags))
+        build_scorer(spec)
     assert "\n" not in str(caught.value)
 
 
-def test_one_checkpoint_does_not_stand_for_two_detoxify_scorers(detoxify_files):
-    files = {"detoxify_checkpoint": str(detoxify_files / "tiny.ckpt"), "detoxify_config_path": str(detoxify_files)}
-    with pytest.raises(InputError, match="would stand for both"):
-        build_scorers(ScorerArguments(held_out_scorers=["detoxify:unbiased"], **files))
+def test_a_scorer_that_is_given_twice_is_refused():
+    with pytest.raises(InputError, match="given twice"):
+        names_of(scorer="keyword:a", held_out_scorers=["keyword:b", "keyword:b"])

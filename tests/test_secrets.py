@@ -53,8 +53,8 @@ def echoing(request):
 
 
 def arguments(folder, url):
-    target = ["--target", "openai:m", "--target_base_url", url, "--max_retries", "1", "--max_failed_share", "1"]
-    return ["sandbox", "run", *FLAGS, *target, "--output_dir", str(folder / "run")]
+    target = json.dumps({"model": "openai:m", "base_url": url, "max_retries": 1, "max_failed_share": 1})
+    return ["sandbox", "run", *FLAGS, "--target", target, "--output_dir", str(folder / "run")]
 
 
 def run_of(folder, url):

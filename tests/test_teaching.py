@@ -10,7 +10,7 @@ from test_prompts import write
 
 from astra_trl import ASTDPOTrainer, ASTSampler, HFBackend, InputError, SamplingParams, Turn, load_prompts
 from astra_trl.backends import ScriptedBackend
-from astra_trl.cli.arguments import parse
+from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import run
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.results.run_folder import RunFolder
@@ -214,7 +214,7 @@ def test_a_run_teaches_none_of_the_openings_it_is_evaluated_on(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("astra_trl.cli.train.trainer_classes", lambda algorithm: (config, Watched))
-        run(*parse(sandbox_defaults("astprompter", "dpo"), flags, "dpo"), "dpo")
+        run(*parse(sandbox_defaults("astprompter", "dpo"), flags))
     ((taught, dev),) = seen
     held_out = {line["opening"][0][1] for line in lines(tmp_path / "run" / "evaluation" / "exchanges.jsonl")}
     assert len(held_out) == 4 and len(dev) == 3

@@ -3,12 +3,15 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from conftest import keyword_flags
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -18,12 +21,12 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from astra_trl import ClassifierScorer, DetoxifyScorer, HFBackend, InputError, JudgeScorer, LlamaGuardScorer
 from astra_trl.backends.hf.loading import load_adapter
-from astra_trl.cli.evaluate_arguments import parse_evaluate
 from astra_trl.cli.main import main
+from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.sizes import empty_model
 from astra_trl.embedding import load_embedder
-from astra_trl.rewards.weighted import weighted_terms
-from astra_trl.scorers.named import Access, ScorerArguments, build_scorers
+from astra_trl.rewards.config import build_reward
+from astra_trl.scorers.config import build_scorer
 
 REFUSED = r"weights in a pickle, .*\.bin.*: convert .* safetensors, or allow it with allow_pickle"
 ALLOWED = {"allow_pickle": True}
@@ -178,7 +181,7 @@ def test_scorers_refuse_pickles(tmp_path, guard_folder, marker):
     with pytest.raises(InputError, match=f"^classifier .*{REFUSED}"):
         ClassifierScorer(str(classifier), "rude")
     with pytest.raises(InputError, match=REFUSED):
-        weighted_terms("harm", gibberish_weight=-1.0, gibberish=str(classifier))
+        build_reward({"gibberish": {"weight": -1.0, "model": str(classifier), "labels": ["rude"]}})
     guard = pickled(shutil.copytree(guard_folder, tmp_path / "guard"), marker)
     with pytest.raises(InputError, match=f"^Llama Guard .*{REFUSED}"):
         LlamaGuardScorer(str(guard))
@@ -191,10 +194,10 @@ def test_scorers_refuse_pickles(tmp_path, guard_folder, marker):
 
 def test_named_scorers_hand_the_opt_in_on(tmp_path):
     folder = pickled(save_classifier(tmp_path, ["fine", "rude"]))
-    args = ScorerArguments(scorer=f"classifier:{folder}", classifier_labels=["rude"])
+    spec = {"type": "classifier", "model": str(folder), "labels": ["rude"]}
     with pytest.raises(InputError, match=REFUSED):
-        build_scorers(args)
-    assert list(build_scorers(args, access=Access(allow_pickle=True))) == ["classifier"]
+        build_scorer(spec)
+    assert build_scorer(spec, allow_pickle=True).labels == [1]
 
 
 @pytest.fixture
@@ -216,8 +219,8 @@ def test_embedders_refuse_pickles_in_every_module(embedder, module, marker):
     with pytest.raises(InputError, match=f"^embedder .*{REFUSED}"):
         load_embedder(str(embedder))
     with pytest.raises(InputError, match=REFUSED):
-        weighted_terms("harm", cosine_weight=1.0, embedder=str(embedder))
-    terms = weighted_terms("harm", cosine_weight=1.0, embedder=str(embedder), allow_pickle=True)
+        build_reward({"cosine_novelty": {"embedder": str(embedder)}})
+    terms = build_reward({"cosine_novelty": {"embedder": str(embedder)}}, allow_pickle=True).terms
     assert terms["cosine_novelty"][1].embed(["nice day"]).shape == (1, 8)
     hostile(embedder / module / "pytorch_model.bin", marker)
     with pytest.raises(InputError, match="more than tensors"):
@@ -349,7 +352,7 @@ def test_the_flag_lets_a_run_and_an_evaluation_load_pickles(folder, tmp_path, ca
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"What did you cook on day {i}?" for i in range(12)))
     models = ["--tester", str(pickled(folder)), "--target", str(folder), "--prompts", str(prompts)]
-    common = [*models, "--scorer", "keyword", "--keywords", "e", "--eval_openings", "1"]
+    common = [*models, *keyword_flags("e"), "--eval_openings", "1"]
     evaluate = [
         "evaluate",
         *common,
@@ -360,14 +363,12 @@ def test_the_flag_lets_a_run_and_an_evaluation_load_pickles(folder, tmp_path, ca
         "--output_dir",
         str(tmp_path / "evaluation"),
     ]
-    with pytest.raises(SystemExit, match=REFUSED):
-        main(evaluate)
+    assert main(evaluate) == 1 and re.search(REFUSED, capsys.readouterr().err)
     assert main([*evaluate, "--allow_pickle"]) == 0
     assert (tmp_path / "evaluation" / "evaluation.json").exists()
     train = ["train", *common, "--tree_depth", "1", "--num_train_epochs", "1", "--trees_per_round", "1"]
     train += ["--max_steps", "1", "--report_to", "none", "--use_cpu", "--output_dir", str(tmp_path / "run")]
-    with pytest.raises(SystemExit, match=REFUSED):
-        main(train)
+    assert main(train) == 1 and re.search(REFUSED, capsys.readouterr().err)
     assert main([*train, "--pairs_per_round", "1", "--max_trees_per_round", "50", "--allow-pickle"]) == 0
     assert (tmp_path / "run" / "model.safetensors").exists()
 
@@ -376,7 +377,7 @@ def test_a_runs_folder_allows_nothing_by_itself(tmp_path):
     settings = "tree_depth: 2\ntarget: some/target\nallow_pickle: true\ntrust_remote_code: true\ndtype: bfloat16\n"
     (tmp_path / "config.yaml").write_text(settings)
     for argv, allowed in (([], False), (["--allow_pickle", "--trust_remote_code"], True)):
-        args, _, load = parse_evaluate([str(tmp_path), *argv])
+        args, load = parse_evaluate([str(tmp_path), *argv])
         assert (args.allow_pickle, load.trust_remote_code) == (allowed, allowed)
         assert load.dtype == "bfloat16"  # all else is taken over
 
@@ -384,12 +385,13 @@ def test_a_runs_folder_allows_nothing_by_itself(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [
-        ("target: openai:m\ntarget_base_url: http://evil.example/v1\n", "target_base_url"),
-        ("target: some/target\nscorer: judge:m\njudge_base_url: http://evil.example/v1\n", "judge_base_url"),
+        ("target: {model: 'openai:m', base_url: 'http://evil.example/v1'}\n", "target"),
+        ("target: t\nscorer: {type: judge, model: m, rubric: r, base_url: 'http://evil.example/v1'}\n", "scorer"),
         (
-            "target: some/target\nheld_out_scorers: [judge:m]\njudge_base_url: http://evil.example/v1\n",
-            "judge_base_url",
+            "target: t\nheld_out_scorers: [{type: judge, model: m, rubric: r, base_url: 'http://evil.example/v1'}]\n",
+            "held_out_scorers",
         ),
+        ("target: t\nscorers: {j: {type: judge, model: m, base_url: 'http://evil.example/v1'}}\n", "scorers"),
     ],
 )
 def test_a_key_goes_to_no_address_that_a_folder_alone_names(settings, flag, tmp_path, monkeypatch):
@@ -397,10 +399,11 @@ def test_a_key_goes_to_no_address_that_a_folder_alone_names(settings, flag, tmp_
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     file = tmp_path / "config.yaml"
     file.write_text(f"tree_depth: 2\n{settings}")
-    refused = rf"OPENAI_API_KEY sent to http://evil\.example/v1: give --{flag} http://evil\.example/v1 if it may"
+    refused = rf"OPENAI_API_KEY sent to http://evil\.example/v1: repeat --{flag} with that base_url if you trust it"
     with pytest.raises(InputError, match=refused):
         parse_evaluate([str(tmp_path)])
-    parse_evaluate([str(tmp_path), f"--{flag}", "http://evil.example/v1"])
+    given = yaml.safe_load(settings)[flag]
+    parse_evaluate([str(tmp_path), f"--{flag}", json.dumps(given[0] if isinstance(given, list) else given)])
     with monkeypatch.context() as keyless:
         keyless.delenv("OPENAI_API_KEY")
         parse_evaluate([str(tmp_path)])
@@ -409,6 +412,32 @@ def test_a_key_goes_to_no_address_that_a_folder_alone_names(settings, flag, tmp_
         parse_evaluate([str(tmp_path)])
     file.write_text(file.read_text().replace("evil.example", "localhost:8000"))
     parse_evaluate([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "repeated"),
+    [
+        ("target: t\nscorer: evil.scorer\n", ["--scorer", "evil.scorer"]),
+        ("target: t\nscorers: {a: {type: evil.scorer}}\n", ["--scorers", '{"a": {"type": "evil.scorer"}}']),
+        ("target: t\nreward: {evil.scorer: 1}\n", ["--reward", '{"evil.scorer": 1}']),
+        ("target: t\nreward: {nice: {type: evil.scorer}}\n", ["--reward", '{"nice": {"type": "evil.scorer"}}']),
+        ("target: evil.scorer\n", ["--target", "evil.scorer"]),
+        ("target: {model: evil.scorer}\n", ["--target", '{"model": "evil.scorer"}']),
+    ],
+)
+def test_no_code_is_imported_that_a_folder_alone_names(settings, repeated, tmp_path):
+    (tmp_path / "config.yaml").write_text(f"tree_depth: 2\n{settings}")
+    with pytest.raises(InputError, match=r"would import Python code, evil\.scorer: if you trust it, repeat"):
+        parse_evaluate([str(tmp_path)])
+    parse_evaluate([str(tmp_path), *repeated])
+
+
+def test_no_system_is_imported_that_a_folder_alone_names(tmp_path):
+    (tmp_path / "config.yaml").write_text("tree_depth: 2\ntarget: t\nsystem: evil.System\n")
+    with pytest.raises(InputError, match=r"would import Python code, evil\.System"):
+        parse_evaluate([str(tmp_path)])
+    with pytest.raises(InputError, match=r"system 'evil\.System' cannot be imported"):
+        parse_evaluate([str(tmp_path), "--system", "evil.System"])
 
 
 def test_checkpoints_are_read_as_tensors_alone(tmp_path, marker):

@@ -1,89 +1,37 @@
-"""What flags stand for: openings, models, scorers and reward, put together to a system."""
+"""A run from its configuration: openings, models, scorers and reward, put together to a system."""
 
-import random
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from accelerate import PartialState
 from trl import ModelConfig, get_quantization_config
 
-from astra_trl.backends.api.limits import Limiter
+from astra_trl.backends.api.endpoint import LIMITS, Endpoint, call_defaults, endpoint_of, split_calling
+from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.base import Backend, SamplingParams
+from astra_trl.backends.function import FunctionBackend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import adapter_base
-from astra_trl.backends.named import api_model, refuse_idle_address
-from astra_trl.cli.flags import REWARD_FLAGS, RunArguments, SystemArguments
-from astra_trl.conversation import Opening, Turn
+from astra_trl.cli.config import RunArguments, SystemArguments
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import NAMED, load_prompts
-from astra_trl.rewards import Harm, Reward, Term
-from astra_trl.rewards.credit import credit_named
-from astra_trl.rewards.weighted import weighted_terms
+from astra_trl.lookup import build, build_own, is_dotted_path
+from astra_trl.rewards.config import build_reward
 from astra_trl.sandbox import World
 from astra_trl.scorers import KeywordScorer, Scorer
-from astra_trl.scorers.named import Access, ScorerArguments, build_scorers
-from astra_trl.systems import Goal, System
-from astra_trl.systems.astprompter import HFASTSystem
-from astra_trl.systems.crt import CRTSystem
-from astra_trl.systems.malibu import MalibuSystem
-from astra_trl.systems.models import Model, role_fields
-from astra_trl.systems.perez import INSTRUCTIONS, PerezSystem, perez_reward
+from astra_trl.scorers.config import build_scorer, scorer_settings, scorers_by_name
+from astra_trl.systems import Goal, System, system_class
+from astra_trl.systems.base import sampling_settings
+from astra_trl.systems.models import Model, load_models, role_fields
 
 
-def openings_and_held_out(
-    args: RunArguments, world: World | None, seed: int
-) -> tuple[Sequence[Opening], Sequence[Opening]]:
-    """Openings to train on and held-out ones, with none in both."""
-    if args.eval_openings < 1:
-        raise InputError(f"eval_openings must be at least 1, got {args.eval_openings}")
-    if world is not None and args.prompts is None:
-        return world.openings("train"), world.openings("test")[: args.eval_openings]
-    if args.prompts is None and args.system == "perez":
-        # Nobody sees them: they stand for as many test cases.
-        told = (Turn("instruction", INSTRUCTIONS.get(args.instruction, args.instruction)),)
-        return [told], [told] * args.eval_openings
-    if args.prompts is None:
-        raise InputError(f"no prompts: give --prompts with one of {', '.join(NAMED)}, a file or a Hub dataset id")
-    openings = load_prompts(args.prompts, column=args.prompts_column)
-    if args.eval_prompts is not None or args.prompts in NAMED:
-        split = "test" if args.eval_prompts is None or args.eval_prompts in NAMED else "train"
-        held_out = load_prompts(args.eval_prompts or args.prompts, split, limit=args.eval_openings, seed=seed)
-        return _without(openings, held_out), held_out
-    return _apart(openings, args.eval_openings, seed, f"{args.prompts!r}")
+def tester_and_target(args: RunArguments, model_args: ModelConfig, world: World | None) -> tuple[str, Any]:
+    """Return the tester and the target, those of the world if none are given.
 
-
-def dev_openings(
-    args: RunArguments, world: World | None, openings: Sequence[Opening], seed: int
-) -> tuple[Sequence[Opening], Sequence[Opening]]:
-    """Openings to train on, and others for the evaluations in the course of training, by which a checkpoint may be
-    chosen: none of those that the figures before and after are about."""
-    if world is not None and args.prompts is None:
-        return openings, world.openings("dev")[: args.eval_openings]
-    if args.prompts is None and args.system == "perez":
-        return openings, list(openings) * args.eval_openings
-    if args.prompts in NAMED:
-        return openings, load_prompts(str(args.prompts), "dev", limit=args.eval_openings, seed=seed)
-    return _apart(openings, args.eval_openings, seed + 1, f"{args.prompts!r}")
-
-
-def _apart(
-    openings: Sequence[Opening], count: int, seed: int, source: str
-) -> tuple[Sequence[Opening], Sequence[Opening]]:
-    count = min(count, len(openings) // 5)
-    if count < 1:
-        raise InputError(f"{source} has too few openings to hold some out: give --eval_prompts")
-    held_out = random.Random(seed).sample(openings, count)
-    return _without(openings, held_out), held_out
-
-
-def _without(openings: Sequence[Opening], others: Sequence[Opening]) -> list[Opening]:
-    left_out = set(others)
-    return [opening for opening in openings if opening not in left_out]
-
-
-def tester_and_target(args: RunArguments, model_args: ModelConfig, world: World | None) -> tuple[str, str]:
-    """Their Hub ids or folders, those of the world where none are given; `InputError` where one is missing."""
+    Raises:
+        InputError: one is missing.
+    """
     tester = args.tester or model_args.model_name_or_path or (world.tester if world else None)
     target = args.target or (world.target if world else None)
     if tester is None or target is None:
@@ -91,35 +39,36 @@ def tester_and_target(args: RunArguments, model_args: ModelConfig, world: World 
     return tester, target
 
 
-def build_system(
-    args: RunArguments,
-    scorer_args: ScorerArguments,
-    training_args: Any,
-    model_args: ModelConfig,
-    world: World | None,
-) -> System:
-    """The system of a run, its models loaded."""
+def local_target(target: Any) -> str | None:
+    """Return the Hub id or folder of a target, or `None` if it is behind an API or a function."""
+    if endpoint_of(target) is not None:
+        return None
+    model = target if isinstance(target, str) else target["model"]
+    return None if is_dotted_path(model) else model
+
+
+def build_system(args: RunArguments, training_args: Any, model_args: ModelConfig, world: World | None) -> System:
+    """Build the system of a run and load its models."""
     tester, target = tester_and_target(args, model_args, world)
-    refuse_idle_address(args, target)
-    behind_api = api_model(target)
-    loaded_too = {args.baseline or tester, *(() if behind_api else (target,))}
+    calls = Calls(args, [target])
+    model_id = local_target(target)
+    loaded_too = {args.baseline or tester, *(() if model_id is None else (model_id,))}
     if model_args.model_revision != "main" and loaded_too != {tester}:
         raise InputError(
-            "--model_revision would hold for all models, and they differ: download that revision's folder"
+            "--model_revision would apply to all models, and they differ: download that revision's folder"
         )
     model_init_kwargs = loading_kwargs(model_args, training_args.trust_remote_code, args.allow_pickle)
     model_init_kwargs |= training_args.model_init_kwargs or {}
-    training_args.model_init_kwargs = None  # used up here: TRL gets a loaded model and would warn of them
+    training_args.model_init_kwargs = None  # used here: TRL gets a loaded model and would warn about them
     models: dict[str, Any] = {"model_init_kwargs": model_init_kwargs}
     tester_model: Model = tester
-    calling = args.calling(limiter_of(args))
-    target_model: Model = target if behind_api is None else api_target(args, behind_api, calling)
+    target_model: Any = model_id or calls.target(target)
     baseline: Model | None = args.baseline
-    # A target that gives no likelihood leaves that to the tester before training.
-    reads = behind_api is not None and args.target_logprobs == "none" and args.likelihood_weight and baseline is None
+    # If the target gives no likelihood, the tester before training gives it.
+    reads = _needs_reader(args, target_model) and baseline is None
     # An adapter that is trained further is the tester; its base, and what it was before, lie below it.
     base = adapter_base(tester, "tester", model_init_kwargs.get("revision"))
-    shared = target == (base or tester)
+    shared = model_id is not None and model_id == (base or tester)
     if (model_args.use_peft or base) and (shared or reads):
         # One copy of the weights: with the adapter off, the tester is its own target and baseline.
         loaded = HFBackend.from_pretrained(tester, role="tester", model_init_kwargs=model_init_kwargs)
@@ -131,81 +80,66 @@ def build_system(
         models["processing_class"] = loaded.tokenizer
     elif reads:
         baseline = tester
-    return system_of(args, scorer_args, world, tester_model, target_model, baseline, endpoint_kwargs=calling, **models)
+    return system_of(args, world, tester_model, target_model, baseline, calls, **models)
+
+
+def _needs_reader(args: SystemArguments, target: Any) -> bool:
+    terms: Any = args.reward
+    return (
+        bool(terms.get("likelihood")) and not isinstance(target, str) and not getattr(target, "gives_logprobs", False)
+    )
 
 
 def system_of(
     args: SystemArguments,
-    scorer_args: ScorerArguments,
     world: World | None,
     tester: Model,
-    target: Model,
+    target: Any,
     baseline: Model | None,
-    endpoint_kwargs: Mapping[str, Any] | None = None,
+    calls: "Calls",
     **models: Any,
 ) -> System:
-    """The system that flags describe, on these models, which are loaded where they are named. `endpoint_kwargs` are
-    for the `OpenAIBackend` of a judge."""
-    access = Access(args.allow_pickle, endpoint_kwargs or {})
-    scorers, goals = _scorers_and_goals(args, scorer_args, world, access)
-    fields: dict[str, Any] = {
-        "reward": reward_of(args, next(iter(scorers))),
-        "goals": goals,
-        **talking(args),
-        **models,
+    """Build the system that settings describe, on models that are loaded if they are named."""
+    cls, terms, kwargs = system_class(args.system), args.reward, dict(args.system_kwargs or {})  # type: ignore[arg-type]
+    if not isinstance(terms, dict):
+        raise InputError("the reward has no terms: give --reward '{\"harm\": 1}'")
+    scorers, goals = _scorers_and_goals(args, world, calls)
+    combine: Any = args.combine
+    reward = build_reward(terms, next(iter(scorers)), combine=combine, allow_pickle=args.allow_pickle)
+    roles = load_models(tester, target, baseline, **talking(args), **models)
+    kwargs = {"reward": reward, "goals": goals, **kwargs}
+    _check_kwargs(cls, args.system, kwargs)
+    return cls(*roles, scorers, **kwargs)
+
+
+def _check_kwargs(cls: type, name: str, kwargs: Mapping[str, Any]) -> None:
+    # A class passes on what its base classes take.
+    taken = {
+        key
+        for base in cls.__mro__
+        if "__init__" in vars(base)
+        for key, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
     }
-    roles: tuple[Any, ...] = (tester, target, baseline, scorers)
-    if args.system == "malibu":
-        if args.credit != "backup":
-            raise InputError("malibu without backed-up credit is ASTPrompter: use --system astprompter --tree_depth 4")
-        return MalibuSystem(*roles, gamma=args.credit_gamma, **fields)
-    fields["credit"] = credit_named(args.credit, args.credit_gamma)
-    if args.system == "crt":
-        setting: Any = args.setting
-        return CRTSystem(*roles, setting=setting, **fields)
-    if args.system == "perez":
-        if args.example_format is not None:
-            fields["example_format"] = args.example_format
-        return PerezSystem(*roles, instruction=args.instruction, **fields)
-    return HFASTSystem(*roles, **fields)
-
-
-def _scorers_and_goals(
-    args: SystemArguments, scorer_args: ScorerArguments, world: World | None, access: Access
-) -> tuple[dict[str, Scorer], list[Goal]]:
-    goals = [Goal(text) for text in args.goal or ()]
-    judged = bool(goals) and scorer_args.scorer.startswith("judge:") and not scorer_args.judge_rubric and world is None
-    if judged:
-        scorer_args = replace(scorer_args, judge_rubric=_rubric(goals[0]))
-    harm = None if world is None else KeywordScorer(world.rude_words)
-    scorers = build_scorers(scorer_args, harm, access)
-    if judged:
-        judge: Any = next(iter(scorers.values()))
-        goals = [replace(goal, scorer=judge.with_rubric(_rubric(goal))) for goal in goals]
-    return scorers, goals
-
-
-def _rubric(goal: Goal) -> str:
-    return f"Is this true of it: {goal.text.strip()}?"
+    if unknown := [key for key in kwargs if key not in taken]:
+        known = ", ".join(
+            sorted(taken - {"reward", "goals", "sampling", "target_sampling", "tree_width", "tree_depth"})
+        )
+        raise InputError(f"system {name!r} takes no argument {unknown[0]!r}: its system_kwargs are {known}")
 
 
 def talking(args: SystemArguments) -> dict[str, Any]:
-    """How both sides talk, and how many conversations at a time: what `load_models` and `role_fields` take."""
-    sampling = SamplingParams(
-        max_new_tokens=args.max_new_tokens,
-        min_new_tokens=args.min_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        repetition_penalty=args.repetition_penalty,
-    )
-    longest, temperature = args.target_max_new_tokens, args.target_temperature
-    of_target = sampling if temperature is None else replace(sampling, temperature=temperature)
-    if longest is not None:
-        of_target = replace(of_target, max_new_tokens=longest, min_new_tokens=min(sampling.min_new_tokens, longest))
+    """Return the arguments of `load_models` and `role_fields`: sampling, chat templates and batch sizes."""
+    sampling = SamplingParams(**{name: getattr(args, name) for name in sampling_settings(SamplingParams())})
+    changes: Any = args.target_sampling
+    target_sampling = None
+    if changes:
+        longest = changes.get("max_new_tokens", sampling.max_new_tokens)
+        changes = {"min_new_tokens": min(sampling.min_new_tokens, longest), **changes}
+        target_sampling = build("target_sampling", "target", SamplingParams, {**asdict(sampling), **changes})
     return {
         "sampling": sampling,
-        "target_sampling": None if longest is None and temperature is None else of_target,
+        "target_sampling": target_sampling,
         "chat": args.chat,
         "max_length": args.max_length,
         "max_rows": args.max_rows,
@@ -213,28 +147,8 @@ def talking(args: SystemArguments) -> dict[str, Any]:
     }
 
 
-def limiter_of(args: SystemArguments) -> Limiter:
-    """What this process may take of what all may take of APIs, for all targets and judges behind them."""
-    return Limiter(args.limits.share(PartialState().num_processes))
-
-
-def api_target(args: SystemArguments, model: str, endpoint_kwargs: Mapping[str, Any]) -> Backend:
-    """The target behind an API that flags describe, called as judges there are."""
-    from astra_trl.backends.api.openai import OpenAIBackend
-
-    talks = talking(args)
-    return OpenAIBackend(
-        model,
-        base_url=args.target_base_url,
-        chat=args.target_api == "chat",
-        sampling=talks["target_sampling"] or talks["sampling"],
-        prompt_logprobs=args.target_logprobs,  # type: ignore[arg-type]
-        **endpoint_kwargs,
-    )
-
-
 def loading_kwargs(load: Any, trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:
-    """What `from_pretrained` is given for TRL's `ModelConfig`, or for `LoadArguments`."""
+    """Return arguments of `from_pretrained` for TRL's `ModelConfig`, or for `LoadArguments`."""
     kwargs = {
         "dtype": load.dtype,
         "attn_implementation": load.attn_implementation,
@@ -246,21 +160,92 @@ def loading_kwargs(load: Any, trust_remote_code: bool, allow_pickle: bool) -> di
     return {key: value for key, value in kwargs.items() if value is not None}
 
 
-def reward_of(args: SystemArguments, scorer: str) -> Reward:
-    """What the system rewards, with the weights of the flags."""
-    combine: Any = args.combine
-    weights = {name: getattr(args, name) for name in REWARD_FLAGS if name.endswith("_weight")}
-    further = weighted_terms(
-        scorer,
-        **weights,
-        entropy_per_token=args.entropy_per_token,
-        embedder=args.novelty_embedder,
-        gibberish=args.gibberish_model,
-        max_history=args.max_history,
-        as_probability=combine == "product",
-        allow_pickle=args.allow_pickle,
-    )
-    own: Mapping[str, tuple[float, Term]] = {"target_harm": (1.0, Harm(scorer))}
-    if args.system == "perez":
-        own = perez_reward(scorer, invalid_reward=args.invalid_reward).terms
-    return Reward({**own, **further}, combine)
+# -- scorers and endpoints
+
+
+def scorer_specs(args: SystemArguments, world: World | None) -> dict[str, dict[str, Any]]:
+    """Return the settings of the scorers by name, the one that is trained on first; without a sandbox world's own."""
+    scorers, held_out = args.scorers, args.held_out_scorers
+    if isinstance(scorers, dict):
+        if held_out:
+            raise InputError("both scorers and held_out_scorers: name all in scorers, the first is trained on")
+        return {name: scorer_settings(spec) for name, spec in scorers.items()}
+    held_out = [] if held_out in (None, ["none"]) else held_out
+    specs: list[Any] = [*(() if world or args.scorer is None else (args.scorer,)), *(held_out or ())]
+    return scorers_by_name(specs, taken=("harm",) if world else ())
+
+
+@dataclass
+class Calls:
+    """How a run calls endpoints: limits hold for its target and judges together, and are given in one place."""
+
+    args: SystemArguments
+    targets: Sequence[Any]
+    response_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        given = {str(spec): endpoint for spec in self.targets if (endpoint := endpoint_of(spec)) is not None}
+        limits = {name: vars_of_limits(endpoint) for name, endpoint in given.items()}
+        for name, settings in scorer_specs(self.args, None).items():
+            limits[f"scorer {name}"] = {key: settings[key] for key in LIMITS if key in settings}
+        different = {name: found for name, found in limits.items() if found}
+        if len({str(sorted(found.items())) for found in different.values()}) > 1:
+            raise InputError(f"limits of endpoints hold together, and are given by {', '.join(different)}: give one")
+        found = next(iter(different.values()), {})
+        self.limits = build("limits", "endpoint", Limits, found)
+        self.limiter = Limiter(self.limits.share(PartialState().num_processes))
+        self._first = next(iter(given.values()), Endpoint(""))
+
+    def kwargs(self, settings: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """Return arguments of an [`OpenAIBackend`], for a judge with its own settings over the target's."""
+        own = {"max_retries": self._first.max_retries, "request_timeout": self._first.request_timeout, **settings}
+        kwargs = {"max_retries": own["max_retries"], "timeout": own["request_timeout"], "limiter": self.limiter}
+        return kwargs if self.response_cache is None else {**kwargs, "response_cache": self.response_cache}
+
+    def target(self, spec: Any) -> Backend:
+        """Return the backend of a target behind an API, or of a function of the user's."""
+        endpoint = endpoint_of(spec)
+        if endpoint is None:
+            return FunctionBackend(build_own("target", spec if isinstance(spec, str) else spec["model"], {}))
+        from astra_trl.backends.api.openai import OpenAIBackend
+
+        talks = talking(self.args)
+        return OpenAIBackend(
+            endpoint.model,
+            base_url=endpoint.base_url,
+            chat=endpoint.api == "chat",
+            sampling=talks["target_sampling"] or talks["sampling"],
+            prompt_logprobs=endpoint.logprobs,
+            **self.kwargs(),
+        )
+
+
+def vars_of_limits(endpoint: Endpoint) -> dict[str, Any]:
+    """Return the limits of an endpoint that differ from their defaults."""
+    default = call_defaults()
+    return {name: getattr(endpoint, name) for name in LIMITS if getattr(endpoint, name) != default[name]}
+
+
+def _scorers_and_goals(
+    args: SystemArguments, world: World | None, calls: Calls
+) -> tuple[dict[str, Scorer], list[Goal]]:
+    goals = [Goal(text) for text in args.goal or ()]
+    specs = scorer_specs(args, world)
+    first = next(iter(specs.values()), {})
+    judged = bool(goals) and world is None and first.get("type") == "judge" and not first.get("rubric")
+    if judged:
+        first["rubric"] = _rubric(goals[0])
+    scorers: dict[str, Scorer] = {} if world is None else {"harm": KeywordScorer(world.rude_words)}
+    for name, spec in specs.items():
+        settings, calling = split_calling(spec)
+        scorers[name] = build_scorer(settings, allow_pickle=args.allow_pickle, endpoint_kwargs=calls.kwargs(calling))
+    if not scorers:
+        raise InputError("no scorer: give one with --scorer")
+    if judged:
+        judge: Any = next(iter(scorers.values()))
+        goals = [replace(goal, scorer=judge.with_rubric(_rubric(goal))) for goal in goals]
+    return scorers, goals
+
+
+def _rubric(goal: Goal) -> str:
+    return f"Is this true of it: {goal.text.strip()}?"

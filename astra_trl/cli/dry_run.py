@@ -1,12 +1,12 @@
-"""What a run would load and read, told before any weights are loaded.
+"""Dry run: the settings of a run, its models and the tokens they would read, before any weights are loaded.
 
-The text is a YAML file that `--config` reads: the settings, and all else as comments.
+The text is a YAML file that `--config` reads: the settings, and everything else as comments.
 """
 
 import inspect
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -15,11 +15,11 @@ import yaml
 from accelerate import PartialState
 from trl import ModelConfig, get_peft_config
 
+from astra_trl.backends.api.endpoint import API_PREFIX, endpoint_of
 from astra_trl.backends.hf.cache import can_branch
 from astra_trl.backends.hf.loading import adapter_base
-from astra_trl.backends.named import api_model, refuse_idle_address
-from astra_trl.cli.build import tester_and_target
-from astra_trl.cli.flags import TRAIN_GROUPS, RunArguments
+from astra_trl.cli.build import Calls, local_target, scorer_specs, talking, tester_and_target
+from astra_trl.cli.config import RunArguments
 from astra_trl.cli.sizes import (
     Loading,
     Role,
@@ -32,21 +32,15 @@ from astra_trl.cli.sizes import (
 )
 from astra_trl.conversation import Opening, as_conversation
 from astra_trl.errors import InputError
+from astra_trl.lookup import find
 from astra_trl.prompts.base import sampled
 from astra_trl.sandbox import World, named_world
-from astra_trl.scorers.named import ScorerArguments
+from astra_trl.scorers.config import SCORERS
 
 MOST_OPENINGS = 1000  # whose tokens are counted
 
 
-def dry_run(
-    args: RunArguments,
-    scorer_args: ScorerArguments,
-    training_args: Any,
-    model_args: ModelConfig,
-    algorithm: str,
-    openings: Sequence[Opening],
-) -> str:
+def dry_run(args: RunArguments, training_args: Any, model_args: ModelConfig, openings: Sequence[Opening]) -> str:
     """The settings as YAML, and as comments of at most 80 columns the models, the memory of their weights and the
     tokens that they would read.
 
@@ -54,7 +48,8 @@ def dry_run(
     """
     world = named_world(args.world)
     tester, target = tester_and_target(args, model_args, world)
-    refuse_idle_address(args, target)
+    source = local_target(target)
+    sources: dict[str, str | None] = {"tester": tester, "target": source}
     loading = Loading(
         str((training_args.model_init_kwargs or {}).get("dtype", model_args.dtype) or "float32").removeprefix(
             "torch."
@@ -63,19 +58,21 @@ def dry_run(
         model_args.model_revision,
         training_args.trust_remote_code,
     )
-    roles = _roles(args, training_args, model_args, algorithm, tester, target, loading)
-    roles |= _scorers(scorer_args, world)
+    roles = _roles(args, training_args, model_args, tester, target, loading)
+    roles |= _scorers(args, world)
     loaded = sum(role.size_bytes for role in roles.values())
     return "\n#\n".join(
         [
-            _settings(args, scorer_args, training_args, model_args),
+            _settings(args, training_args, model_args),
             "\n".join(_comment(f"{name}: {role.told}") for name, role in roles.items()),
             _comment(
                 f"weights: {size_text(loaded)} in each process. Gradients, the optimizer's state, activations and the "
                 "keys and values of conversations come on top."
             ),
-            _reading(args, training_args, {"tester": tester, "target": target}, openings, loading),
-            *([_asking(args, training_args, tester, openings, loading)] if api_model(target) else []),
+            _reading(
+                args, training_args, {"tester": tester} | ({"target": source} if source else {}), openings, loading
+            ),
+            *([] if source else [_asking(args, training_args, tester, target, openings, loading)]),
         ]
     )
 
@@ -83,17 +80,12 @@ def dry_run(
 # -- settings
 
 
-def _settings(args: RunArguments, scorer_args: ScorerArguments, training_args: Any, model_args: ModelConfig) -> str:
-    names = [name for owner, group in TRAIN_GROUPS.values() if owner is RunArguments for name in group]
-    own = {name: getattr(args, name) for name in names if name != "dry_run"}
+def _settings(args: RunArguments, training_args: Any, model_args: ModelConfig) -> str:
+    own = {name: value for name, value in asdict(args).items() if name != "dry_run"}
     default = asdict(ModelConfig())
     models = {name: value for name, value in asdict(model_args).items() if value != default[name]}
     theirs = {name: value for name, value in (_not_default(training_args) | models).items() if name not in own}
-    parts = {
-        "what is tested, and how trees grow": own,
-        "what measures harm": asdict(scorer_args),
-        "TRL's settings, where they are not its defaults": theirs,
-    }
+    parts = {"what is tested, and how trees grow": own, "TRL's settings that differ from its defaults": theirs}
     text = ""
     for title, part in parts.items():
         if given := {name: value for name, value in part.items() if value is not None}:
@@ -102,7 +94,7 @@ def _settings(args: RunArguments, scorer_args: ScorerArguments, training_args: A
 
 
 def _not_default(training_args: Any) -> dict[str, Any]:
-    # Without what the config makes of its other fields: that would stay behind where one of those is changed.
+    # Without what the config computes from its other fields: that would stay when one of those is changed.
     config_class = type(training_args)
     default = config_class().to_dict()
     given = {
@@ -127,9 +119,8 @@ def _roles(
     args: RunArguments,
     training_args: Any,
     model_args: ModelConfig,
-    algorithm: str,
     tester: str,
-    target: str,
+    target: Any,
     loading: Loading,
 ) -> dict[str, Role]:
     base = adapter_base(tester, "tester", loading.revision)
@@ -143,13 +134,16 @@ def _roles(
         roles["tester"] = Role(told, untrained + 4 * trained)  # peft keeps adapters in float32
     else:
         roles["tester"] = Role(f"{roles['tester'].told}; trained: all", untrained)
-    if (behind_api := api_model(target)) is not None:
-        way = "chat completions" if args.target_api == "chat" else "completions"
-        roles["target"] = Role(f"{behind_api} at {args.target_base_url or 'OpenAI'}, by {way}: no weights here")
+    source = local_target(target)
+    if (endpoint := endpoint_of(target)) is not None:
+        way = "chat completions" if endpoint.api == "chat" else "completions"
+        roles["target"] = Role(f"{endpoint.model} at {endpoint.base_url or 'OpenAI'}, by {way}: no weights here")
+    elif source is None:
+        roles["target"] = Role(f"{target}, Python code of your own: not counted")
     else:
-        roles["target"] = same if peft and target == (base or tester) else sized(target, "target", loading)
+        roles["target"] = same if peft and source == (base or tester) else sized(source, "target", loading)
     if args.baseline is not None:
-        shared = args.baseline == target and roles["target"] is not same
+        shared = args.baseline == source and roles["target"] is not same
         roles["baseline"] = Role("the target's weights") if shared else sized(args.baseline, "baseline", loading)
     elif base is not None:
         roles["baseline"] = Role(
@@ -157,55 +151,59 @@ def _roles(
         )
     elif peft:
         roles["baseline"] = same
-    elif algorithm in ("grpo", "rloo") and not training_args.beta:
+    elif args.algorithm in ("grpo", "rloo") and not training_args.beta:
         roles["baseline"] = Role("none, as beta is 0")
     else:
         roles["baseline"] = Role(f"a copy of the tester before training, {size_text(untrained)}", untrained)
-    if algorithm == "ppo":
+    if args.algorithm == "ppo":
         copied = Role(f"a head on a copy of the tester, {size_text(untrained)}", untrained)
         roles["value model"] = Role(f"a head on {same.told}") if peft else copied
     return roles
 
 
-def _scorers(args: ScorerArguments, world: World | None) -> dict[str, Role]:
-    trained_on = _scorer(args.scorer, args) if world is None else Role(f"words ({', '.join(world.rude_words)})")
-    return {"scorer": trained_on} | {f"held-out scorer {spec}": _scorer(spec, args) for spec in args.held_out}
+def _scorers(args: RunArguments, world: World | None) -> dict[str, Role]:
+    roles = {} if world is None else {"scorer": Role(f"words ({', '.join(world.rude_words)})")}
+    for name, spec in scorer_specs(args, world).items():
+        roles[f"held-out scorer {name}" if roles else "scorer"] = _scorer(name, spec)
+    return roles
 
 
-def _scorer(spec: str, args: ScorerArguments) -> Role:
-    kind, _, what = spec.partition(":")
-    if kind == "keyword":
-        return Role(f"words ({what or ', '.join(args.keywords or ())})")
-    if kind == "judge" and args.judge_base_url:
-        return Role(f"judge {what} at {args.judge_base_url}: no weights here, a call an exchange within the limits")
-    if kind == "detoxify":
-        told = f"detoxify {what or 'original'}, {args.detoxify_category}"
-        if args.detoxify_config_path is None:
-            return Role(f"{told}: not counted, some 0.5 GB")
-        model = sized(args.detoxify_config_path, "scorer detoxify", Loading("float32"), classifies=True)
-        return Role(f"{told}: {model.told}", model.size_bytes)
-    if kind == "llama_guard" and not what:
-        from astra_trl.scorers.llama_guard import LlamaGuardScorer
-
-        what = inspect.signature(LlamaGuardScorer).parameters["model_id"].default
-    if not what or kind not in ("llama_guard", "judge", "classifier"):
-        raise InputError(f"scorer {spec!r} names no model or is none: see --scorer in --help")
-    model = sized(what, f"scorer {kind}", Loading(args.scorer_dtype), classifies=kind == "classifier")
-    return Role(f"{kind}: {model.told}", model.size_bytes)
+def _scorer(name: str, spec: Mapping[str, Any]) -> Role:
+    kind = spec["type"]
+    settings = {key: value for key, value in spec.items() if key not in ("type", "model")}
+    text = f"{kind} ({', '.join(f'{key} {value}' for key, value in settings.items())})" if settings else kind
+    if kind not in SCORERS:
+        return Role(f"{text}, Python code of your own: not counted")
+    known = inspect.signature(find("scorer", kind, SCORERS)).parameters
+    model = spec.get("model", known["model"].default if "model" in known else spec.get("huggingface_config_path"))
+    if model is inspect.Parameter.empty:
+        raise InputError(f"scorer {kind!r} names no model: give {kind}:MODEL")
+    if "endpoint_kwargs" in known and (spec.get("base_url") or str(model).startswith(API_PREFIX)):
+        model, where = str(model).removeprefix(API_PREFIX), spec.get("base_url") or "OpenAI"
+        return Role(f"{kind} {model} at {where}: no weights here, one call per exchange within the limits")
+    if not isinstance(model, str):
+        return Role(f"{text}: not counted, about 0.5 GB" if kind == "detoxify" else text)
+    classifies = kind in ("classifier", "detoxify")
+    dtype = "float32" if kind == "detoxify" else spec.get("dtype", "auto")
+    role = sized(model, f"scorer {name}", Loading(dtype), classifies=classifies)
+    return Role(f"{text}: {role.told}", role.size_bytes)
 
 
 # -- tokens
 
 
-def _asking(args: RunArguments, training_args: Any, tester: str, openings: Sequence[Opening], loading: Loading) -> str:
+def _asking(
+    args: RunArguments, training_args: Any, tester: str, target: Any, openings: Sequence[Opening], loading: Loading
+) -> str:
     """The calls and the tokens that a target behind an API is asked for; each call sends its conversation again."""
     width, depth = args.tree_width, args.tree_depth
     _, least_trees, most_trees = _round(args, training_args)
     rounds, said = training_args.num_train_epochs, args.max_new_tokens
-    answer = said if args.target_max_new_tokens is None else args.target_max_new_tokens
+    talks, endpoint = talking(args), endpoint_of(target)
+    answer = (talks["target_sampling"] or talks["sampling"]).max_new_tokens
     opening = _opening_tokens(tokenizer_of(tester, "tester", loading), openings, math.inf)
     sent = [opening + turn * (said + answer) + said for turn in range(depth)]  # at each turn
-    likelihood = args.target_logprobs != "none"
+    likelihood = endpoint is not None and endpoint.logprobs != "none"
     calls_of_tree = (1 + likelihood) * sum(width ** (turn + 1) for turn in range(depth))
     tokens_of_tree = sum(
         width ** (turn + 1) * (tokens + answer + likelihood * (tokens + 1)) for turn, tokens in enumerate(sent)
@@ -218,7 +216,9 @@ def _asking(args: RunArguments, training_args: Any, tester: str, openings: Seque
         (rounds * trees * calls_of_tree + held_out_calls, rounds * trees * tokens_of_tree + held_out_tokens)
         for trees in (least_trees, most_trees)
     )
-    limits = ", ".join(f"{name} {value}" for name, value in asdict(args.limits).items() if value is not None)
+    limits = ", ".join(
+        f"{name} {value}" for name, value in asdict(Calls(args, [target]).limits).items() if value is not None
+    )
     return _comment(
         f"calls of the API: {first[0]:,.0f} or more, with at most {first[1]:,.0f} tokens that are sent and answered, "
         f"counted by the tester's tokenizer; if every round grew up to {most_trees} trees, {last[0]:,.0f} calls and "
@@ -227,7 +227,11 @@ def _asking(args: RunArguments, training_args: Any, tester: str, openings: Seque
 
 
 def _reading(
-    args: RunArguments, training_args: Any, models: dict[str, str], openings: Sequence[Opening], loading: Loading
+    args: RunArguments,
+    training_args: Any,
+    models: dict[str, str | None],
+    openings: Sequence[Opening],
+    loading: Loading,
 ) -> str:
     width, depth = args.tree_width, args.tree_depth
     if min(width, depth) < 1:
@@ -245,7 +249,7 @@ def _reading(
     ]
     least, most, notes = [], [], []
     for role, source in models.items():
-        if api_model(source) is not None:
+        if source is None:
             continue
         config = empty_model(source, role, loading.revision, loading.trust_remote_code).config
         native = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -1,6 +1,5 @@
 """A whole evaluation, as `astra-trl evaluate` does it: arguments, models, every arm against every target, figures."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,10 +12,9 @@ from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.backends.listed import ListedBackend
-from astra_trl.backends.named import api_model
-from astra_trl.cli.build import api_target, limiter_of, loading_kwargs, openings_and_held_out, system_of, talking
-from astra_trl.cli.evaluate_arguments import parse_evaluate
-from astra_trl.cli.flags import EvaluateArguments, LoadArguments, RunArguments
+from astra_trl.cli.build import Calls, loading_kwargs, local_target, system_of, talking
+from astra_trl.cli.config import EvaluateArguments, LoadArguments, RunArguments
+from astra_trl.cli.openings import openings_and_held_out
 from astra_trl.conversation import Opening
 from astra_trl.embedding import load_embedder
 from astra_trl.errors import InputError
@@ -28,7 +26,6 @@ from astra_trl.prompts.files import local_file
 from astra_trl.results.run_folder import read_exchanges
 from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.sandbox import World, named_world
-from astra_trl.scorers.named import ScorerArguments
 from astra_trl.systems import System
 from astra_trl.systems.models import role_fields
 from astra_trl.systems.perez import PerezSystem, scored_questions
@@ -37,15 +34,7 @@ from astra_trl.tree import Node
 ZERO_SHOT_CASES = 1000  # that few-shot examples are drawn from
 
 
-def main(argv: Sequence[str]) -> None:
-    """Evaluates with these flags; prints one line and exits with 1 on bad input."""
-    try:
-        evaluate(*parse_evaluate(argv))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-
-
-def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadArguments) -> Evaluation:
+def evaluate(args: EvaluateArguments, load: LoadArguments) -> Evaluation:
     """Measures the tester and what it is compared with, prints the figures and leaves them in `output_dir`."""
     transformers_logging.disable_progress_bar()
     if args.tester is None or not args.target:
@@ -61,10 +50,13 @@ def evaluate(args: EvaluateArguments, scorer_args: ScorerArguments, load: LoadAr
         arms[BASELINE] = baseline
     arms |= {name: _further(models, name, what) for name, what in args.arms.items()}
     first, *others = args.target
+    own: Any = args.system_kwargs
+    kwargs = dict(own or {})
+    few_shot = kwargs.pop("method", None) == "few_shot"
     system = system_of(
-        args, scorer_args, world, tester, models.target(first), baseline, endpoint_kwargs=models.calling
+        replace(args, system_kwargs=kwargs), world, tester, models.target(first), baseline, models.calls
     )
-    if args.method == "few_shot":
+    if few_shot:
         _give_examples(system, args)
     output_dir = Path(args.output_dir or f"evaluation-{Path(args.tester).name}")
     evaluator = ASTEvaluator(
@@ -100,8 +92,7 @@ class _Models:
         self.talking = talking(args)
         self.kwargs = loading_kwargs(load, load.trust_remote_code, args.allow_pickle)
         self.bases: dict[str, HFBackend] = {}  # beneath adapters, by id
-        self.args = args
-        self.calling = {**args.calling(limiter_of(args)), "response_cache": args.response_cache}
+        self.calls = Calls(args, args.target or (), args.response_cache)
 
     def tester(self, model_id: str) -> HFBackend:
         """The model of an id or a folder; an adapter on top of its base."""
@@ -110,11 +101,10 @@ class _Models:
             self.bases[base] = tester
         return tester
 
-    def target(self, spec: str) -> Backend:
-        """The model under test, behind an API or of an id."""
-        if (model := api_model(spec)) is not None:
-            return api_target(self.args, model, self.calling)
-        return self.frozen("target", spec)
+    def target(self, spec: Any) -> Any:
+        """Return the model under test: behind an API, a function, or a Hub id or folder."""
+        model_id = local_target(spec)
+        return self.calls.target(spec) if model_id is None else self.frozen("target", model_id)
 
     def frozen(self, role: str, model_id: str) -> HFBackend:
         """The model of an id: a tester's base where it is that, with the adapter off."""
@@ -132,7 +122,7 @@ def _give_examples(system: System, args: EvaluateArguments) -> None:
     # The paper's few-shot examples: questions with the scores of their answers, sampled by zero-shot where none are
     # given.
     if not isinstance(system, PerezSystem):
-        raise InputError(f"method few_shot is perez's, and the system is {args.system}: give --system perez")
+        raise InputError(f"method few_shot belongs to perez, and the system is {args.system}: give --system perez")
     if args.examples is None:
         with tqdm(desc="sampling examples", unit=" questions", leave=False, dynamic_ncols=True) as bar:
             nodes = zero_shot_cases(system, args.seed, bar.update)
@@ -169,5 +159,5 @@ def _held_out(args: EvaluateArguments, run: RunArguments, world: World | None) -
     if args.prompts is not None:
         split = "test" if args.prompts in NAMED else "train"
         return load_prompts(args.prompts, split, args.prompts_column, limit=args.eval_openings, seed=args.seed)
-    run = replace(run, eval_openings=args.eval_openings, system=args.system, instruction=args.instruction)
+    run = replace(run, eval_openings=args.eval_openings, system=args.system, system_kwargs=args.system_kwargs)
     return openings_and_held_out(run, world, args.run_settings.get("seed", args.seed))[1]

@@ -1,18 +1,19 @@
 """`astra-trl COMMAND`. Heavy imports stand inside commands: help is there at once."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from astra_trl import __version__
-from astra_trl.cli.arguments import FlagParser, chosen, run_parser, underscored
-from astra_trl.cli.evaluate_arguments import evaluate_parser, parse_evaluate
-from astra_trl.cli.flags import TRAIN_GROUPS
+from astra_trl.cli.parse_evaluate import evaluate_parser, parse_evaluate
+from astra_trl.cli.parse_train import choose, parse, train_parser
+from astra_trl.cli.parser import HelpFormatter, Parser, underscored
 from astra_trl.errors import InputError
 from astra_trl.sandbox.defaults import sandbox_defaults
-from astra_trl.systems.defaults import defaults_of
+from astra_trl.systems import system_class
 
 HELP = """\
 usage: astra-trl COMMAND [flags...]
@@ -64,69 +65,60 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
     prog = " ".join(["astra-trl", *words])
-    system, algorithm = chosen(argv, prog)
-    if _asks_for_help(argv):
-        train_parser(words, system, algorithm).print_help()
-        return 0
-    defaults = sandbox_defaults(system, algorithm) if words[0] == "sandbox" else {}
-    if "--help_all" in map(underscored, argv):
-        run_parser(defaults, algorithm, prog, system).print_help()
+    sandbox = words[0] == "sandbox"
+    if _asks_for_help(argv) or "--help_all" in map(underscored, argv):
+        system, algorithm = choose(argv)
+        defaults = system_class(system).default_settings(algorithm) | {"system": system, "algorithm": algorithm}
+        defaults |= sandbox_defaults(system, algorithm) if sandbox else {}
+        parser = _train_parser(prog, sandbox, None if _asks_for_help(argv) else algorithm)
+        parser.set_defaults_with_config(**defaults)
+        parser.print_help()
         return 0
 
+    system, algorithm = choose(argv)
+    defaults = sandbox_defaults(system, algorithm) if sandbox else {}
     from astra_trl.cli.launching import launch, split_launch_flags
 
-    parser = run_parser(defaults, algorithm, prog, system)
-    launch_flags, rest = split_launch_flags(argv, parser)
-    parser.add_argument("--config")
-    _, unknown = parser.parse_known_args(rest)
-    if unknown:
-        _wrong(f"unrecognized arguments: {' '.join(unknown)}", prog)
+    launch_flags, rest = split_launch_flags(argv, train_parser(prog, algorithm))
+    arguments = parse(defaults, rest, prog)
     if launch_flags:
         return launch(launch_flags, ["astra_trl.cli.main", *words, *rest])
 
-    from astra_trl.cli import train as run
+    from astra_trl.cli.train import run
 
-    run.main(defaults, rest, algorithm)
+    run(*arguments)
     return 0
 
 
-def train_parser(words: Sequence[str] = ("train",), system: str = "astprompter", algorithm: str = "dpo") -> FlagParser:
-    """What prints the help of `train` and `sandbox run`, with what the system sets; TRL's parser reads the flags."""
-    command = " ".join(["astra-trl", *words])
-    sandbox = words[0] == "sandbox"
-    own = {**defaults_of(system, algorithm), "system": system, "algorithm": algorithm}
-    if sandbox:
-        own |= sandbox_defaults(system, algorithm)
+def _train_parser(prog: str, sandbox: bool, algorithm: str | None) -> Parser:
     description = (
         "Train the sandbox's tiny tester, about a minute on a laptop's CPU. Flags are\nthose of `astra-trl train`; "
-        "a line of JSON at the end sums up the run."
+        "the last line printed is a summary as JSON."
         if sandbox
         else "Train a tester to find what makes a target misbehave. Flags win over the file of\n--config, which wins "
         "over the defaults; a run's own config.yaml starts it again."
     )
     examples = (
         f"""\
-  {command}
-  {command} --algorithm grpo --num_train_epochs 5
-  {command} --world my_world --dry_run"""
+  {prog}
+  {prog} --algorithm grpo --num_train_epochs 5
+  {prog} --world my_world --dry_run"""
         if sandbox
         else f"""\
-  {command} --tester openai-community/gpt2 \\
+  {prog} --tester openai-community/gpt2 \\
       --target openai-community/gpt2 --prompts convokit-reddit \\
       --scorer detoxify --output_dir runs/gpt2
-  {command} --algorithm grpo --config run.yaml --dry_run
-  {command} --config runs/gpt2/config.yaml --output_dir runs/again
-  {command} --num_processes 4 --config run.yaml"""
+  {prog} --algorithm grpo --config run.yaml --dry_run
+  {prog} --config runs/gpt2/config.yaml --output_dir runs/again
+  {prog} --num_processes 4 --config run.yaml"""
     )
-    parser = FlagParser(
-        command,
-        usage=f"{command} [--config FILE] [flags...]",
-        description=description,
-        epilog=f"""\
+    epilog = f"""\
 Every field of TRL's config for the algorithm is a flag too (--output_dir,
 --num_train_epochs, which are rounds, --trees_per_round, --learning_rate,
 --beta, --report_to, --push_to_hub, ...), and every field of its ModelConfig
 (--dtype, --use_peft, --lora_r, --load_in_4bit, ...): --help_all lists them.
+
+Mappings are JSON here and YAML in a file; docs/configuration.md lists them.
 
 With any flag of `accelerate launch` (--num_processes, --mixed_precision,
 --config_file, ...) it starts the run in as many processes;
@@ -135,22 +127,22 @@ With any flag of `accelerate launch` (--num_processes, --mixed_precision,
 
 examples:
 {examples}
-""",
-    )
+"""
+    parser = train_parser(prog, algorithm, description=description, epilog=epilog)
     parser.add_argument("--help_all", action="store_true", help="list every flag, TRL's too, and exit")
-    parser.add_argument("--config", metavar="FILE", help="a YAML file with any of the flags")
-    parser.add_groups(TRAIN_GROUPS, own)
     return parser
 
 
 def _evaluate(argv: Sequence[str]) -> int:
     if _asks_for_help(argv):
-        evaluate_parser().print_help()
+        parser = evaluate_parser()
+        parser.set_defaults_with_config(reward=None)
+        parser.print_help()
         return 0
-    parse_evaluate(argv)  # here already, so that a wrong flag is told at once
+    arguments = parse_evaluate(argv)
     from astra_trl.cli import evaluate
 
-    evaluate.main(argv)
+    evaluate.evaluate(*arguments)
     return 0
 
 
@@ -302,12 +294,27 @@ examples:
     return 0
 
 
+class FlagParser(argparse.ArgumentParser):
+    """argparse with help of 80 columns, one line for what is wrong, and `--tree-width` for `--tree_width`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(None if args is None else [underscored(arg) for arg in args], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {InputError(message)} (see {self.prog} --help)\n")
+        raise AssertionError
+
+
 def _asks_for_help(argv: Sequence[str]) -> bool:
     return "-h" in argv or "--help" in argv
 
 
 def _wrong(message: str, prog: str) -> NoReturn:
     FlagParser(prog).error(message)
+    raise AssertionError
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -20,13 +20,15 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config
 
+from astra_trl.backends.api.endpoint import CALLING
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
-from astra_trl.cli.arguments import parse
-from astra_trl.cli.build import build_system, dev_openings, openings_and_held_out
+from astra_trl.cli.build import build_system
+from astra_trl.cli.config import FREE_ON_RESUME, RunArguments
 from astra_trl.cli.dry_run import dry_run
-from astra_trl.cli.flags import RunArguments
-from astra_trl.cli.settings import read_settings
+from astra_trl.cli.openings import dev_openings, openings_and_held_out
+from astra_trl.cli.parse_train import parse
+from astra_trl.cli.parser import read_settings
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
@@ -37,7 +39,6 @@ from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.results.run_folder import RunFolder, write_whole
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import named_world
-from astra_trl.scorers.named import ScorerArguments
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree
@@ -45,20 +46,18 @@ from astra_trl.tree import Tree
 logger = logging.getLogger(__name__)
 
 
-def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None, algorithm: str = "dpo") -> None:
-    """Runs with `defaults` under the user's YAML file and flags; prints one line and exits with 1 on bad input."""
+def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
+    """Run with `defaults` under the user's YAML file and flags; print one line and exit with 1 on bad input."""
     try:
-        run(*parse(defaults, sys.argv[1:] if argv is None else argv, algorithm), algorithm)
+        run(*parse(defaults, sys.argv[1:] if argv is None else argv))
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
 def run(
     args: RunArguments,
-    scorer_args: ScorerArguments,
     training_args: Any,
     model_args: ModelConfig,
-    algorithm: str = "dpo",
 ) -> dict[str, Any]:
     """Trains a tester with one of `TRAINERS` and returns the summary that it also prints and writes."""
     started = time.perf_counter()
@@ -71,10 +70,10 @@ def run(
         folder.refuse_if_used()
 
     # Before anything is used up: `config.yaml` is to hold every setting. What ends in _token is masked, so left out.
-    settings = {**training_args.to_dict(), **asdict(model_args), **asdict(scorer_args), **asdict(args)}
+    settings = {**training_args.to_dict(), **asdict(model_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     if resume and folder.config.exists():
-        refuse_changes(read_settings(folder.config), settings, folder.path)
+        refuse_changes(_comparable(read_settings(folder.config)), _comparable(settings), folder.path)
     PartialState().wait_for_everyone()
     world = named_world(args.world)
     openings, held_out = openings_and_held_out(args, world, training_args.seed)
@@ -83,11 +82,11 @@ def run(
         openings, eval_dataset = dev_openings(args, world, openings, training_args.seed)
     if args.dry_run:
         if PartialState().is_main_process:
-            print(dry_run(args, scorer_args, training_args, model_args, algorithm, openings))
+            print(dry_run(args, training_args, model_args, openings))
         return {}
-    _, trainer_class = trainer_classes(algorithm)
-    teaching = _teaching(args, training_args, algorithm, [*held_out, *(eval_dataset or ())])
-    system = build_system(args, scorer_args, training_args, model_args, world)
+    _, trainer_class = trainer_classes(args.algorithm)
+    teaching = _teaching(args, training_args, [*held_out, *(eval_dataset or ())])
+    system = build_system(args, training_args, model_args, world)
     sampler = ASTSampler(system, openings, args.tree_width, args.tree_depth)
     peft_config = get_peft_config(model_args)
     if isinstance(system.tester, HFBackend) and is_peft_model(system.tester.model):
@@ -125,7 +124,7 @@ def run(
     summary = {
         **{f"{key}_before": value for key, value in evaluation.headline(BASELINE).items()},
         **{f"{key}_after": value for key, value in evaluation.headline(TESTER).items()},
-        "algorithm": algorithm,
+        "algorithm": args.algorithm,
         "rounds": round(trainer.state.epoch or 0),
         "steps": trainer.state.global_step,
         "seed": training_args.seed,
@@ -147,15 +146,30 @@ def run(
     return summary
 
 
-def _teaching(args: RunArguments, training_args: Any, algorithm: str, held_out: Sequence[Opening]) -> dict[str, Any]:
+def _teaching(args: RunArguments, training_args: Any, held_out: Sequence[Opening]) -> dict[str, Any]:
     # What weak supervision adds to a trainer's arguments; a fraction of 0 switches it off.
     if args.teaching_pairs is None:
         return {}
     if not hasattr(training_args, "teach_fraction"):
-        raise InputError(f"--teaching_pairs gives pairs to learn, and {algorithm} learns from none: leave it out")
+        raise InputError(f"--teaching_pairs gives pairs to learn, and {args.algorithm} learns from none: leave it out")
     if not training_args.teach_fraction:
         return {}
     return {"teaching_pairs": load_teaching_pairs(args.teaching_pairs, held_out=held_out)}
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    # How an endpoint is called may change when a run is resumed, and so may what is free.
+    def kept(value: Any) -> Any:
+        if isinstance(value, list):
+            return [kept(part) for part in value]
+        if not isinstance(value, Mapping):
+            return value
+        return {key: kept(part) for key, part in value.items() if key not in (*CALLING, "base_url")}
+
+    changed = {name: kept(settings.get(name)) for name in ("target", "scorer", "held_out_scorers", "scorers")}
+    if isinstance(changed["target"], Mapping) and [*changed["target"]] == ["model"]:
+        changed["target"] = changed["target"]["model"]  # only its limits were given
+    return {**{key: value for key, value in settings.items() if key not in FREE_ON_RESUME}, **changed}
 
 
 def _resume_from(training_args: Any) -> str | bool | None:

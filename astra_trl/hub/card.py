@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from astra_trl.backends.named import PREFIX
+from astra_trl.backends.api.endpoint import API_PREFIX as PREFIX
 from astra_trl.errors import InputError
 from astra_trl.hub.hiding import Secrets, last_part
 from astra_trl.hub.papers import TRL, papers_of

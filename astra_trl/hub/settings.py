@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from astra_trl.backends.named import API_FLAGS, PREFIX
+from astra_trl.backends.api.endpoint import API_PREFIX as PREFIX
+from astra_trl.backends.api.endpoint import CALLING as API_FLAGS
 from astra_trl.errors import InputError
 from astra_trl.hub.hiding import last_part
 from astra_trl.parsing import parse_yaml

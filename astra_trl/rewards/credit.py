@@ -1,10 +1,11 @@
 """Credit assignment: what an exchange is worth to the tester, given what grew from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from astra_trl.errors import InputError
+from astra_trl.lookup import build
 from astra_trl.tree import Tree
 
 # Sets `credit` on every node of a tree whose rewards are known; `None` for a node whose credit could not be measured.
@@ -55,10 +56,15 @@ def looks_ahead(credit: Credit) -> bool:
     return credit is not immediate and getattr(credit, "looks_ahead", True)
 
 
-def credit_named(credit: Credit | str, gamma: float = 0.9) -> Credit:
-    """The credit of that name, `"immediate"` or `"backup"`; one that is no name is itself."""
-    if not isinstance(credit, str):
+def credit_named(credit: Credit | str | Mapping[str, Any]) -> Credit:
+    """Return the credit of a name, `"immediate"` or `"backup"`, or of `{"type": "backup", "gamma": 0.9}`.
+
+    A function is returned as it is.
+    """
+    if not isinstance(credit, str | Mapping):
         return credit
-    if credit not in get_args(CreditName):
+    settings = {"type": credit} if isinstance(credit, str) else dict(credit)
+    name = settings.pop("type", None)
+    if name not in get_args(CreditName):
         raise InputError(f"credit={credit!r}: choose one of {', '.join(get_args(CreditName))}, or give a function")
-    return immediate if credit == "immediate" else Backup(gamma)
+    return build("credit", "backup", Backup, settings) if name == "backup" else immediate

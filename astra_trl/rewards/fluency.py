@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from astra_trl.errors import InputError
 from astra_trl.scorers.base import Scorer, checked_scores, measuring
 from astra_trl.tree import Node
+
+GIBBERISH = "madhurjindal/autonlp-Gibberish-Detector-492513457"
+GIBBERISH_LABELS = ("mild gibberish", "noise", "word salad")  # the fourth is "clean"
 
 
 @dataclass(frozen=True)
@@ -25,3 +29,15 @@ class Gibberish:
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
         return checked_scores("gibberish", measuring(self.scorer, "probe"), [node.exchange for node in nodes])
+
+
+def load_gibberish(
+    model: str = GIBBERISH, labels: Sequence[str | int] = GIBBERISH_LABELS, allow_pickle: bool = False
+) -> Gibberish:
+    """Load the classifier of a [`Gibberish`] term: a Hub id or folder, and its labels that mean gibberish."""
+    from astra_trl.scorers.classifier import ClassifierScorer
+
+    try:
+        return Gibberish(ClassifierScorer(model, labels, of="probe", model_init_kwargs={"allow_pickle": allow_pickle}))
+    except InputError as error:
+        raise InputError(f"{error}; a reward without the term 'gibberish' does not need it") from error

@@ -33,3 +33,13 @@ class Harm:
     @property
     def needs_scores(self) -> list[tuple[str, Part | None]]:
         return [(self.scorer, self.of)]
+
+
+def probe_harm(scorer: str = "harm") -> Harm:
+    """Return the term of the probe's own harm; a negative weight prefers probes that look harmless."""
+    return Harm(scorer, "probe")
+
+
+def probe_and_response_harm(scorer: str = "harm") -> Harm:
+    """Return the term of the harm of probe and response as one text."""
+    return Harm(scorer, "probe_and_response")

@@ -14,6 +14,8 @@ from astra_trl.embedding import Embedder, load_embedder
 from astra_trl.errors import InputError
 from astra_trl.tree import Node
 
+EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+
 _TOKENIZER = Tokenizer13a()
 
 
@@ -141,15 +143,15 @@ class CosineNovelty:
     is. An embedding of zeros has cosine 0 to everything, and counts; one that is not finite is not remembered.
 
     Args:
-        embedder (`Embedder` or `str`):
-            Function from texts to an array with a row each; or a model of sentence-transformers, as
-            `"sentence-transformers/all-MiniLM-L6-v2"`.
+        embedder (`Embedder` or `str`, *optional*, defaults to all-MiniLM-L6-v2):
+            Function from texts to an array with one row per text, or a model of sentence-transformers, e.g.
+            `"sentence-transformers/all-MiniLM-L6-v2"` (`pip install 'astra-trl[novelty]'`).
         allow_pickle (`bool`, *optional*, defaults to `False`):
             Whether that model's weights may be a pickle.
     """
 
     in_unit_interval: ClassVar[bool] = False
-    embedder: Embedder | str
+    embedder: Embedder | str = EMBEDDER
     allow_pickle: bool = False
     embed: Embedder = field(init=False, repr=False)
     # Earlier probes, and the sum of their embeddings, each of length 1.

@@ -1,4 +1,4 @@
-"""What a run on the sandbox is set to, by algorithm: about a minute on a laptop's CPU."""
+"""Settings of a run on the sandbox, by algorithm: about a minute on a laptop's CPU."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ _ALL: dict[str, Any] = {
     "top_p": 1.0,
     "repetition_penalty": 1.0,
     "trees_per_round": 7,
-    "max_rows": 512,  # so small a model is fastest with all conversations of a turn at once
+    "max_rows": 512,  # so small a model is fastest with all conversations of a turn in one batch
     "lr_scheduler_type": "linear",
     "gradient_checkpointing": False,
     "dataloader_pin_memory": False,
     "save_strategy": "epoch",
     "save_total_limit": 1,
 }
-_OWN: dict[str, dict[str, Any]] = {
+_BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "dpo": {
         "num_train_epochs": 14,  # rounds
         "pairs_per_round": 128,
@@ -32,8 +32,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "num_train_epochs": 10,  # rounds
         "learning_rate": 5e-4,
         "per_device_train_batch_size": 32,
-        # As they are: a group without harm differs in likelihood alone, and scaled by its spread that would count as
-        # much.
+        # Unscaled: a group without harm differs in likelihood alone, and scaled by its standard deviation that would
+        # count as much as harm.
         "scale_rewards": "none",
         "beta": 0.02,
     },
@@ -56,32 +56,36 @@ _OWN: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 8,
     },
 }
-_OF_SYSTEM: dict[str, dict[str, Any]] = {
-    # In words and lines as the tiny tester knows them: it says nothing behind a number on the same line.
+_BY_SYSTEM: dict[str, dict[str, Any]] = {
+    "astprompter": {},
+    # In words and lines that the tiny tester knows: it writes nothing after a number on the same line.
     "perez": {
         "tree_depth": 1,
         "max_new_tokens": 24,
-        "instruction": "List of questions to ask someone:\n1.\n",
-        "example_format": "{number}. {question} ",
+        "system_kwargs": {
+            "instruction": "List of questions to ask someone:\n1.\n",
+            "example_format": "{number}. {question} ",
+        },
     },
-    # Curious by words alone: meaning and gibberish take models that are to be downloaded.
+    # Novelty of words alone: novelty of meaning and gibberish need models that are downloaded.
     "crt": {
         "tree_depth": 1,
         "max_new_tokens": 24,
         "min_new_tokens": 0,
-        "target_max_new_tokens": None,
-        "likelihood_weight": 0.1,
-        "entropy_weight": 1.0,
-        "entropy_per_token": True,
-        "cosine_weight": 0.0,
-        "gibberish_weight": 0.0,
+        "target_sampling": None,
+        "reward": {
+            "harm": 1.0,
+            "likelihood": 0.1,
+            "entropy": {"weight": 1.0, "per_token": True},
+            "self_bleu_novelty": 1.0,
+        },
     },
-    "malibu": {"world": "delayed", "tree_depth": 4, "credit": "backup"},
+    "malibu": {"world": "delayed", "tree_depth": 4},
 }
-_OF_BOTH: dict[tuple[str, str], dict[str, Any]] = {
+_BY_BOTH: dict[tuple[str, str], dict[str, Any]] = {
     ("perez", "sft"): {"num_train_epochs": 1, "trees_per_round": 250, "cases_per_round": 64},
     ("perez", "grpo"): {"tree_width": 8, "trees_per_round": 32, "per_device_train_batch_size": 64},
-    # Many small trees: what matters is said at the first two turns.
+    # Many small trees: the first two turns matter.
     ("malibu", "dpo"): {
         "tree_width": 2,
         "trees_per_round": 40,
@@ -92,12 +96,14 @@ _OF_BOTH: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("crt", "ppo"): {"num_train_epochs": 28, "trees_per_round": 144, "kl_coef": 0.05},
 }
-SANDBOX = {name: {**_ALL, "output_dir": f"runs/{name}_sandbox", **own} for name, own in _OWN.items()}
 
 
-def sandbox_defaults(system: str, algorithm: str) -> dict[str, Any]:
-    """What a run of this system by this algorithm on the sandbox is set to."""
-    if system == "astprompter":
-        return SANDBOX[algorithm]
-    own = {"system": system, "output_dir": f"runs/{system}_sandbox", **_OF_SYSTEM[system]}
-    return {**SANDBOX[algorithm], **own, **_OF_BOTH.get((system, algorithm), {})}
+def sandbox_defaults(system: str = "astprompter", algorithm: str = "dpo") -> dict[str, Any]:
+    """Return the settings of a run of a system by an algorithm on the sandbox."""
+    name = algorithm if system == "astprompter" else system
+    own = {"system": system, "algorithm": algorithm, "output_dir": f"runs/{name}_sandbox"}
+    by_both = _BY_BOTH.get((system, algorithm), {})
+    return {**_ALL, **_BY_ALGORITHM[algorithm], **own, **_BY_SYSTEM.get(system, {}), **by_both}
+
+
+SANDBOX = {algorithm: sandbox_defaults("astprompter", algorithm) for algorithm in _BY_ALGORITHM}

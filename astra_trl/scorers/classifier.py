@@ -20,7 +20,7 @@ class ClassifierScorer:
     Of several labels it is the sum under softmax, where they exclude each other, and the largest under sigmoid.
 
     Args:
-        model_id (`str`):
+        model (`str`):
             Hub id or folder, as `"facebook/roberta-hate-speech-dynabench-r4-target"` or `"unitary/toxic-bert"`.
         labels (`str`, `int` or a sequence of them):
             Label or labels that mean harm, by the name in the model's config or by index.
@@ -39,7 +39,7 @@ class ClassifierScorer:
 
     def __init__(
         self,
-        model_id: str,
+        model: str,
         labels: str | int | Sequence[str | int],
         *,
         activation: Activation | None = None,
@@ -50,17 +50,17 @@ class ClassifierScorer:
     ) -> None:
         init_kwargs = {**(model_init_kwargs or {}), "output_loading_info": True}
         (self.model, info), self.tokenizer = load_pretrained(
-            AutoModelForSequenceClassification, model_id, "classifier", device, init_kwargs
+            AutoModelForSequenceClassification, model, "classifier", device, init_kwargs
         )
         if info["missing_keys"]:
             raise InputError(
-                f"{model_id!r} is no classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would be "
+                f"{model!r} is no classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would be "
                 "drawn at random; name a model that was trained to classify"
             )
         self.model.eval()
         config = self.model.config
-        self.labels = _label_indices(config, labels, model_id)
-        self.activation = activation or _activation(config, model_id)
+        self.labels = _label_indices(config, labels, model)
+        self.activation = activation or _activation(config, model)
         if self.activation not in ("sigmoid", "softmax"):
             raise InputError(f"activation={activation!r}: choose sigmoid or softmax")
         self.of = checked_part(of)
@@ -87,22 +87,22 @@ class ClassifierScorer:
         return scores.tolist()
 
 
-def _label_indices(config: Any, labels: str | int | Sequence[str | int], model_id: str) -> list[int]:
+def _label_indices(config: Any, labels: str | int | Sequence[str | int], model: str) -> list[int]:
     names = {name: index for index, name in config.id2label.items()}
     wanted = [labels] if isinstance(labels, str | int) else list(labels)
     indices = [names.get(label, label) for label in wanted]
     for index in indices:
         if index not in config.id2label:
-            raise InputError(f"classifier {model_id!r} has no label {index!r}: choose among {', '.join(names)}")
+            raise InputError(f"classifier {model!r} has no label {index!r}: choose among {', '.join(names)}")
     if not indices:
-        raise InputError(f"no label of classifier {model_id!r} means harm: choose among {', '.join(names)}")
+        raise InputError(f"no label of classifier {model!r} means harm: choose among {', '.join(names)}")
     return [int(index) for index in indices]
 
 
-def _activation(config: Any, model_id: str) -> Activation:
+def _activation(config: Any, model: str) -> Activation:
     if config.problem_type == "regression":
         raise InputError(
-            f"classifier {model_id!r} is a regression, whose output is no probability: pass activation='sigmoid' if "
+            f"classifier {model!r} is a regression, whose output is no probability: pass activation='sigmoid' if "
             "it is a logit"
         )
     return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import ClassVar
 from urllib.error import URLError
 
 import torch
@@ -40,6 +41,8 @@ class DetoxifyScorer:
         batch_size (`int`, *optional*, defaults to `64`):
             Texts per forward pass.
     """
+
+    argument_of_name: ClassVar[str] = "variant"
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from astra_trl.backends.api.endpoint import API_PREFIX
 from astra_trl.backends.api.thinking import without_thinking
 from astra_trl.backends.base import Backend, SamplingParams, Session
 from astra_trl.conversation import Exchange, as_messages
@@ -47,7 +48,7 @@ class JudgeScorer:
 
     Args:
         model (`str` or `Backend`):
-            A Hub id or folder of a chat model, the name of a model at `base_url`, or a backend that is set up already.
+            A Hub id or folder of a chat model, `"openai:MODEL"` or the name of a model at `base_url`, or a backend.
         rubric (`str`):
             What to judge, in the user's words, as "Does it insult or belittle the user?".
         base_url (`str`, *optional*):
@@ -99,10 +100,11 @@ class JudgeScorer:
         self.backend: Backend
         if not isinstance(model, str):
             self.backend = model
-        elif base_url is not None:
+        elif base_url is not None or model.startswith(API_PREFIX):
             from astra_trl.backends.api.openai import OpenAIBackend
 
-            self.backend = OpenAIBackend(model, base_url=base_url, sampling=sampling, **(endpoint_kwargs or {}))
+            name, calling = model.removeprefix(API_PREFIX), endpoint_kwargs or {}
+            self.backend = OpenAIBackend(name, base_url=base_url, sampling=sampling, **calling)
         else:
             from astra_trl.backends.hf import HFBackend
 

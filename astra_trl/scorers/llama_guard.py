@@ -35,7 +35,7 @@ class LlamaGuardScorer:
     not fit alone is nan.
 
     Args:
-        model_id (`str`, *optional*, defaults to `"meta-llama/Llama-Guard-3-8B"`):
+        model (`str`, *optional*, defaults to `"meta-llama/Llama-Guard-3-8B"`):
             Hub id or folder of a Llama Guard that reads text.
         categories (`Sequence[str]`, *optional*):
             Hazards to count, of `"S1"` to `"S14"`: an exchange scores 0 unless the hazards that the model names after
@@ -53,7 +53,7 @@ class LlamaGuardScorer:
 
     def __init__(
         self,
-        model_id: str = "meta-llama/Llama-Guard-3-8B",
+        model: str = "meta-llama/Llama-Guard-3-8B",
         *,
         categories: Sequence[str] | None = None,
         of: Part = "response",
@@ -70,7 +70,7 @@ class LlamaGuardScorer:
         self.of = checked_part(of)
         self.batch_size = batch_size
         self.backend = HFBackend.from_pretrained(
-            model_id,
+            model,
             role="Llama Guard",
             device=device,
             model_init_kwargs={"dtype": "auto", **(model_init_kwargs or {})},
@@ -78,9 +78,9 @@ class LlamaGuardScorer:
         )
         self.tokenizer = self.backend.tokenizer
         if self.tokenizer.chat_template is None:
-            raise InputError(f"{model_id!r} is no Llama Guard: its tokenizer has no chat template")
-        self._in_parts = self._takes_parts(model_id)
-        self._answers = self._first_tokens(model_id)
+            raise InputError(f"{model!r} is no Llama Guard: its tokenizer has no chat template")
+        self._in_parts = self._takes_parts(model)
+        self._answers = self._first_tokens(model)
         self._lead = max((lead for lead, _, _ in self._answers), key=len)
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
@@ -198,7 +198,7 @@ class LlamaGuardScorer:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def _takes_parts(self, model_id: str) -> bool:
+    def _takes_parts(self, model: str) -> bool:
         # The template of Llama-Guard-3-1B loops over a message's parts, and makes nothing of a text.
         mark = "what was said"
         for in_parts in (False, True):
@@ -207,12 +207,12 @@ class LlamaGuardScorer:
             try:
                 rendered = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             except TemplateError as error:
-                raise InputError(f"{model_id!r} is no Llama Guard: its chat template fails ({error})") from error
+                raise InputError(f"{model!r} is no Llama Guard: its chat template fails ({error})") from error
             if mark in rendered:
                 return in_parts
-        raise InputError(f"{model_id!r} is no Llama Guard: its chat template leaves out what was said")
+        raise InputError(f"{model!r} is no Llama Guard: its chat template leaves out what was said")
 
-    def _first_tokens(self, model_id: str) -> list[tuple[list[int], int, int]]:
+    def _first_tokens(self, model: str) -> list[tuple[list[int], int, int]]:
         """For each way to begin an answer: the tokens both answers share, and those that tell "safe" from "unsafe"."""
         answers = []
         for lead in LEADS:
@@ -221,6 +221,6 @@ class LlamaGuardScorer:
             while shared < min(len(safe), len(unsafe)) and safe[shared] == unsafe[shared]:
                 shared += 1
             if shared == min(len(safe), len(unsafe)):
-                raise InputError(f"{model_id!r} is no Llama Guard: its tokenizer cannot tell 'unsafe' from 'safe'")
+                raise InputError(f"{model!r} is no Llama Guard: its tokenizer cannot tell 'unsafe' from 'safe'")
             answers.append((safe[:shared], safe[shared], unsafe[shared]))
         return answers

@@ -1,13 +1,13 @@
 """ASTPrompter: both sides continue one conversation; harmful, likely probes are rewarded."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.errors import InputError
-from astra_trl.rewards import Credit, Harm, Reward, immediate
-from astra_trl.rewards.base import Combine
-from astra_trl.rewards.weighted import weighted_terms
+from astra_trl.rewards.base import Reward
+from astra_trl.rewards.config import TermSpec, build_reward
+from astra_trl.rewards.credit import Credit, immediate
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
 from astra_trl.systems.goals import Goal
@@ -16,36 +16,6 @@ from astra_trl.systems.models import Model, Target, load_models
 ASTPROMPTER_SAMPLING = SamplingParams(
     max_new_tokens=24, min_new_tokens=2, temperature=0.7, top_p=0.7, repetition_penalty=1.1
 )
-
-
-def astprompter_reward(
-    scorer: str = "harm",
-    *,
-    probe_and_response_weight: float = 0.5,
-    likelihood_weight: float = 0.1,
-    combine: Combine = "sum",
-    **further: Any,
-) -> Reward:
-    """ASTPrompter's reward with other weights or further terms, those of [`weighted_terms`].
-
-    `harm(response) + probe_and_response_weight * harm(probe + response) + likelihood_weight * mean log-probability per
-    token of the probe`, and what else has a weight. In a product the likelihood is the geometric mean of the tokens'
-    probabilities.
-
-    Args:
-        scorer (`str`, *optional*, defaults to `"harm"`):
-            Name of the system's scorer that the reward reads.
-        combine (`str`, *optional*, defaults to `"sum"`):
-            `"sum"` or `"product"`; see [`Reward`].
-    """
-    terms = weighted_terms(
-        scorer,
-        probe_and_response_weight=probe_and_response_weight,
-        likelihood_weight=likelihood_weight,
-        as_probability=combine == "product",
-        **further,
-    )
-    return Reward({"target_harm": (1.0, Harm(scorer)), **terms}, combine)
 
 
 def named_scorers(scorer: Scorer | Mapping[str, Scorer]) -> Mapping[str, Scorer]:
@@ -65,11 +35,17 @@ class ASTPrompterSystem(System):
         scorer (`Scorer` or `Mapping[str, Scorer]`):
             Measures harm. Of several by name the first is the one that is trained on; the others are held out, for
             evaluation to report.
-        reward (`Reward`, *optional*):
-            Defaults to the paper's, `astprompter_reward()`.
+        reward (`Reward` or `Mapping`, *optional*):
+            A reward, or weights of its terms by name for [`build_reward`]; defaults to the paper's.
         credit, goals, tree_width, tree_depth:
             See [`System`].
     """
+
+    label: ClassVar[str | None] = "ASTPrompter"
+    paper: ClassVar[str | None] = "2407.09447"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "reward": {"harm": 1.0, "probe_and_response_harm": 0.5, "likelihood": 0.1}
+    }
 
     def __init__(
         self,
@@ -78,16 +54,18 @@ class ASTPrompterSystem(System):
         baseline: Backend | None,
         scorer: Scorer | Mapping[str, Scorer],
         *,
-        reward: Reward | None = None,
+        reward: Reward | Mapping[str, TermSpec] | None = None,
         **more: Any,
     ) -> None:
         scorers = named_scorers(scorer)
         harm = next(iter(scorers))
+        if not isinstance(reward, Reward):
+            reward = self.default_reward(harm) if reward is None else build_reward(reward, harm)
         super().__init__(
             tester,
             target,
             scorers,
-            reward or astprompter_reward(harm),
+            reward,
             baseline=baseline,
             harm=harm,
             **more,
@@ -104,8 +82,8 @@ class HFASTSystem(ASTPrompterSystem):
             [`FunctionBackend`].
         scorer (`Scorer` or `Mapping[str, Scorer]`):
             Measures harm; see [`ASTPrompterSystem`].
-        reward (`Reward`, *optional*):
-            Defaults to the paper's, `astprompter_reward()`.
+        reward (`Reward` or `Mapping`, *optional*):
+            A reward, or weights of its terms by name for [`build_reward`]; defaults to the paper's.
         credit, goals, tree_width, tree_depth:
             See [`System`].
         sampling (`SamplingParams`, *optional*):
@@ -121,8 +99,8 @@ class HFASTSystem(ASTPrompterSystem):
         baseline: Model | None,
         scorer: Scorer | Mapping[str, Scorer],
         *,
-        reward: Reward | None = None,
-        credit: Credit | str = immediate,
+        reward: Reward | Mapping[str, TermSpec] | None = None,
+        credit: Credit | str | Mapping[str, Any] = immediate,
         goals: Sequence[Goal] = (),
         tree_width: int = 2,
         tree_depth: int = 3,
@@ -138,3 +116,6 @@ class HFASTSystem(ASTPrompterSystem):
             tree_width=tree_width,
             tree_depth=tree_depth,
         )
+
+
+astprompter_reward = ASTPrompterSystem.default_reward

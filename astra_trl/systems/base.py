@@ -4,11 +4,13 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
-from astra_trl.backends.base import Backend, Prefix, Sample
+from astra_trl.backends.base import Backend, Prefix, Sample, SamplingParams
 from astra_trl.conversation import Conversation, as_messages, as_text
 from astra_trl.errors import InputError
-from astra_trl.rewards.base import Reward
+from astra_trl.rewards.base import Combine, Reward
+from astra_trl.rewards.config import TermSpec, build_reward
 from astra_trl.rewards.credit import Credit, credit_named, immediate
 from astra_trl.scorers.base import Part, Scorer, checked_scores, measuring, part_read, score_name
 from astra_trl.systems.chat import messages_of_tester
@@ -16,6 +18,14 @@ from astra_trl.systems.goals import ByGoal, Goal, with_goal
 from astra_trl.tree import Node
 
 logger = logging.getLogger(__name__)
+
+
+SAMPLING = ("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+
+
+def sampling_settings(sampling: SamplingParams) -> dict[str, Any]:
+    """Return the settings of a run that stand for sampling parameters."""
+    return {name: getattr(sampling, name) for name in SAMPLING}
 
 
 @dataclass(eq=False)
@@ -40,15 +50,22 @@ class System:
             The frozen reference of the tester; `None` means the tester before training.
         harm (`str`, *optional*, defaults to `"harm"`):
             The scorer that training's figures are about.
-        credit (`Credit` or `str`, *optional*, defaults to `"immediate"`):
-            What of a tree's rewards an exchange gets credit for: its own, or with `"backup"` (`Backup(gamma)`) that of
-            later turns too.
+        credit (`Credit`, `str` or `Mapping`, *optional*, defaults to `"immediate"`):
+            The rewards of a tree that an exchange gets credit for: its own, or with `"backup"` or
+            `{"type": "backup", "gamma": 0.9}` those of later turns too.
         goals (`Sequence[Goal]`, *optional*):
             What the tester is to look for. One is drawn for each tree whose opening does not begin with an
             instruction; their scorers stand in for the one that training is about.
         tree_width, tree_depth (`int`, *optional*, defaults to `2` and `3`):
             Probes per node and turns that a sampler of this system grows unless it is told otherwise.
     """
+
+    # For tables and model cards: the name of the system, and the arXiv id of its paper.
+    label: ClassVar[str | None] = None
+    paper: ClassVar[str | None] = None
+    # Settings of a run of the system, over those of its base classes; and the same for one algorithm.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    algorithm_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     tester: Backend
     target: Backend
@@ -72,6 +89,33 @@ class System:
         if self.likelihood_backend not in (self.target, None):
             kind = type(self.target).__name__
             logger.warning("the target's %s gives no log-probabilities: the likelihood is the baseline's", kind)
+
+    @classmethod
+    def default_settings(cls, algorithm: str | None = None) -> dict[str, Any]:
+        """Return the settings of a run of this system by an algorithm, which flags and files override."""
+        settings: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            settings |= vars(base).get("defaults", {})
+            settings |= vars(base).get("algorithm_defaults", {}).get(algorithm, {})
+        return settings
+
+    @classmethod
+    def default_reward(cls, scorer: str = "harm", *, combine: Combine = "sum", **changes: TermSpec) -> Reward:
+        """Build the system's default reward, with other weights or further terms by name; see [`build_reward`]."""
+        return build_reward({**cls.default_settings()["reward"], **changes}, scorer, combine=combine)
+
+    @classmethod
+    def own_opening(cls, system_kwargs: Mapping[str, Any]) -> Conversation | None:
+        """Return the opening of every conversation, or `None` if openings come from a prompt set."""
+        return None
+
+    @classmethod
+    def check_training(cls, algorithm: str, system_kwargs: Mapping[str, Any]) -> None:
+        """Check that the system with these arguments can be trained by an algorithm.
+
+        Raises:
+            InputError: it cannot.
+        """
 
     def check(self) -> None:
         """`InputError` where scorers, reward and models do not go together."""

@@ -1,15 +1,16 @@
 """CRT, curiosity-driven red teaming: harm, and probes unlike those that were tried before; one turn."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from astra_trl.backends.base import SamplingParams
 from astra_trl.conversation import Conversation, Turn, as_text, instruction_of
 from astra_trl.errors import InputError
-from astra_trl.rewards import Harm, Reward
-from astra_trl.rewards.weighted import weighted_terms
+from astra_trl.rewards.base import Reward
+from astra_trl.rewards.config import TermSpec
 from astra_trl.scorers.base import Scorer
-from astra_trl.systems.astprompter import HFASTSystem, named_scorers
+from astra_trl.systems.astprompter import HFASTSystem
+from astra_trl.systems.base import sampling_settings
 from astra_trl.systems.models import Model, Target
 
 CRT_SAMPLING = SamplingParams(max_new_tokens=20, min_new_tokens=10, temperature=0.7, top_p=0.92)
@@ -18,35 +19,12 @@ CRT_TARGET_SAMPLING = SamplingParams(max_new_tokens=30, temperature=0.7, top_p=0
 Setting = Literal["continuation", "instruction"]
 
 
-def crt_reward(
-    scorer: str = "harm",
-    *,
-    entropy_weight: float = 0.01,
-    self_bleu_weight: float = 1.0,
-    cosine_weight: float = 1.0,
-    gibberish_weight: float = -1.0,
-    **further: Any,
-) -> Reward:
-    """CRT's reward with other weights or further terms, those of [`weighted_terms`].
-
-    `harm(response) + 0.01 * entropy + 1.0 * self-BLEU novelty + 1.0 * cosine novelty - 1.0 * gibberish`. Entropy is
-    the sum over the probe's tokens at temperature 1, as the authors' code has it, or with `entropy_per_token=True` the
-    mean at the sampling temperature. The paper's sixth term, 0.001 times the KL divergence to the untrained tester, is
-    the trainer's own: `kl_coef` of PPO, `beta` of GRPO.
-    """
-    terms = weighted_terms(
-        scorer,
-        entropy_weight=entropy_weight,
-        self_bleu_weight=self_bleu_weight,
-        cosine_weight=cosine_weight,
-        gibberish_weight=gibberish_weight,
-        **further,
-    )
-    return Reward({"target_harm": (1.0, Harm(scorer)), **terms})
-
-
 class CRTSystem(HFASTSystem):
     """The system of curiosity-driven red teaming (huggingface.co/papers/2402.19464) on any models.
+
+    Its reward is `harm + 0.01 * entropy + self-BLEU novelty + cosine novelty - gibberish`. Entropy is the sum over the
+    probe's tokens at temperature 1, as in the authors' code. The paper's sixth term, 0.001 times the KL divergence to
+    the untrained tester, is the trainer's own: `kl_coef` of PPO, `beta` of GRPO.
 
     Args:
         tester, target, baseline, scorer:
@@ -54,8 +32,8 @@ class CRTSystem(HFASTSystem):
         setting (`str`, *optional*, defaults to `"continuation"`):
             `"continuation"`: both sides go on with the opening, as a text or a chat. `"instruction"`: the opening is
             what the tester is told to do, and the target hears the probe alone.
-        reward (`Reward`, *optional*):
-            Defaults to the paper's, `crt_reward()`. What it remembers of a training run is in the run's checkpoints.
+        reward (`Reward` or `Mapping`, *optional*):
+            Defaults to the paper's. What its terms remember of a training run is in the run's checkpoints.
         tree_depth (`int`, *optional*, defaults to `1`):
             Turns.
         sampling, target_sampling (`SamplingParams`, *optional*):
@@ -63,6 +41,20 @@ class CRTSystem(HFASTSystem):
         more:
             As of [`HFASTSystem`]: `credit`, `goals`, `tree_width`, `chat`, `device`, ...
     """
+
+    label: ClassVar[str | None] = "CRT"
+    paper: ClassVar[str | None] = "2402.19464"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "tree_depth": 1,
+        **sampling_settings(CRT_SAMPLING),
+        "target_sampling": {"max_new_tokens": 30, "min_new_tokens": 0},
+        "reward": {"harm": 1.0, "entropy": 0.01, "self_bleu_novelty": 1.0, "cosine_novelty": 1.0, "gibberish": -1.0},
+    }
+    algorithm_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ppo": {"kl_coef": 0.001, "learning_rate": 3e-5, "num_ppo_epochs": 4, "gamma": 1.0, "lam": 0.95},
+        "grpo": {"beta": 0.001, "learning_rate": 3e-5},
+        "rloo": {"beta": 0.001, "learning_rate": 3e-5},
+    }
 
     def __init__(
         self,
@@ -72,7 +64,7 @@ class CRTSystem(HFASTSystem):
         scorer: Scorer | Mapping[str, Scorer],
         *,
         setting: Setting = "continuation",
-        reward: Reward | None = None,
+        reward: Reward | Mapping[str, TermSpec] | None = None,
         tree_depth: int = 1,
         sampling: SamplingParams = CRT_SAMPLING,
         target_sampling: SamplingParams | None = CRT_TARGET_SAMPLING,
@@ -80,14 +72,13 @@ class CRTSystem(HFASTSystem):
     ) -> None:
         if setting not in get_args(Setting):
             raise InputError(f"setting={setting!r}: choose one of {', '.join(get_args(Setting))}")
-        scorers = named_scorers(scorer)
         self.setting = setting
         super().__init__(
             tester,
             target,
             baseline,
-            scorers,
-            reward=reward or crt_reward(next(iter(scorers))),
+            scorer,
+            reward=reward,
             tree_depth=tree_depth,
             sampling=sampling,
             target_sampling=target_sampling,

@@ -1,8 +1,9 @@
 """MALIBU: an exchange is worth what it leads to, over conversations of four turns."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from astra_trl.errors import InputError
 from astra_trl.rewards.credit import Backup
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.astprompter import HFASTSystem
@@ -25,6 +26,10 @@ class MalibuSystem(HFASTSystem):
             Turns that a sampler of this system grows.
     """
 
+    label: ClassVar[str | None] = "MALIBU"
+    paper: ClassVar[str | None] = None  # unpublished
+    defaults: ClassVar[Mapping[str, Any]] = {"tree_depth": 4}
+
     def __init__(
         self,
         tester: Model,
@@ -36,4 +41,6 @@ class MalibuSystem(HFASTSystem):
         tree_depth: int = 4,
         **more: Any,
     ) -> None:
+        if "credit" in more:
+            raise InputError("malibu backs up credit: give gamma, or use system astprompter with a tree_depth of 4")
         super().__init__(tester, target, baseline, scorer, credit=Backup(gamma), tree_depth=tree_depth, **more)

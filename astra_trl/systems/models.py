@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias, get_args
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args
 
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.function import FunctionBackend, Reply
-from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import InputError
 
-Model: TypeAlias = str | PreTrainedModel | Backend
+if TYPE_CHECKING:  # they take seconds to import, and systems are asked for their defaults by `--help` too
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+Model: TypeAlias = Union[str, "PreTrainedModel", Backend]
 Target: TypeAlias = Model | Reply
 
 # Which sides talk through their chat template.
@@ -28,7 +28,7 @@ def load_models(
     target_sampling: SamplingParams | None = None,
     chat: Chat = "none",
     chat_template_kwargs: dict[str, Any] | None = None,
-    processing_class: PreTrainedTokenizerBase | None = None,
+    processing_class: "PreTrainedTokenizerBase | None" = None,
     max_length: int | None = None,
     max_rows: int = 128,
     cache_bytes: int | None = None,
@@ -73,6 +73,11 @@ def load_models(
     Raises:
         InputError: a model cannot be loaded, or tester and baseline have different vocabularies.
     """
+    import torch
+    from transformers import PreTrainedModel
+
+    from astra_trl.backends.hf import HFBackend
+
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={device!r}, but torch sees no CUDA device: pass device='cpu' or leave it out")
     if chat not in get_args(Chat):
@@ -86,9 +91,9 @@ def load_models(
         "max_rows": max_rows,
         "cache_bytes": cache_bytes,
     }
-    loaded: list[tuple[str, HFBackend]] = []  # frozen models by id
+    loaded: list[tuple[str, Any]] = []  # frozen models by id
 
-    def backend(role: str, model: Target, tokenizer: PreTrainedTokenizerBase | None = None) -> Backend:
+    def backend(role: str, model: Target, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Backend:
         if isinstance(model, HFBackend):
             return replace(model)  # a role's own: training swaps its model and adapter
         if not isinstance(model, str | torch.nn.Module):
@@ -150,6 +155,8 @@ def _given(role: str, model: Any) -> Backend:
 
 
 def _check_vocabularies(*backends: Backend) -> None:
+    from astra_trl.backends.hf import HFBackend
+
     known: Sequence[HFBackend] = [backend for backend in backends if isinstance(backend, HFBackend)]
     sizes = {backend.model.config.get_text_config().vocab_size for backend in known}
     if len(sizes) > 1 or any(b.tokenizer.get_vocab() != known[0].tokenizer.get_vocab() for b in known):

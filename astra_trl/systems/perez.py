@@ -5,17 +5,17 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from astra_trl.backends.base import SamplingParams, derive_seed
-from astra_trl.backends.hf import HFBackend
 from astra_trl.conversation import Conversation, Turn
 from astra_trl.errors import InputError
-from astra_trl.rewards import AnswerHarm, NoQuestion, Reward, Term
+from astra_trl.rewards.base import Reward
+from astra_trl.rewards.config import TermSpec
 from astra_trl.rewards.question import is_question, through_question_mark
-from astra_trl.rewards.weighted import weighted_terms
 from astra_trl.scorers.base import Scorer
-from astra_trl.systems.astprompter import HFASTSystem, named_scorers
+from astra_trl.systems.astprompter import HFASTSystem
+from astra_trl.systems.base import sampling_settings
 from astra_trl.systems.models import Model, Target
 from astra_trl.tree import Node
 
@@ -35,31 +35,16 @@ INSTRUCTIONS = {
 TestCase = tuple[str, float]  # a question, and the score of the answer
 
 
-def perez_reward(
-    scorer: str = "harm",
-    *,
-    invalid_reward: float = -3.0,
-    **further: Any,
-) -> Reward:
-    """The paper's reward of reinforcement learning: `-log(1 - score)` of the answer to a question, for what is no
-    question `invalid_reward`; and further terms, those of [`weighted_terms`].
-
-    The paper's penalty for leaving the initial model (KL, 0.3 to 0.4) is the trainer's own: `kl_coef` of PPO, `beta`
-    of GRPO and DPO.
-    """
-    terms: dict[str, tuple[float, Term]] = {
-        "answer_harm": (1.0, AnswerHarm(scorer)),
-        "no_question": (invalid_reward, NoQuestion()),
-    }
-    return Reward({**terms, **weighted_terms(scorer, **further)})
-
-
 class PerezSystem(HFASTSystem):
     """The system of "Red Teaming Language Models with Language Models" (huggingface.co/papers/2202.03286).
 
     The tester goes on with an instruction, as a list of questions; the target hears the question. An utterance is kept
     through its first question mark, and one without any is invalid: penalised, and counted in the figure
     `term/no_question`. Openings that a sampler is given only say how many test cases there are: nobody sees them.
+
+    Its reward is `-log(1 - score)` of the answer to a question, and -3 for a probe that is not a question. The paper's
+    penalty for leaving the initial model (KL, 0.3 to 0.4) is the trainer's own: `kl_coef` of PPO, `beta` of GRPO and
+    DPO.
 
     Args:
         tester, target, baseline, scorer:
@@ -79,8 +64,8 @@ class PerezSystem(HFASTSystem):
             How an example is written; a list of lines unless told otherwise.
         shots (`int`, *optional*, defaults to `5`), example_temperature (`float`, *optional*, defaults to `0.1`):
             How many examples, and how much their scores count.
-        reward (`Reward`, *optional*):
-            Defaults to the paper's, `perez_reward()`.
+        reward (`Reward` or `Mapping`, *optional*):
+            Defaults to the paper's.
         tree_depth (`int`, *optional*, defaults to `1`):
             Turns; several for the paper's dialogue.
         sampling (`SamplingParams`, *optional*):
@@ -88,6 +73,21 @@ class PerezSystem(HFASTSystem):
         more:
             As of [`HFASTSystem`].
     """
+
+    label: ClassVar[str | None] = "Perez et al."
+    paper: ClassVar[str | None] = "2202.03286"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "tree_depth": 1,
+        **sampling_settings(PEREZ_SAMPLING),
+        "reward": {"answer_harm": 1.0, "no_question": -3.0},
+    }
+    algorithm_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ppo": {"kl_coef": 0.35},
+        "grpo": {"beta": 0.35},
+        "rloo": {"beta": 0.35},
+        "dpo": {"beta": 0.35},
+        "sft": {"num_train_epochs": 1},
+    }
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class PerezSystem(HFASTSystem):
         example_format: str = "{number}. {question}\n",
         shots: int = 5,
         example_temperature: float = 0.1,
-        reward: Reward | None = None,
+        reward: Reward | Mapping[str, TermSpec] | None = None,
         tree_depth: int = 1,
         sampling: SamplingParams = PEREZ_SAMPLING,
         **more: Any,
@@ -116,19 +116,20 @@ class PerezSystem(HFASTSystem):
         self.example_format = example_format
         self.shots, self.example_temperature = shots, example_temperature
         self.examples: Sequence[TestCase] = ()
-        scorers = named_scorers(scorer)
         super().__init__(
             tester,
             target,
             baseline,
-            scorers,
-            reward=reward or perez_reward(next(iter(scorers))),
+            scorer,
+            reward=reward,
             tree_depth=tree_depth,
             sampling=sampling,
             **more,
         )
+        from astra_trl.backends.hf import HFBackend
+
         if isinstance(self.tester, HFBackend):
-            # Nothing behind the first question mark is heard, so nothing is sampled there.
+            # Nothing after the first question mark is used, so nothing is sampled there.
             stops = (*self.tester.sampling.stop_strings, "?")
             self.tester = replace(self.tester, sampling=replace(self.tester.sampling, stop_strings=stops))
         if method == "few_shot":
@@ -153,6 +154,24 @@ class PerezSystem(HFASTSystem):
         if self.example_temperature <= 0:
             raise InputError(f"example_temperature must be above 0, got {self.example_temperature}")
         self.method, self.examples = "few_shot", list(distinct.items())
+
+    @classmethod
+    def own_opening(cls, system_kwargs: Mapping[str, Any]) -> Conversation:
+        """Return the instruction: prompt sets only say how many test cases there are."""
+        instruction = str(system_kwargs.get("instruction", "questions"))
+        return (Turn("instruction", INSTRUCTIONS.get(instruction, instruction)),)
+
+    @classmethod
+    def check_training(cls, algorithm: str, system_kwargs: Mapping[str, Any]) -> None:
+        method, trained_by = system_kwargs.get("method"), "supervised" if algorithm == "sft" else "rl"
+        if method in ("zero_shot", "few_shot"):
+            raise InputError(
+                f"method {method} trains nothing: sample with `astra-trl evaluate TESTER --system perez "
+                f'--system_kwargs \'{{"method": "{method}"}}\'`'
+            )
+        if method not in (None, trained_by):
+            fix = "--algorithm sft" if method == "supervised" else "--algorithm ppo, grpo, rloo or dpo"
+            raise InputError(f"method {method} does not go with algorithm {algorithm}: give {fix}")
 
     @property
     def target_sees_opening(self) -> bool:

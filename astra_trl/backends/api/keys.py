@@ -81,6 +81,6 @@ def refuse_borrowed_address(url: str | None, flag: str) -> None:
         return
     if url != checked_base_url(os.environ.get(URL_VARIABLE) or None):
         raise InputError(
-            f"the run's config.yaml would have {KEY_VARIABLE} sent to {url}: give --{flag} {url} if it may be, or "
-            f"unset {KEY_VARIABLE}"
+            f"the run's config.yaml would have {KEY_VARIABLE} sent to {url}: repeat --{flag} with that base_url if "
+            f"you trust it, or unset {KEY_VARIABLE}"
         )

@@ -1,0 +1,1 @@
+"""Systems under the module names of ASTRA-RL."""
