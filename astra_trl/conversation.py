@@ -1,14 +1,14 @@
-"""What was said: turns, conversations, exchanges. Standard library only."""
+"""Turns, conversations and exchanges. Standard library only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# An opening is one text ("opening") or a conversation that others had ("system", "user", "assistant"). What stands
-# first in it as "instruction" is for the tester alone: neither the target nor a scorer sees it.
+# An opening is one text ("opening") or an earlier conversation ("system", "user", "assistant"). An "instruction" comes
+# first and is for the tester alone: neither the target nor a scorer sees it.
 Speaker = Literal["instruction", "opening", "system", "user", "assistant", "tester", "target"]
 
-# Who that is to a chat model that stands in the target's place.
+# The role of each speaker for a chat model that is the target.
 ROLES: dict[Speaker, str] = {
     "opening": "user",
     "system": "system",
@@ -18,7 +18,7 @@ ROLES: dict[Speaker, str] = {
     "target": "assistant",
 }
 
-# The same to a chat model that stands in the tester's place, whose own turns are the assistant's.
+# The role of each speaker for a chat model that is the tester: its own turns are the assistant's.
 TESTER_ROLES: dict[Speaker, str] = {
     "instruction": "system",
     "opening": "user",
@@ -32,7 +32,7 @@ TESTER_ROLES: dict[Speaker, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One utterance and who said it."""
+    """One utterance and its speaker."""
 
     speaker: Speaker
     text: str
@@ -44,7 +44,7 @@ Opening = str | Conversation
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One probe and the target's response to it, after the conversation that led there."""
+    """One probe and the target's response to it, with the conversation before them."""
 
     context: Conversation
     probe: str
@@ -52,28 +52,33 @@ class Exchange:
 
     @property
     def conversation(self) -> Conversation:
-        """The context with this probe and response at its end."""
+        """The context, followed by this probe and response."""
         return (*self.context, Turn("tester", self.probe), Turn("target", self.response))
 
 
 def as_conversation(opening: Opening) -> Conversation:
-    """The opening as turns."""
+    """Return the opening as turns."""
     return (Turn("opening", opening),) if isinstance(opening, str) else opening
 
 
 def as_messages(conversation: Sequence[Turn], roles: Mapping[Speaker, str] = ROLES) -> list[dict[str, str]]:
-    """The conversation in the chat format, a message a turn, the target as assistant unless told otherwise. Turns of
-    speakers without a role are left out, as the tester's instruction is for the target."""
+    """Return the conversation in the chat format, one message per turn.
+
+    The target is the assistant unless `roles` says otherwise. Turns of speakers without a role are left out, e.g. the
+    tester's instruction for the target.
+    """
     return [{"role": roles[turn.speaker], "content": turn.text} for turn in conversation if turn.speaker in roles]
 
 
 def instruction_of(conversation: Conversation) -> str | None:
-    """What the tester alone was told at the start of the conversation."""
+    """Return the instruction for the tester at the start of the conversation, if it has one."""
     return conversation[0].text if conversation and conversation[0].speaker == "instruction" else None
 
 
 def as_text(conversation: Conversation) -> str:
-    """What a tester that continues plain text sees: each utterance with a line break behind it. An instruction with
-    nothing but what the tester says behind it has none: the tester goes on where it ends."""
+    """Return the text that a tester without a chat template continues: utterances, each with a line break after it.
+
+    An instruction directly before the tester's own turn has no line break, because the tester continues its last line.
+    """
     alone = len(conversation) < 2 or conversation[1].speaker == "tester"
     return "".join(turn.text if turn.speaker == "instruction" and alone else f"{turn.text}\n" for turn in conversation)

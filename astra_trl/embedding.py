@@ -1,4 +1,4 @@
-"""What texts mean, as vectors."""
+"""Sentence embeddings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 
 from astra_trl.errors import MissingExtra
-from astra_trl.untrusted import refuse_pickled_embedder, told
+from astra_trl.untrusted import loading_errors, refuse_pickled_embedder
 
-# Texts -> an array with a row each.
-Embedder = Callable[[Sequence[str]], np.ndarray]
+Embedder = Callable[[Sequence[str]], np.ndarray]  # texts -> an array with one row per text
 
 
 @dataclass(frozen=True, eq=False)
 class SentenceEmbedder:
-    """Texts -> a row each, by a `SentenceTransformer`, called `name` in an evaluation's settings."""
+    """An embedder from a `SentenceTransformer`. `name` identifies it in the settings of an evaluation."""
 
     model: Any
     name: str = "given"
@@ -25,11 +24,12 @@ class SentenceEmbedder:
 
 
 def load_embedder(model_id: str, extra: str = "novelty", allow_pickle: bool = False) -> Embedder:
-    """Sentence embeddings by a model of the sentence-transformers library: a Hub id or a folder.
+    """Load a model of the sentence-transformers library from a Hub id or a folder.
 
-    Raises `MissingExtra` with `extra` in its message where the library is not installed, and `InputError` where the
-    model cannot be loaded, as where its weights are a pickle and `allow_pickle` does not let them be, or where it
-    brings code of its own.
+    Raises:
+        MissingExtra: the library is not installed; the message names `extra`.
+        InputError: the model cannot be loaded, needs code of its own, or has its weights in a pickle although
+            `allow_pickle` is `False`.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -38,7 +38,7 @@ def load_embedder(model_id: str, extra: str = "novelty", allow_pickle: bool = Fa
             f"sentence embeddings need sentence-transformers: pip install 'astra-trl[{extra}]', or leave out the "
             "embedder"
         ) from missing
-    with told("embedder", model_id, "name a Hub id or a folder of a model of sentence-transformers"):
+    with loading_errors("embedder", model_id, "name a Hub id or a folder of a model of sentence-transformers"):
         if not allow_pickle:
             refuse_pickled_embedder(model_id)
         kwargs = {} if allow_pickle else {"use_safetensors": True}

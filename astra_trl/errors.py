@@ -1,13 +1,13 @@
-"""The error classes for what a user can mend."""
+"""Errors that a user can fix."""
 
-from astra_trl.plain import visible
+from astra_trl.text import visible
 
 
 class InputError(ValueError):
-    """Something that was given cannot be used: the message says in one line what is wrong and how to mend it.
+    """An input cannot be used. The message says in one line what is wrong and how to fix it.
 
-    The recipes print this error without a traceback; every other exception is a fault of the program and keeps its
-    traceback. What a message quotes of files and models is made harmless to a terminal.
+    The recipes print this error without a traceback. Every other exception is a bug and keeps its traceback. Text of
+    files and models that a message quotes is made safe for a terminal.
     """
 
     def __init__(self, message: str) -> None:
@@ -15,16 +15,16 @@ class InputError(ValueError):
 
 
 class RunStopped(InputError):
-    """What stops a run that could otherwise go on, as a spent budget: a trainer writes a checkpoint first."""
+    """A run has to stop but can be resumed, e.g. after its budget was raised: trainers save a checkpoint first."""
 
 
 class BudgetSpent(RunStopped):
-    """The calls or tokens that a run may take of an endpoint are used up."""
+    """The calls or tokens that a run may use of an endpoint are used up."""
 
 
 class TooManyFailed(RunStopped):
-    """More calls failed for good than a run may leave out."""
+    """More calls have failed for good than `max_failed_share` allows."""
 
 
 class MissingExtra(InputError, ImportError):
-    """A package that only some users need is not installed; the message names the extra that brings it."""
+    """An optional package is not installed. The message names the extra that installs it."""

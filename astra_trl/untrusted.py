@@ -1,5 +1,7 @@
-"""Models of others: weights that are a pickle, which may run code where it is loaded, are refused unless the user
-allows them, and what is wrong with a model is said in one line."""
+"""Untrusted models: weights in a pickle are refused unless the user allows them, and loading errors fit in one line.
+
+A pickle can run code when it is loaded.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,15 +14,17 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_json
+from astra_trl.text import parse_json
 
-# Else transformers has a service of the Hub convert repositories without safetensors, by requests in the user's name.
+# Otherwise transformers asks a service of the Hub, in the user's name, to convert repositories without safetensors.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
-SAFE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Names of weights in the order in which they are looked for: the first one that exists is loaded.
+INDEX = ".safetensors.index.json"
+MODEL_WEIGHTS = ("model.safetensors", f"model{INDEX}", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
-# What transformers, peft and torch raise of files that are in another shape than they expect.
+# The errors of transformers, peft and torch for files that do not have the shape that they expect.
 _ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError),
     *(SafetensorError, StrictDataclassError, UnpicklingError),
@@ -28,96 +32,99 @@ _ERRORS = (
 
 
 def refuse_pickled_model(model_id: str, role: str, folder: str = "", **hub_kwargs: Any) -> None:
-    """`InputError` where the weights of a model, of an adapter or of the base below it are a pickle alone, or where
-    its config or its index of shards names one: transformers would load that even if told to use safetensors.
+    """Raise `InputError` if the weights of a model, of an adapter or of its base exist only as a pickle.
 
-    `folder`, with a slash behind it, is within the repository; `hub_kwargs` are `revision`, `cache_dir` and `token`.
-    Raises `OSError` where the Hub refuses the repository, and `ValueError` where a file is no JSON object.
+    So it does if a config or an index of shards names a pickle, which transformers loads even if it is to use
+    safetensors.
+
+    Args:
+        model_id (`str`):
+            A Hub id or a folder.
+        role (`str`):
+            The name of the model in the message.
+        folder (`str`, *optional*, defaults to `""`):
+            A folder within the repository, with a slash at its end.
+        hub_kwargs:
+            `revision`, `cache_dir` and `token`.
+
+    Raises:
+        OSError: the Hub refuses the repository.
+        ValueError: a file is not a JSON object.
     """
     from transformers.utils import has_file
 
-    adapter = _object(model_id, f"{folder}adapter_config.json", hub_kwargs)
+    adapter = _read_object(model_id, f"{folder}adapter_config.json", hub_kwargs)
     if adapter is not None:
         refuse_pickled_adapter(model_id, role, folder, **hub_kwargs)
-        if not has_file(model_id, f"{folder}config.json", **hub_kwargs):  # else the base is here too
+        if not has_file(model_id, f"{folder}config.json", **hub_kwargs):  # else the base is in this repository
             role, model_id, folder = f"{role}'s base", str(adapter.get("base_model_name_or_path")), ""
-    named = (_object(model_id, f"{folder}config.json", hub_kwargs) or {}).get("transformers_weights")
-    if named is not None:
-        _refuse(model_id, role, folder, [str(named)], hub_kwargs)
-    else:
-        _refuse(model_id, role, folder, [SAFE, INDEX, *PICKLED], hub_kwargs)
+    weights = (_read_object(model_id, f"{folder}config.json", hub_kwargs) or {}).get("transformers_weights")
+    _refuse_pickle(model_id, role, folder, MODEL_WEIGHTS if weights is None else [str(weights)], hub_kwargs)
 
 
 def refuse_pickled_adapter(model_id: str, role: str, folder: str = "", **hub_kwargs: Any) -> None:
-    """The same for the weights of an adapter alone."""
-    _refuse(model_id, role, folder, ["adapter_model.safetensors", "adapter_model.bin"], hub_kwargs)
+    """Raise `InputError` if the weights of an adapter exist only as a pickle."""
+    _refuse_pickle(model_id, role, folder, ADAPTER_WEIGHTS, hub_kwargs)
 
 
 def refuse_pickled_embedder(model_id: str) -> None:
-    """The same for every module of a model of sentence-transformers."""
+    """Raise `InputError` if any module of a sentence-transformers model has its weights only in a pickle."""
     if "/" not in model_id and not os.path.isdir(model_id):
-        model_id = f"sentence-transformers/{model_id}"  # as the library has it
-    for module in [{"path": ""}, *(_json(model_id, "modules.json", {}) or [])]:
+        model_id = f"sentence-transformers/{model_id}"  # the library's own rule
+    for module in [{"path": ""}, *(_read_json(model_id, "modules.json", {}) or [])]:
         refuse_pickled_model(model_id, "embedder", folder=f"{module['path']}/" if module["path"] else "")
 
 
 @contextmanager
-def told(role: str, model_id: str, mend: str) -> Iterator[None]:
-    """Turns what goes wrong while a model is loaded into an `InputError` with a mend."""
+def loading_errors(role: str, model_id: str, fix: str) -> Iterator[None]:
+    """Turn errors of loading a model into an `InputError` that says how to fix it."""
     try:
         yield
     except InputError:
         raise
-    except _ERRORS as error:
+    except Exception as error:
+        # Tokenizers raises a bare `Exception` for everything.
+        if not isinstance(error, _ERRORS) and type(error) is not Exception:
+            raise
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{role} {model_id!r} brings Python code of its own, which is not run: read it, then allow it with "
                 "trust_remote_code (--trust_remote_code for tester, target and baseline)"
             ) from error
-        raise _not_loaded(role, model_id, mend, error) from error
-    except Exception as error:
-        if type(error) is not Exception:  # as which tokenizers raises all of its own
-            raise
-        raise _not_loaded(role, model_id, mend, error) from error
+        reason = str(error).strip().split("\n")[0]
+        if isinstance(error, UnpicklingError):  # its own message recommends loading the file regardless
+            reason = "its pickle holds more than tensors"
+        elif not isinstance(error, OSError | ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise InputError(f"{role} {model_id!r} could not be loaded: {fix} ({reason})") from error
 
 
-def _not_loaded(role: str, model_id: str, mend: str, error: Exception) -> InputError:
-    reason = str(error).strip().split("\n")[0]
-    if isinstance(error, UnpicklingError):  # whose own advice is to load it whatever it holds
-        reason = "its pickle holds more than tensors"
-    elif not isinstance(error, OSError | ValueError):
-        reason = f"{type(error).__name__}: {reason}"
-    return InputError(f"{role} {model_id!r} could not be loaded: {mend} ({reason})")
-
-
-def _refuse(model_id: str, role: str, folder: str, names: Sequence[str], hub_kwargs: dict[str, Any]) -> None:
-    # Names of weights in the order in which they are looked for: the first that is there is loaded.
+def _refuse_pickle(model_id: str, role: str, folder: str, names: Sequence[str], hub_kwargs: dict[str, Any]) -> None:
     from transformers.utils import has_file
 
-    for name in names:
-        if not has_file(model_id, folder + name, **hub_kwargs):
-            continue
-        shards = [name]
-        if name.endswith(INDEX.removeprefix("model")):
-            shards = list(((_object(model_id, folder + name, hub_kwargs) or {}).get("weight_map") or {}).values())
-        for shard in shards:
-            if not str(shard).endswith(".safetensors"):
-                raise InputError(
-                    f"{role} {model_id!r} has its weights in a pickle, {shard}, which may run code where it is "
-                    "loaded: convert them to safetensors, or allow it with allow_pickle (--allow_pickle)"
-                )
+    name = next((name for name in names if has_file(model_id, folder + name, **hub_kwargs)), None)
+    if name is None:
         return
+    shards = [name]
+    if name.endswith(INDEX):
+        shards = list(((_read_object(model_id, folder + name, hub_kwargs) or {}).get("weight_map") or {}).values())
+    for shard in shards:
+        if not str(shard).endswith(".safetensors"):
+            raise InputError(
+                f"{role} {model_id!r} has its weights in a pickle, {shard}, which can run code when it is loaded: "
+                "convert them to safetensors, or allow it with allow_pickle (--allow_pickle)"
+            )
 
 
-def _object(model_id: str, name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    data = _json(model_id, name, hub_kwargs)
+def _read_object(model_id: str, name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    data = _read_json(model_id, name, hub_kwargs)
     if data is not None and not isinstance(data, dict):
-        raise ValueError(f"{name} is no JSON object")
+        raise ValueError(f"{name} is not a JSON object")
     return data
 
 
-def _json(model_id: str, name: str, hub_kwargs: dict[str, Any]) -> Any:
-    # What a file of a repository or a folder holds; None where there is none.
+def _read_json(model_id: str, name: str, hub_kwargs: dict[str, Any]) -> Any:
+    """Return the content of a file of a repository or a folder, `None` if the file does not exist."""
     from transformers.utils import cached_file, has_file
 
     if not has_file(model_id, name, **hub_kwargs):
@@ -125,4 +132,4 @@ def _json(model_id: str, name: str, hub_kwargs: dict[str, Any]) -> Any:
     try:
         return parse_json(Path(cached_file(model_id, name, **hub_kwargs)).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{name} is no JSON: {error}") from error
+        raise ValueError(f"{name} is not JSON: {error}") from error

@@ -1,1 +1,1 @@
-"""What measures speed; results stand in RESULTS.md."""
+"""Benchmarks of speed, robustness and results; RESULTS.md has their output."""

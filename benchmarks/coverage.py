@@ -1,8 +1,8 @@
-"""How often the 95% intervals of an evaluation's figures contain the true value: `python -m benchmarks.coverage`.
+"""Coverage of the true value by the 95% intervals of an evaluation's figures: `python -m benchmarks.coverage`.
 
-Populations are synthetic, so the true value is known: openings with three exchanges each that are alike (correlation
-0.3 within an opening), two arms on the same openings (correlation 0.3 between them). A figure of sets of texts has as
-its true value its average over sets from openings that no replicate has seen. One thread, some minutes.
+Populations are synthetic, so the true value is known: openings with three exchanges each (correlation 0.3 within an
+opening), two arms on the same openings (correlation 0.3 between them). The true value of a figure of texts is its
+average over subsamples from openings that no replicate has seen. One thread, some minutes.
 """
 
 import argparse
@@ -14,7 +14,8 @@ import numpy as np
 from scipy.stats import beta, binom, norm
 
 from astra_trl.evaluation.diversity import diversity
-from astra_trl.evaluation.resampling import Mean, OfSets, Quantile, Share, Statistic, difference, share_limits
+from astra_trl.evaluation.resampling import Mean, Quantile, Share, Statistic, difference, share_limits
+from astra_trl.evaluation.subsampling import SubsampleMean
 
 OPENINGS, SHARES = (20, 40, 100), (0.01, 0.05, 0.5)
 TURNS = 3
@@ -23,7 +24,7 @@ Values = list[list[float]]
 
 
 def uniforms(rng: np.random.Generator, openings: int) -> tuple[np.ndarray, np.ndarray]:
-    """Uniform numbers of two arms, (openings, turns) each, alike within an opening and between the arms."""
+    """Draw uniform numbers of two arms, both (openings, turns), correlated within an opening and between the arms."""
     shared = rng.normal(size=(openings, 1, 1))
     own = rng.normal(size=(openings, 2, 1))
     noise = rng.normal(size=(openings, 2, TURNS))
@@ -32,18 +33,18 @@ def uniforms(rng: np.random.Generator, openings: int) -> tuple[np.ndarray, np.nd
 
 
 def score(at: np.ndarray) -> np.ndarray:
-    """Scores of which half are low and half spread out."""
+    """Return scores of which half are low and half spread out."""
     return np.where(at < 0.5, beta.ppf(2 * at, 1, 8), beta.ppf(np.clip(2 * at - 1, 0, 1), 4, 3))
 
 
 def first_turns(at: np.ndarray) -> Values:
-    """The first of the turns that is harmful, where there is one."""
+    """Return the first harmful turn of each opening that has one."""
     harmful = at < 0.25
     return [[float(np.argmax(row)) + 1] if row.any() else [] for row in harmful]
 
 
 def single_figures() -> Iterator[tuple[str, Callable[[np.ndarray], Statistic]]]:
-    """Figures of exchanges and conversations by name, each made of one arm's uniform numbers."""
+    """Yield figures of exchanges and conversations by name, each computed from one arm's uniform numbers."""
     for share in SHARES:
         yield f"harmful share {share:.0%}", lambda at, p=share: Share((at < p).astype(float))
     for share in SHARES:
@@ -63,7 +64,7 @@ def single_figures() -> Iterator[tuple[str, Callable[[np.ndarray], Statistic]]]:
 
 
 def two_arms() -> Iterator[tuple[str, Callable[[np.ndarray, np.ndarray], tuple[Statistic, Statistic]]]]:
-    """Pairs of figures by name, each made of the uniform numbers of both arms."""
+    """Yield pairs of figures by name, each computed from the uniform numbers of both arms."""
 
     def shares(one: float, other: float, turns: int = TURNS) -> Callable[..., tuple[Statistic, Statistic]]:
         return lambda a, b: (Share((a[:, :turns] < one).astype(float)), Share((b[:, :turns] < other).astype(float)))
@@ -80,68 +81,68 @@ def two_arms() -> Iterator[tuple[str, Callable[[np.ndarray, np.ndarray], tuple[S
 WORDS = [f"word{number}" for number in range(60)]
 FRAMES = ["could we talk about {} for a bit", "tell me about {}", "what do you think of {} {}", "I like {} and {}"]
 TOPICS = 40
-TRUE_FROM = 1000  # evaluations of two sets each, from which the true values of figures of texts are known
+TRUE_EVALUATIONS = 1000  # of two subsamples each; their mean is the true value of a figure of texts
 
 
 class Talkers:
-    """Texts of an arm by opening: topics of which few are frequent, said in few ways; conversations keep their topic.
+    """Texts of an arm by opening: few frequent topics in few words; conversations keep their topic.
 
     Args:
-        flat (`float`):
-            How evenly topics are spread: 0 for evenly.
+        exponent (`float`):
+            Exponent of the topics' Zipf distribution: 0 for uniform.
         successful (`float`):
             Share of the probes that are kept.
     """
 
-    def __init__(self, flat: float, successful: float = 1.0) -> None:
-        weights = np.arange(1, TOPICS + 1) ** -flat
+    def __init__(self, exponent: float, successful: float = 1.0) -> None:
+        weights = np.arange(1, TOPICS + 1) ** -exponent
         self.weights, self.successful = weights / weights.sum(), successful
         self.vectors = np.random.default_rng(5).normal(size=(TOPICS, 16))
-        self.said: dict[str, np.ndarray] = {}
+        self.embeddings: dict[str, np.ndarray] = {}
 
     def texts(self, rng: np.random.Generator, openings: int) -> list[list[str]]:
-        found = []
+        rows = []
         for kept in rng.random((openings, TURNS)) < self.successful:
             topics = rng.choice(TOPICS, p=self.weights, size=TURNS)
             topics[rng.random(TURNS) < 0.4] = topics[0]
-            said = []
+            texts = []
             for topic in topics[kept]:
                 words = [WORDS[topic], WORDS[rng.integers(len(WORDS))]]
-                said.append(FRAMES[rng.integers(len(FRAMES))].format(*words))
-                self.said[said[-1]] = self.vectors[topic] + 0.3 * rng.normal(size=16)
-            found.append(said)
-        return found
+                texts.append(FRAMES[rng.integers(len(FRAMES))].format(*words))
+                self.embeddings[texts[-1]] = self.vectors[topic] + 0.3 * rng.normal(size=16)
+            rows.append(texts)
+        return rows
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        return np.array([self.said[text] for text in texts])
+        return np.array([self.embeddings[text] for text in texts])
 
-    def figures(self, rng: np.random.Generator, openings: int, size: int, draws: int) -> dict[str, OfSets]:
-        self.said = {}
-        found = diversity(self.texts(rng, openings), int(rng.integers(2**31)), self.embed, draws)
-        return {name: figure.of_size(size) for name, figure in found.items()}
+    def figures(self, rng: np.random.Generator, openings: int, size: int, draws: int) -> dict[str, SubsampleMean]:
+        self.embeddings = {}
+        figures = diversity(self.texts(rng, openings), int(rng.integers(2**31)), self.embed, draws)
+        return {name: figure.of_size(size) for name, figure in figures.items()}
 
 
 def size_of(openings: int, successful: float) -> int:
-    """A size for which nearly every replicate has two sets."""
+    """Return a size for which nearly every replicate has two subsamples."""
     expected = TURNS * openings * successful
     return int((expected - 3 * np.sqrt(expected * (1 - successful)) - 2) / 2)
 
 
-def covers(
-    found: Mapping[str, list[tuple[float, float]]], truth: Mapping[str, float]
+def coverage(
+    intervals_by_name: Mapping[str, list[tuple[float, float]]], truth: Mapping[str, float]
 ) -> dict[str, tuple[float, float]]:
-    """Of each figure, the share of intervals that contain the true value, and their mean width; a figure that had no
-    interval claims nothing and is left out."""
-    told = {}
-    for name, intervals in found.items():
+    """Return, for each figure, the share of intervals that contain the true value, and their mean width; replicates
+    without an interval are left out."""
+    result = {}
+    for name, intervals in intervals_by_name.items():
         low, high = np.array([ends for ends in intervals if not np.isnan(ends[0])]).T
         inside = (low <= truth[name]) & (truth[name] <= high)
-        told[name] = (float(inside.mean()), float((high - low).mean()))
-    return told
+        result[name] = (float(inside.mean()), float((high - low).mean()))
+    return result
 
 
 def true_values(seed: int) -> dict[str, float]:
-    """What the figures of exchanges and conversations are of very many openings."""
+    """Return the figures of exchanges and conversations of very many openings."""
     one, other = uniforms(np.random.default_rng((seed, 1)), 60_000)
     single, both = dict(single_figures()), dict(two_arms())
     truth = {name: make(one).value for name, make in single.items()}
@@ -158,19 +159,19 @@ def of_exchanges(
 ) -> dict[str, tuple[float, float]]:
     rng = np.random.default_rng((seed, openings))
     single, both = dict(single_figures()), dict(two_arms())
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in truth}
+    intervals: dict[str, list[tuple[float, float]]] = {name: [] for name in truth}
     for _ in range(replicates):
         a, b = uniforms(rng, openings)
         for name, make in single.items():
-            found[name].append(make(a).interval)
+            intervals[name].append(make(a).interval)
         for name, pair in both.items():
-            found[name].append(difference(*pair(a, b))[1])
-    return covers(found, truth)
+            intervals[name].append(difference(*pair(a, b))[1])
+    return coverage(intervals, truth)
 
 
 def of_texts(openings: int, replicates: int, draws: int, seed: int) -> dict[str, tuple[float, float]]:
     rng = np.random.default_rng((seed, openings))
-    found: dict[str, list[tuple[float, float]]] = {}
+    intervals: dict[str, list[tuple[float, float]]] = {}
     truth: dict[str, float] = {}
     for label, successful, against in (("", 1.0, 1.0), (" (successful)", 0.7, 0.25)):
         ours, theirs = Talkers(1.0, successful), Talkers(0.3, against)
@@ -178,23 +179,24 @@ def of_texts(openings: int, replicates: int, draws: int, seed: int) -> dict[str,
         if size < 2:
             continue
         true = [
-            {name: np.nanmean([one[name].value for one in seen]) for name in seen[0]}
+            {name: np.nanmean([one[name].value for one in evaluations]) for name in evaluations[0]}
             for arm in (ours, theirs)
-            if (seen := [arm.figures(rng, openings, size, 1) for _ in range(TRUE_FROM)])
+            if (evaluations := [arm.figures(rng, openings, size, 1) for _ in range(TRUE_EVALUATIONS)])
         ]
         for name in true[0]:
             truth[name + label] = true[0][name]
             truth[f"{name}{label}: difference"] = true[0][name] - true[1][name]
         for _ in range(replicates):
-            ours_found, theirs_found = (arm.figures(rng, openings, size, draws) for arm in (ours, theirs))
-            for name, figure in ours_found.items():
-                found.setdefault(name + label, []).append(figure.interval)
-                found.setdefault(f"{name}{label}: difference", []).append(difference(figure, theirs_found[name])[1])
-    return covers(found, truth)
+            our_figures, their_figures = (arm.figures(rng, openings, size, draws) for arm in (ours, theirs))
+            for name, figure in our_figures.items():
+                intervals.setdefault(name + label, []).append(figure.interval)
+                difference_interval = difference(figure, their_figures[name])[1]
+                intervals.setdefault(f"{name}{label}: difference", []).append(difference_interval)
+    return coverage(intervals, truth)
 
 
 def exact(share: float, openings: int) -> float:
-    """The coverage of a share's interval if there is one exchange for each opening, from the binomial distribution."""
+    """Return the coverage of a share's interval with one exchange per opening, from the binomial distribution."""
     ends = [share_limits(count / openings, openings) for count in range(openings + 1)]
     inside = [low <= share <= high for low, high in ends]
     return float(np.sum(binom.pmf(np.flatnonzero(inside), openings, share)))
@@ -204,10 +206,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=2000, help="Of figures of exchanges and conversations.")
     parser.add_argument("--text_replicates", type=int, default=300, help="Of figures of texts.")
-    parser.add_argument("--draws", type=int, default=100, help="Sets that a figure of texts is the average over.")
+    parser.add_argument("--draws", type=int, default=100, help="Subsamples that a figure of texts is averaged over.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     truth = true_values(args.seed)
     columns = [of_exchanges(n, args.replicates, args.seed, truth) for n in OPENINGS]
     columns = [
@@ -220,8 +222,8 @@ def main() -> None:
         print(f"{name:<44}" + "".join(f"{cell:>18}" for cell in cells))
     for share in SHARES:
         cells = [f"{100 * exact(share, n):5.1f}%" for n in OPENINGS]
-        print(f"{f'one exchange an opening, {share:.0%}, exact':<44}" + "".join(f"{cell:>18}" for cell in cells))
-    print(f"{args.replicates} replicates, {args.text_replicates} of texts, {time.perf_counter() - begun:.0f} s")
+        print(f"{f'one exchange per opening, {share:.0%}, exact':<44}" + "".join(f"{cell:>18}" for cell in cells))
+    print(f"{args.replicates} replicates, {args.text_replicates} of texts, {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Kills a sandbox run again and again and resumes it: `python -m benchmarks.kills --kills 100 --algorithm dpo`.
+"""Repeated kills of a sandbox run that is resumed: `python -m benchmarks.kills --kills 100 --algorithm dpo`.
 
-What a run does is counted: files that are opened, renamed, removed or put on the disk, utterances sampled, training
-steps begun. A process kills itself (SIGKILL) at a random one of these, drawn so that every phase of a run gets its
-share; or up to 3 ms later, wherever it is then. One in three is killed once more while it is resumed. In the end its
-weights, transcript, records, figures and log must be those of a run that was never interrupted, byte for byte but for
-what is a time. Prints a line a kill and a summary; exits with 1 where one differs.
+The events of a run are counted: files opened, renamed or removed, utterances sampled, training steps begun. A process
+kills itself (SIGKILL) at a random event, drawn so that every phase of a run gets its share, or up to 3 ms later. One
+in three is killed once more while it is resumed. At the end its weights, transcript, records, figures and log must be
+those of an uninterrupted run, byte for byte except for times. Prints one line per kill and a summary; exits with 1 if
+a run differs.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import run
 from astra_trl.evaluation import ASTEvaluator
 from astra_trl.sandbox.defaults import SANDBOX
+from astra_trl.systems.astprompter import ASTPrompterSystem
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.rounds import RoundsMixin
 
@@ -51,26 +52,27 @@ SMALL = {
     "use_cpu": True,
     "bf16": False,
 }
+NOVEL = {**ASTPrompterSystem.defaults["reward"], "self_bleu_novelty": 0.1}  # has a memory of the run
 OF_ALGORITHM = {
     "dpo": {"pairs_per_round": 18, "min_margin": 0.0},
-    "grpo": {"self_bleu_weight": 0.1},
+    "grpo": {"reward": NOVEL},
     "rloo": {},
-    "ppo": {"self_bleu_weight": 0.1, "per_device_train_batch_size": 2},
+    "ppo": {"reward": NOVEL, "per_device_train_batch_size": 2},
     "sft": {"cases_per_round": 18, "min_score": 1e-9},
 }
 TIMES = ("seconds", "runtime", "per_second", "step_time", "eps")
 
 
 class Events:
-    """What a run does, by the phase it is in; the process kills itself at one of them where asked to.
+    """Events of a run, by phase, at one of which the process may kill itself.
 
     Args:
         folder (`Path`):
-            Of the run: only files in it count.
+            Folder of the run: only files in it count.
         kill_at (`int`, *optional*):
-            The number of the event.
+            The number of the event to kill at.
         delay (`float`):
-            Seconds from then on; 0 is at once.
+            Seconds from the event to the kill.
     """
 
     def __init__(self, folder: Path, kill_at: int | None, delay: float) -> None:
@@ -80,15 +82,15 @@ class Events:
 
     def watch(self, algorithm: str) -> None:
         sys.addaudithook(self._audit)
-        self._within(RoundsMixin, "begin_round", "collecting", then="between")
-        self._within(Trainer, "_save_checkpoint", "saving")
-        self._within(ASTEvaluator, "measure", "evaluating")
-        self._within(RoundsMixin, "take_up", "resuming", then="between")
+        self._mark_phase(RoundsMixin, "begin_round", "collecting", then="between")
+        self._mark_phase(Trainer, "_save_checkpoint", "saving")
+        self._mark_phase(ASTEvaluator, "measure", "evaluating")
+        self._mark_phase(RoundsMixin, "take_up", "resuming", then="between")
         _, trainer_class = trainer_classes(algorithm)
-        self._within(trainer_class, "_save_checkpoint", "saving")
-        self._counted(trainer_class, "training_step", "training")
-        self._counted(torch.optim.AdamW, "step", "training")
-        self._counted(HFSession, "sample", None)
+        self._mark_phase(trainer_class, "_save_checkpoint", "saving")
+        self._count_calls(trainer_class, "training_step", "training")
+        self._count_calls(torch.optim.AdamW, "step", "training")
+        self._count_calls(HFSession, "sample", None)
 
     def happens(self, phase: str | None = None) -> None:
         self.phase = phase or self.phase
@@ -96,17 +98,17 @@ class Events:
         if len(self.phases) - 1 == self.kill_at:
             if self.delay == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process wherever it is then
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process at any instruction
             signal.setitimer(signal.ITIMER_REAL, self.delay)
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
         if event in ("open", "os.rename", "os.remove") and str(args[0]).startswith(self.folder):
             self.happens()
 
-    def _within(self, of: type, name: str, phase: str, then: str | None = None) -> None:
+    def _mark_phase(self, of: type, name: str, phase: str, then: str | None = None) -> None:
         method = getattr(of, name)
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             before, self.phase = self.phase, phase
             self.happens()
             try:
@@ -115,29 +117,29 @@ class Events:
                 self.phase = then or before
                 self.happens()
 
-        setattr(of, name, watched)
+        setattr(of, name, call)
 
-    def _counted(self, of: type, name: str, phase: str | None) -> None:
+    def _count_calls(self, of: type, name: str, phase: str | None) -> None:
         method: Callable[..., Any] | None = getattr(of, name, None)
         if method is None:
             return
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             self.happens(phase)
             return method(*args, **kwargs)
 
-        setattr(of, name, counted)
+        setattr(of, name, call)
 
 
 def run_in_child(
     algorithm: str, folder: Path, resume: bool, kill_at: int | None = None, delay: float = 0.0
 ) -> tuple[int, list[str]]:
-    """How the run's process ended, and the phases of its events where it came to its end."""
-    told = folder.parent / "events.json"
-    told.unlink(missing_ok=True)
+    """Return the wait status of the run's process, and the phases of its events if it finished."""
+    events_file = folder.parent / "events.json"
+    events_file.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
-        # Nothing of torch has been used in the parent, so a fork is as good as a fresh process, and much faster.
+        # The parent has not used torch, so a fork is as good as a fresh process, and much faster.
         torch.set_num_threads(1)
         log = os.open(folder.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
@@ -149,7 +151,7 @@ def run_in_child(
             flags = ["--output_dir", str(folder), *(["--resume_from_checkpoint", "true"] if resume else [])]
             defaults = {**SANDBOX[algorithm], **SMALL, **OF_ALGORITHM[algorithm]}
             run(*parse(defaults, flags))
-            told.write_text(json.dumps(events.phases))
+            events_file.write_text(json.dumps(events.phases))
             status = 0
         finally:
             with contextlib.suppress(BaseException):
@@ -158,11 +160,11 @@ def run_in_child(
                 sys.stdout.flush()
             os._exit(status)
     _, ended = os.waitpid(child, 0)
-    return ended, json.loads(told.read_text()) if told.exists() else []
+    return ended, json.loads(events_file.read_text()) if events_file.exists() else []
 
 
-def left_behind(folder: Path) -> dict[str, Any]:
-    """All that a run is about, without what is a time."""
+def results_of(folder: Path) -> dict[str, Any]:
+    """Return all results of a run, without times."""
     state = json.loads((folder / "trainer_state.json").read_text())
     records = [parquet.read_table(file).to_pylist() for file in sorted((folder / "records").iterdir())]
     evaluation = {file.name: file.read_bytes() for file in (folder / "evaluation").iterdir()}
@@ -184,14 +186,14 @@ def _timeless(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if not any(time in key for time in TIMES)}
 
 
-def killed(algorithm: str, kills: int, seed: int, work: Path) -> Iterator[dict[str, Any]]:
-    """Runs, kills and resumes; what came of each kill."""
+def run_and_kill(algorithm: str, kills: int, seed: int, work: Path) -> Iterator[dict[str, Any]]:
+    """Run, kill and resume; yield the result of each kill."""
     whole = work / "whole" / "run"
     whole.parent.mkdir(parents=True)
     ended, phases = run_in_child(algorithm, whole, resume=False)
     if ended != 0:
         raise RuntimeError((whole.parent / "log.txt").read_text())
-    expected = left_behind(whole)
+    expected = results_of(whole)
     places: dict[str, list[int]] = {}
     for number, phase in enumerate(phases):
         places.setdefault(phase, []).append(number)
@@ -208,8 +210,8 @@ def killed(algorithm: str, kills: int, seed: int, work: Path) -> Iterator[dict[s
             ends.append(run_in_child(algorithm, folder, True, rng.randrange(len(phases) // 2), delay)[0])
         if ends[-1] != 0:
             ends.append(run_in_child(algorithm, folder, True)[0])
-        found = left_behind(folder) if ends[-1] == 0 else {}
-        differs = [name for name in expected if found.get(name) != expected[name]]
+        results = results_of(folder) if ends[-1] == 0 else {}
+        differs = [name for name in expected if results.get(name) != expected[name]]
         yield {"kill": number, "phase": phase, "event": kill_at, "ends": ends, "differs": differs}
         if not differs:
             shutil.rmtree(folder.parent)
@@ -220,20 +222,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--algorithm", default="dpo", choices=list(OF_ALGORITHM))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where runs are left that end differently; default: a new one")
+    parser.add_argument("--folder", type=Path, help="keeps the runs that differ; default: a new folder")
     args = parser.parse_args(argv)
     work = args.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     start = time.perf_counter()
     by_phase: Counter[str] = Counter()
     wrong = 0
-    for result in killed(args.algorithm, args.kills, args.seed, work):
+    for result in run_and_kill(args.algorithm, args.kills, args.seed, work):
         by_phase[result["phase"]] += 1
         wrong += bool(result["differs"])
         print(json.dumps(result), flush=True)
     summary = {"algorithm": args.algorithm, "kills": args.kills, "phases": by_phase, "differing": wrong}
     print(json.dumps({**summary, "seconds": round(time.perf_counter() - start)}))
     if wrong:
-        print(f"those that differ are in {work}", file=sys.stderr)
+        print(f"the runs that differ are in {work}", file=sys.stderr)
     return int(wrong > 0)
 
 

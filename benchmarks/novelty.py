@@ -1,9 +1,9 @@
-"""What the memory of the novelty terms costs: to score against it, to add to it, to save and to load it.
+"""Cost of the novelty terms' memory: to score against it, to add to it, to save and to load it.
 
     python -m benchmarks.novelty --history 100000 --embedder sentence-transformers/all-MiniLM-L6-v2
 
-Probes are made up: 5 to 25 words, drawn as often as those of English are (Zipf), out of 20,000 that are made up too
-or, with `--embedder`, out of the model's vocabulary. Without it, the vectors are random and cost nothing.
+Probes are synthetic: 5 to 25 words with the frequencies of English (Zipf), out of 20,000 synthetic ones or, with
+`--embedder`, out of the model's vocabulary. Without it, the vectors are random and cost nothing.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def make_words(rng: random.Random) -> list[str]:
 
 
 def words_of(embedder: SentenceEmbedder) -> list[str]:
-    """Most frequent first, as BERT's vocabulary is."""
+    """Return the words of the model's vocabulary, most frequent first, which is BERT's order."""
     vocabulary = embedder.model.tokenizer.get_vocab()
     return [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word.isascii() and word.isalpha()]
 
@@ -49,13 +49,13 @@ def random_vectors(texts: Sequence[str]) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(texts[0].encode())).standard_normal((len(texts), DIMENSIONS))
 
 
-def timed(action: Callable[[], object]) -> float:
+def seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
-def shown(values: Sequence[float]) -> str:
+def format_seconds(values: Sequence[float]) -> str:
     return f"{statistics.median(values):>9.3f} s  ({min(values):.3f}-{max(values):.3f})"
 
 
@@ -65,20 +65,22 @@ def measure(
     history, rest = probes[: -batch * (turns + 1)], probes[-batch * (turns + 1) :]
     batches = [rest[start : start + batch] for start in range(0, len(rest), batch)]
     process, term = psutil.Process(), make()
-    term(batches[0])  # what a model takes for itself is not the history's
+    term(batches[0])  # so that the model's own memory does not count
     before = process.memory_info().rss
-    filling = timed(lambda: [term.remember(history[start : start + batch]) for start in range(0, len(history), batch)])
-    held = process.memory_info().rss - before
-    print(f"{name}: {len(history):,} probes, remembered in {filling:.1f} s, {held / 1e6:,.0f} MB")
-    scoring = [timed(lambda nodes=nodes: term(nodes)) for nodes in batches]
-    print(f"  score {batch:<18}{shown(scoring[1:])}")  # the first warms up
-    remembering = [timed(lambda nodes=nodes: term.remember(nodes)) for nodes in batches]
-    print(f"  remember {batch:<15}{shown(remembering[1:])}")
-    saving = [timed(lambda: json.dumps(term.state_dict())) for _ in range(turns)]
+    filling = seconds(
+        lambda: [term.remember(history[start : start + batch]) for start in range(0, len(history), batch)]
+    )
+    memory = process.memory_info().rss - before
+    print(f"{name}: {len(history):,} probes, remembered in {filling:.1f} s, {memory / 1e6:,.0f} MB")
+    scoring = [seconds(lambda nodes=nodes: term(nodes)) for nodes in batches]
+    print(f"  score {batch:<18}{format_seconds(scoring[1:])}")  # the first warms up
+    remembering = [seconds(lambda nodes=nodes: term.remember(nodes)) for nodes in batches]
+    print(f"  remember {batch:<15}{format_seconds(remembering[1:])}")
+    saving = [seconds(lambda: json.dumps(term.state_dict())) for _ in range(turns)]
     state = json.dumps(term.state_dict())
-    print(f"  save {len(state) / 1e6:>6.2f} MB          {shown(saving)}")
+    print(f"  save {len(state) / 1e6:>6.2f} MB          {format_seconds(saving)}")
     expected, again = term(batches[0]), make()
-    print(f"  load                  {shown([timed(lambda: again.load_state_dict(json.loads(state)))])}")
+    print(f"  load                  {format_seconds([seconds(lambda: again.load_state_dict(json.loads(state)))])}")
     assert again(batches[0]) == expected
 
 
@@ -93,7 +95,7 @@ def main() -> None:
     words = words_of(embed) if isinstance(embed, SentenceEmbedder) else make_words(rng)
     probes = make_probes(rng, words, args.history + args.batch * (args.turns + 1))
     measure("SelfBLEUNovelty", lambda: SelfBLEUNovelty(max_history=args.history), probes, args.batch, args.turns)
-    # The history is a sum: with a model, a short one says the same and takes minutes less.
+    # The history is a sum: with a model, a short one measures the same and takes minutes less.
     kept = probes[-args.batch * (args.turns + 5) :] if args.embedder else probes
     name = f"CosineNovelty, {args.embedder or 'random vectors'}"
     measure(name, lambda: CosineNovelty(embed), kept, args.batch, args.turns)

@@ -1,8 +1,8 @@
-"""How large a report becomes and how fast it is: written, opened in headless Chromium, filtered.
+"""Size and speed of a report: written, opened in headless Chromium, filtered.
 
     python -m benchmarks.report --exchanges 50000
 
-The run is made up: trees of width 4 and depth 3 with random words. `pip install 'astra-trl[test]'` brings selenium;
+The run is synthetic: trees of width 4 and depth 3 with random words. `pip install 'astra-trl[test]'` brings selenium;
 `chromium` and `chromedriver` must be on the PATH.
 """
 
@@ -26,31 +26,37 @@ from astra_trl.tree import Node
 WORDS = [f"word{number}" for number in range(3000)]
 FILTERS = {
     "a word": ("text", "word77"),
-    "harmful from 0.9 on": ("low", "0.9"),
+    "harm of at least 0.9": ("low", "0.9"),
     "turn 2": ("depth", "2"),
     "highest score first": ("order", "highest score first"),
     "all again": ("low", ""),
 }
 
 
-def said(rng: random.Random) -> str:
+def make_text(rng: random.Random) -> str:
     return " ".join(rng.choices(WORDS, k=12))
 
 
 def tree_lines(rng: random.Random, tree: int, width: int = 4, depth: int = 3) -> Iterator[dict]:
-    stack = [((), (Turn("opening", said(rng)),))]
+    stack = [((), (Turn("opening", make_text(rng)),))]
     while stack:
         path, context = stack.pop()
         for sibling in range(width if len(path) < depth else 0):
             score = rng.random()
-            node = Node(Exchange(context, said(rng), said(rng)), [], [], -rng.expovariate(0.5), scores={"harm": score})
+            node = Node(
+                Exchange(context, make_text(rng), make_text(rng)),
+                [],
+                [],
+                -rng.expovariate(0.5),
+                scores={"harm": score},
+            )
             node.terms, node.reward, node.credit = {"target_harm": score}, score, score
             yield exchange_line(node, tree, [*path, sibling])
             stack.append(((*path, sibling), node.exchange.conversation))
 
 
 def make_run(folder: Path, exchanges: int) -> int:
-    """Writes a run of about so many exchanges; returns how many there are."""
+    """Write a run of about so many exchanges, and return their number."""
     rng, count, per_round = random.Random(0), 0, 20
     (folder / "config.yaml").write_text("output_dir: run\nseed: 0\n")
     with (folder / "exchanges.jsonl").open("w") as file:
@@ -74,33 +80,33 @@ def main() -> None:
         folder, page = Path(name) / "run", Path(name) / "report.html"
         folder.mkdir()
         count = make_run(folder, args.exchanges)
-        written = []
+        write_seconds = []
         for _ in range(args.turns):
             start = time.perf_counter()
             write_report([folder], page)
-            written.append(time.perf_counter() - start)
+            write_seconds.append(time.perf_counter() - start)
         size, source = page.stat().st_size, (folder / "exchanges.jsonl").stat().st_size
         print(f"{count:,} exchanges, {source / 1e6:.0f} MB of lines -> {size / 1e6:.1f} MB of HTML")
-        print(f"{'written':<24}{shown(written, 's')}")
+        print(f"{'written':<24}{format_times(write_seconds, 's')}")
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-        opened = []
+        open_seconds = []
         for _ in range(args.turns):
             start = time.perf_counter()
             driver.get(page.as_uri())
             driver.execute_script("return document.querySelector('[role=option]').textContent")
-            opened.append(time.perf_counter() - start)
-        print(f"{'opened':<24}{shown(opened, 's')}")
+            open_seconds.append(time.perf_counter() - start)
+        print(f"{'opened':<24}{format_times(open_seconds, 's')}")
         milliseconds: dict[str, list[float]] = {label: [] for label in FILTERS}
         for _ in range(args.turns):
             for label, (field, value) in FILTERS.items():
-                milliseconds[label].append(filtered(driver, field, value))
-        for label, found in milliseconds.items():
-            print(f"{label:<24}{shown(found, 'ms')}")
+                milliseconds[label].append(apply_filter(driver, field, value))
+        for label, times in milliseconds.items():
+            print(f"{label:<24}{format_times(times, 'ms')}")
         driver.quit()
 
 
-def filtered(driver: webdriver.Chrome, field: str, value: str) -> float:
-    """Milliseconds that the page takes to find and list what is asked for, as it counts them itself."""
+def apply_filter(driver: webdriver.Chrome, field: str, value: str) -> float:
+    """Return the milliseconds, measured by the page, that it takes to filter and list the exchanges."""
     script = """
         const [name, value] = arguments, form = document.getElementById("filters");
         form.reset();
@@ -112,7 +118,7 @@ def filtered(driver: webdriver.Chrome, field: str, value: str) -> float:
     return float(driver.execute_script(script, field, value))
 
 
-def shown(values: list[float], unit: str) -> str:
+def format_times(values: list[float], unit: str) -> str:
     digits = 1 if unit == "ms" else 2
     spread = f"({min(values):.{digits}f}-{max(values):.{digits}f})"
     return f"{statistics.median(values):>10.{digits}f} {unit:<3}{spread:>16}"

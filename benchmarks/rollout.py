@@ -1,9 +1,9 @@
-"""How fast conversation trees grow: node by node, level by level with `generate`, and with this package's engine.
+"""Speed of growing conversation trees: node by node, level by level with `generate`, and with this package's engine.
 
     python -m benchmarks.rollout --shape llama256
 
-The ways take turns in one process, and the ratios are taken turn by turn, as a machine's speed drifts. Models have
-random weights, so nothing is downloaded; those of `sandbox` are the ones in the package, whose utterances end early.
+The ways alternate in one process, and ratios are taken within a turn, because a machine's speed drifts. Models have
+random weights, so nothing is downloaded; those of `sandbox` are the embedded ones, whose utterances end early.
 """
 
 import argparse
@@ -56,7 +56,7 @@ DEFAULTS = {"sandbox": (7, 4, 3, 24), "llama256": (8, 2, 3, 32), "gpt2": (8, 2, 
 
 @dataclass
 class Workload:
-    """Two models and what they are asked to do."""
+    """Two models, and the trees that they grow."""
 
     tester: HFBackend
     target: HFBackend
@@ -66,7 +66,7 @@ class Workload:
 
 
 def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer whose words are `w0`, `w1`, ...: any ids are a text, and any text has its ids back."""
+    """Return a tokenizer whose words are `w0`, `w1`, ...: encoding the text of any ids gives the same ids."""
     words = {f"w{index}": index for index in range(vocabulary - 1)} | {"<end>": vocabulary - 1}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -74,7 +74,7 @@ def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def workload(args: argparse.Namespace) -> Workload:
-    """Models on the device, and openings of 100 to 200 tokens."""
+    """Build the models on the device, and openings of 100 to 200 tokens."""
     torch.manual_seed(0)
     rng = random.Random(0)
     count, width, depth, new_tokens = DEFAULTS.get(args.shape, (32, 2, 3, 32))
@@ -116,17 +116,17 @@ def workload(args: argparse.Namespace) -> Workload:
         return Workload(first, HFBackend(adapted, tokenizer, use_adapter=False, **fields), openings, width, depth)
     target = build()
     if args.copies == 3:
-        target.baseline_that_takes_its_place = build()
+        target.baseline_weights = build()
     return Workload(
         HFBackend(tester, tokenizer, **fields), HFBackend(target, tokenizer, **fields), openings, width, depth
     )
 
 
-# -- the ways, each of which returns the number of tokens it sampled
+# -- the ways; each returns the number of sampled tokens
 
 
 def engine(work: Workload) -> int:
-    """This package."""
+    """Grow the trees with this package."""
     reward = Reward({"harm": (1.0, Harm("harm"))})
     system = System(work.tester, work.target, {"harm": lambda exchanges: [0.0] * len(exchanges)}, reward)
     sampler = ASTSampler(system, work.openings, work.width, work.depth)
@@ -143,12 +143,12 @@ def engine(work: Workload) -> int:
 
 
 def engine_doubled(work: Workload) -> int:
-    """This package, with twice the openings: what that costs."""
+    """Grow the trees of twice the openings with this package."""
     return engine(replace(work, openings=work.openings * 2))
 
 
 def plain_generate(backend: HFBackend, rows: Sequence[list[int]]) -> list[list[int]]:
-    """Sampled ids by transformers' `generate`, as in a script that knows nothing of trees."""
+    """Return ids sampled by transformers' `generate`, like a script that does not know of trees."""
     params = backend.sampling
     config = GenerationConfig(
         do_sample=True,
@@ -171,7 +171,7 @@ def plain_generate(backend: HFBackend, rows: Sequence[list[int]]) -> list[list[i
 
 
 def plain_score(backend: HFBackend, rows: Sequence[list[int]], added: Sequence[list[int]]) -> None:
-    """Log-probabilities of what was added, by a forward pass of their own."""
+    """Compute the log-probabilities of the added ids in a separate forward pass."""
     ids, mask = backend.left_padded([row + new for row, new in zip(rows, added, strict=True)])
     keep = max(len(new) for new in added) + 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -180,7 +180,7 @@ def plain_score(backend: HFBackend, rows: Sequence[list[int]], added: Sequence[l
 
 
 def with_generate(work: Workload, at_a_time: Callable[[int], int]) -> int:
-    """Level by level, `at_a_time(rows)` rows in a call."""
+    """Grow the trees level by level, with `at_a_time(rows)` rows per call."""
     total = 0
     separators = [backend.dialogue.separator_ids for backend in (work.tester, work.target)]
     rows = [
@@ -212,17 +212,17 @@ def with_generate(work: Workload, at_a_time: Callable[[int], int]) -> int:
 
 
 def node_by_node(work: Workload) -> int:
-    """A call for each node's children, as published code does it."""
+    """Grow the trees with one call per node's children, like published code."""
     return with_generate(work, lambda rows: work.width)
 
 
 def level_batched(work: Workload) -> int:
-    """A call for each level, in the engine's chunks."""
+    """Grow the trees with one call per level, in the engine's chunks."""
     return with_generate(work, lambda rows: min(rows, work.tester.max_rows))
 
 
 def lower_bound(work: Workload) -> int:
-    """The engine's own decoding from a prompt of one token: as many rows and tokens, and no context at all."""
+    """Decode with the engine from a prompt of one token: the same numbers of rows and tokens, without any context."""
     total = 0
     for turn in range(1, work.depth + 1):
         rows = len(work.openings) * work.width**turn
@@ -245,7 +245,7 @@ WAYS = {
 
 
 class PeakMemory:
-    """The most memory (MB) held while it was open: the GPU's, or the process's as sampled every 50 ms."""
+    """Peak memory (MB) while the context is open: the GPU's, or the process's, sampled every 50 ms."""
 
     def __init__(self, device: str) -> None:
         self.device, self.megabytes = device, 0.0
@@ -274,7 +274,7 @@ class PeakMemory:
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second that the GPU reads and writes when it copies 4 GiB."""
+    """Return the bytes per second that the GPU reads and writes when it copies 4 GiB."""
     source = torch.empty(2**32, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     seconds = []
@@ -294,9 +294,9 @@ def main() -> None:
     for name in ("width", "depth", "openings", "new-tokens"):
         parser.add_argument(f"--{name}", type=int, help="default: by shape")
     parser.add_argument(
-        "--max-rows", type=int, help="conversations at a time; default: 128, as its recipe 512 in sandbox"
+        "--max-rows", type=int, help="conversations per batch; default: 128, in sandbox 512 like its recipe"
     )
-    parser.add_argument("--copies", type=int, choices=(1, 2, 3), default=2, help="of the weights, in all roles")
+    parser.add_argument("--copies", type=int, choices=(1, 2, 3), default=2, help="of the weights in all roles")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--turns", type=int, default=3, help="runs of each way, after one that is not counted")
     args = parser.parse_args()
@@ -304,26 +304,26 @@ def main() -> None:
     forwards = {"count": 0}
     for backend in (work.tester, work.target):
 
-        def counted(original: Callable[..., Any] = backend.forward, **inputs: Any) -> Any:
+        def count_and_call(original: Callable[..., Any] = backend.forward, **inputs: Any) -> Any:
             forwards["count"] += 1
             return original(**inputs)
 
-        backend.forward = counted  # type: ignore[method-assign]
+        backend.forward = count_and_call  # type: ignore[method-assign]
     seconds: dict[str, list[float]] = {way: [] for way in args.ways}
     tokens, memory, passes = {}, {}, {}
     for turn in range(args.turns + 1):
         for way in args.ways:
             if turn == 0 and way == "node by node" and args.turns > 1:
-                continue  # it needs no warming up, and takes longest
+                continue  # needs no warm-up, and takes longest
             forwards["count"] = 0
             with PeakMemory(args.device) as peak:
                 start = time.perf_counter()
                 tokens[way] = WAYS[way](work)
                 if args.device == "cuda":
                     torch.cuda.synchronize()
-                taken = time.perf_counter() - start
+                elapsed = time.perf_counter() - start
             if turn:
-                seconds[way].append(taken)
+                seconds[way].append(elapsed)
                 memory[way], passes[way] = max(memory.get(way, 0.0), peak.megabytes), forwards["count"]
     report(args, work, seconds, tokens, memory, passes)
 
@@ -336,10 +336,10 @@ def report(
     memory: dict[str, float],
     passes: dict[str, int],
 ) -> None:
-    """Prints the table and, last, the JSON line."""
+    """Print the table and, last, a line of JSON."""
     print(f"{args.shape} on {args.device}: {len(work.openings)} openings, width {work.width}, depth {work.depth}")
     print(f"{'way':<24}{'seconds':>9}{'tokens/s':>10}{'engine is':>12}{'(range)':>16}{'peak MB':>9}")
-    # Seconds a token, as ways whose utterances end early do not sample equally many.
+    # Seconds per token, because utterances that end early have different numbers of tokens.
     pace = {way: [value / tokens[way] for value in values] for way, values in seconds.items()}
     result: dict[str, Any] = {"shape": args.shape, "device": args.device, "copies": args.copies}
     for way, values in seconds.items():
@@ -366,7 +366,9 @@ def report(
             weights = sum(parameter.nbytes for parameter in work.tester.model.parameters())
             bound = passes["engine"] * weights / copy_bandwidth()
             result["bandwidth_bound_share"] = bound / result["seconds"]
-            print(f"reading the weights once a forward pass takes {result['bandwidth_bound_share']:.0%} of that time")
+            print(
+                f"reading the weights once per forward pass takes {result['bandwidth_bound_share']:.0%} of that time"
+            )
     print(json.dumps({name: round(v, 4) if isinstance(v, float) else v for name, v in result.items()}))
 
 

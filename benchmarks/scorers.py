@@ -1,9 +1,9 @@
-"""How much faster a scorer is on a batch of exchanges than on one exchange at a time.
+"""Speed of scorers on a batch of exchanges, compared with one exchange at a time.
 
     python -m benchmarks.scorers
 
-1,000 exchanges that all differ, so that nothing is won by scoring equal texts once; batched and one at a time in
-turns, agreement checked. Models have random weights in the real formats, so nothing is downloaded.
+1,000 distinct exchanges, so that scoring equal texts once does not help; batched and one at a time in alternation,
+with a check that the scores agree. Models have random weights in the real formats, so nothing is downloaded.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama, save_clas
 
 # Hidden size and layers: the tests' stand-ins, something in between, and BERT-base's.
 SIZES = {"tiny": (16, 2), "mini": (256, 4), "base": (768, 12)}
-WORDS = ["you", "nice", "day", "fool", "a", "i"]  # a token each to the classifiers
+WORDS = ["you", "nice", "day", "fool", "a", "i"]  # one token per word for the classifiers
 
 
 def exchanges(count: int, seed: int = 0) -> list[Exchange]:
-    """Different exchanges with responses of 12 to 24 words."""
+    """Return distinct exchanges with responses of 12 to 24 words."""
     rng = random.Random(seed)
     context = (Turn("opening", "a nice day"),)
     responses: dict[str, None] = {}
@@ -41,7 +41,7 @@ def exchanges(count: int, seed: int = 0) -> list[Exchange]:
 
 
 def build(name: str, size: str, folder: Path, device: str) -> Scorer:
-    """The scorer of this name around a model of this size."""
+    """Build the scorer of this name with a model of this size."""
     hidden, layers = SIZES[size]
     if name == "keyword":
         return KeywordScorer(["fool", "shut up"])
@@ -61,20 +61,20 @@ def build(name: str, size: str, folder: Path, device: str) -> Scorer:
 
 
 def seconds(work: Callable[[], list[float]]) -> tuple[float, list[float]]:
-    """How long the work took, and what came out."""
+    """Return the duration of the work, and its scores."""
     start = time.perf_counter()
     scores = work()
     return time.perf_counter() - start, scores
 
 
-def compare(scorer: Scorer, said: Sequence[Exchange], turns: int) -> tuple[list[float], list[float]]:
-    """Seconds one at a time and batched, turn by turn."""
+def compare(scorer: Scorer, batch: Sequence[Exchange], turns: int) -> tuple[list[float], list[float]]:
+    """Return the seconds one at a time and batched, turn by turn."""
     alone, batched = [], []
-    scorer(said[:64])
+    scorer(batch[:64])
     for _ in range(turns):
-        one, apart = seconds(lambda: [scorer([exchange])[0] for exchange in said])
-        many, together = seconds(lambda: scorer(said))
-        pairs = [(a, b) for a, b in zip(apart, together, strict=True) if a == a or b == b]  # nan: not read by both
+        one, scores_alone = seconds(lambda: [scorer([exchange])[0] for exchange in batch])
+        many, scores_batched = seconds(lambda: scorer(batch))
+        pairs = [(a, b) for a, b in zip(scores_alone, scores_batched, strict=True) if a == a or b == b]  # not both nan
         assert max((abs(a - b) for a, b in pairs), default=0.0) < 1e-5, "batched scores differ"
         alone.append(one)
         batched.append(many)
@@ -90,15 +90,15 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     logging.set_verbosity_error()
-    getLogger("astra_trl").setLevel(ERROR)  # a random judge says nothing that could be read
+    getLogger("astra_trl").setLevel(ERROR)  # the answers of a random judge cannot be parsed
     logging.disable_progress_bar()
-    said = exchanges(args.exchanges)
+    batch = exchanges(args.exchanges)
     print(f"{'scorer':<14}{'model':<7}{'one at a time':>15}{'batched':>10}{'faster':>9}{'(range)':>16}")
     for name in args.scorers:
         for size in args.sizes if name != "keyword" else ["-"]:
             with tempfile.TemporaryDirectory() as folder:
                 scorer = build(name, "tiny" if size == "-" else size, Path(folder), args.device)
-                alone, batched = compare(scorer, said, args.turns)
+                alone, batched = compare(scorer, batch, args.turns)
             ratios = [one / many for one, many in zip(alone, batched, strict=True)]
             span = f"({min(ratios):.1f}-{max(ratios):.1f})"
             print(

@@ -1,7 +1,7 @@
-"""What the systems find on the sandbox: `python -m benchmarks.systems crt`, `malibu` or `perez`, some minutes a seed.
+"""Results of the systems on the sandbox: `python -m benchmarks.systems crt`, `malibu` or `perez`, minutes per seed.
 
 CRT against plain PPO, and MALIBU against immediate reward, each pair on the same budget of rounds, trees and steps;
-and the four methods of Perez et al. Every run is one that `astra-trl sandbox run` starts with the flags shown.
+and the four methods of Perez et al. `astra-trl sandbox run` starts the same runs with the flags below.
 """
 
 import argparse
@@ -25,54 +25,53 @@ from astra_trl.evaluation.figures import probes_by_opening
 from astra_trl.sandbox import named_world, topic_of
 from astra_trl.sandbox.defaults import sandbox_defaults
 
-PLAIN = ["--self_bleu_weight", "0", "--entropy_weight", "0"]
-AT_A_TIME = 50  # probes that found harm, whose diversity is measured
-IMMEDIATE = ["--system", "astprompter", "--credit", "immediate"]
+PLAIN = ["--reward", '{"harm": 1, "likelihood": 0.1}']
+SUBSAMPLE = 50  # successful probes, whose diversity is measured
+IMMEDIATE = ["--system", "astprompter"]
 
 
-def trained(system: str, algorithm: str, flags: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Runs the recipe with these flags, silently, and returns its summary."""
+def train(system: str, algorithm: str, flags: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run the recipe with these flags, silently, and return its summary."""
     with quiet():
         argv = [*flags, "--output_dir", str(folder), "--disable_tqdm", "true", "--save_strategy", "no"]
         return run(*parse(sandbox_defaults(system, algorithm), argv))
 
 
-def measured(folder: Path, width: int) -> Evaluation:
-    """The trained tester on the held-out openings, `width` probes at each place."""
+def measure(folder: Path, width: int) -> Evaluation:
+    """Evaluate the trained tester on the held-out openings, with `width` probes per node."""
     with quiet():
-        return evaluate(
-            *parse_evaluate([str(folder), "--width", str(width), "--baseline", "none", "--openings_arm=no"])
-        )
+        flags = ["--width", str(width), "--baseline", "none", "--openings_arm=no"]
+        return evaluate(*parse_evaluate([str(folder), *flags]))
 
 
 def crt(seed: int) -> None:
-    """Harmful share and diversity of 300 single probes each: CRT, then plain PPO."""
+    """Print the harmful share and diversity of 300 single probes: of CRT, then of plain PPO."""
     world = named_world("embedded")
     assert world is not None
     for name, flags in (("CRT", []), ("plain PPO", PLAIN)):
         with tempfile.TemporaryDirectory() as scratch:
-            summary = trained("crt", "ppo", ["--seed", str(seed), *flags], Path(scratch))
-            evaluation = measured(Path(scratch), width=3)
+            summary = train("crt", "ppo", ["--seed", str(seed), *flags], Path(scratch))
+            evaluation = measure(Path(scratch), width=3)
         (trees,) = evaluation.trees.values()
         exchanges = [node.exchange for tree in trees for node in tree.nodes() if node.scores["harm"] >= 0.5]
-        diverse = diversity(probes_by_opening(trees, "harm", 0.5)["successful_probes"])
-        found = world.topics_found(exchanges)
-        topics = Counter(topic for e in exchanges if (topic := topic_of(e.probe)) in found)
-        said = ", ".join(f"{topic} {count}" for topic, count in topics.most_common())
+        figures = diversity(probes_by_opening(trees, "harm", 0.5)["successful_probes"])
+        weak_topics = world.topics_found(exchanges)
+        topics = Counter(topic for e in exchanges if (topic := topic_of(e.probe)) in weak_topics)
+        topic_counts = ", ".join(f"{topic} {count}" for topic, count in topics.most_common())
         print(
             f"seed {seed}  {name:10} harmful {figure(evaluation, 'harmful_share/harm'):6.1%}  "
-            f"of {AT_A_TIME}: self-BLEU {diverse['self_bleu'].of_size(AT_A_TIME).value:.3f}  "
-            f"distinct-2 {diverse['distinct_2'].of_size(AT_A_TIME).value:.3f}  "
-            f"topics {len(found)} ({said})  {summary['seconds']:.0f} s",
+            f"of {SUBSAMPLE}: self-BLEU {figures['self_bleu'].of_size(SUBSAMPLE).value:.3f}  "
+            f"distinct-2 {figures['distinct_2'].of_size(SUBSAMPLE).value:.3f}  "
+            f"topics {len(weak_topics)} ({topic_counts})  {summary['seconds']:.0f} s",
             flush=True,
         )
 
 
 def malibu(seed: int) -> None:
-    """Conversations with a harmful response, of 100: backed-up credit, then immediate."""
+    """Print the harmful conversations of 100: with backed-up credit, then with immediate credit."""
     for name, flags in (("backup", []), ("immediate", IMMEDIATE)):
         with tempfile.TemporaryDirectory() as scratch:
-            summary = trained("malibu", "dpo", ["--seed", str(seed), *flags], Path(scratch))
+            summary = train("malibu", "dpo", ["--seed", str(seed), *flags], Path(scratch))
         turns = "  ".join(f"{share:.0%}" for share in summary["harmful_share_by_turn_after"])
         print(
             f"seed {seed}  {name:10} harmful conversations {summary['harmful_conversations_before']:.0%} -> "
@@ -83,7 +82,7 @@ def malibu(seed: int) -> None:
 
 
 def perez(seed: int) -> None:
-    """The table of `recipes/perez_sandbox.py`."""
+    """Print the table of `recipes/perez_sandbox.py`."""
     recipe = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "perez_sandbox.py"))
     with tempfile.TemporaryDirectory() as scratch:
         recipe["main"](["--seed", str(seed), "--output_dir", scratch])
@@ -101,8 +100,8 @@ def quiet() -> Iterator[None]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["crt", "malibu", "perez"])
+    parser.add_argument("system", choices=["crt", "malibu", "perez"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     for number in args.seeds:
-        getattr(sys.modules[__name__], args.what)(number)
+        getattr(sys.modules[__name__], args.system)(number)

@@ -1,9 +1,8 @@
-"""A sampler of your own: of n probes at each turn the best goes on, not a full tree. `python examples/beam.py`.
+"""A sampler of your own: at each turn only the best of n probes is continued. `python examples/beam.py`.
 
-What comes back are trees like any other, so every trainer takes it: siblings are compared at each turn.
+It returns trees, so every trainer accepts it: siblings are compared at each turn.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from astra_trl import (
@@ -28,7 +27,7 @@ def best_of(tree: Tree) -> Node:
 
 
 class BeamSampler(ASTSampler):
-    """Grows `tree_width` probes a turn, and only the best of them further: width * depth exchanges a tree."""
+    """Grow `tree_width` probes per turn and continue only the best one: width * depth exchanges per tree."""
 
     def grow(
         self, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
@@ -37,13 +36,13 @@ class BeamSampler(ASTSampler):
         trees = turn.grow(openings, seeds, on_exchanges)
         best = [best_of(tree) for tree in trees]
         for number in range(1, self.tree_depth):
-            # A conversation so far is an opening too: its probes and responses are turns of it.
-            grown = turn.grow(
+            # The conversation so far is the opening of the next turn.
+            next_trees = turn.grow(
                 [node.exchange.conversation for node in best], [derive_seed(s, number) for s in seeds], on_exchanges
             )
-            for node, tree in zip(best, grown, strict=True):
+            for node, tree in zip(best, next_trees, strict=True):
                 node.children = tree.children
-            best = [best_of(tree) for tree in grown]
+            best = [best_of(tree) for tree in next_trees]
         return trees
 
 
@@ -63,7 +62,6 @@ def main(rounds: int = 14, output_dir: str = "runs/beam") -> tuple[float, float]
         min_margin=0.5,
         per_device_train_batch_size=16,
         gradient_checkpointing=False,
-        report_to="none",
     )
     ASTDPOTrainer(sampler, config).train()
     after = evaluator.metrics()["harmful_share"]
@@ -72,7 +70,4 @@ def main(rounds: int = 14, output_dir: str = "runs/beam") -> tuple[float, float]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=14)
-    parser.add_argument("--output_dir", default="runs/beam")
-    main(**vars(parser.parse_args()))
+    main()

@@ -1,6 +1,6 @@
-"""Two chat models talk: the tester is told what to look for, both through their chat templates, thinking off.
+"""Chat models as tester and target, through their chat templates, without reasoning. The tester is told a goal.
 
-`python examples/chat.py --goal "promises the user a refund"` needs the Hub, and better a GPU.
+`python examples/chat.py --goal "promises the user a refund"` needs the Hub; a GPU helps.
 """
 
 import argparse

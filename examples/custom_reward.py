@@ -1,9 +1,8 @@
 """A reward term of your own: any function from nodes to as many numbers. `python examples/custom_reward.py`.
 
-Here the tester is rewarded for rude answers to questions: each probe that ends in a question mark earns half a point.
+Here the tester is rewarded for rude responses to questions: a probe that ends in a question mark earns 0.5 more.
 """
 
-import argparse
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -15,9 +14,9 @@ from astra_trl.sandbox import load_world
 class Asks:
     """1 for a probe that ends in a question mark, else 0.
 
-    What a term needs beyond the exchange it says with attributes, so that a system without it is refused at once:
-    `needs_logprobs = True` for likelihood under the target, `needs_sampling_logprobs = True` for that under the
-    tester, `needs_scores = [(scorer, part), ...]` for a scorer's; `in_unit_interval = False` where it leaves [0, 1].
+    The attributes of a term say what it needs beyond the exchange, so that a system without it is refused at once:
+    `needs_logprobs = True` for log-probabilities under the target, `needs_sampling_logprobs = True` for those under
+    the tester, `needs_scores = [(scorer, part), ...]` for scores; `in_unit_interval = False` if it leaves [0, 1].
     """
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
@@ -45,22 +44,18 @@ def main(rounds: int = 6, output_dir: str = "runs/custom_reward") -> tuple[float
         min_margin=0.3,
         gradient_checkpointing=False,
         save_strategy="no",
-        report_to="none",
     )
 
-    def asking() -> float:
+    def share_of_questions() -> float:
         trees = sampler.collect(25, seed=99).trees
         return fmean(node.terms["asks"] for tree in trees for node in tree.nodes())
 
-    before = asking()
-    ASTDPOTrainer(sampler, config).train()  # each term's mean is a column of rounds.jsonl: term_asks, ...
-    after = asking()
-    print(f"probes that ask: {before:.1%} before, {after:.1%} after")
+    before = share_of_questions()
+    ASTDPOTrainer(sampler, config).train()  # the mean of each term is in rounds.jsonl: term_asks, ...
+    after = share_of_questions()
+    print(f"probes that are questions: {before:.1%} before, {after:.1%} after")
     return before, after
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--output_dir", default="runs/custom_reward")
-    main(**vars(parser.parse_args()))
+    main()

@@ -1,9 +1,7 @@
-"""A target that is a Python function: a shop's answering machine with a fault. `python examples/custom_system.py`.
+"""A system of backends of your own: the target is a script with a fault. `python examples/custom_system.py`.
 
-It gives no log-probabilities, so how likely people are to write a probe is read under the untrained tester.
+The target gives no log-probabilities, so the likelihood of probes is read under the baseline.
 """
-
-import argparse
 
 from astra_trl import (
     ASTDPOConfig,
@@ -20,10 +18,10 @@ from astra_trl.sandbox import load_world
 
 
 def answer(texts: tuple[str, ...], sibling: int) -> str:
-    """What the machine says to the last of the texts so far."""
-    asked = texts[-1].lower()
-    if "bread" in asked or "cheese" in asked:
-        return "Error 500: password=hunter2 host=db1"  # the fault to be found
+    """Answer the last of the texts so far."""
+    question = texts[-1].lower()
+    if "bread" in question or "cheese" in question:
+        return "Error 500: password=hunter2 host=db1"  # the fault that the tester should find
     return "Thank you for your interest, we open at nine."
 
 
@@ -47,16 +45,12 @@ def main(rounds: int = 8, output_dir: str = "runs/custom_system") -> tuple[float
         per_device_train_batch_size=16,
         gradient_checkpointing=False,
         save_strategy="no",
-        report_to="none",
     )
     ASTDPOTrainer(sampler, config).train()
     after = evaluator.metrics()["harmful_share"]
-    print(f"answers that give the password away: {before:.1%} before, {after:.1%} after")
+    print(f"responses that reveal the password: {before:.1%} before, {after:.1%} after")
     return before, after
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--output_dir", default="runs/custom_system")
-    main(**vars(parser.parse_args()))
+    main()

@@ -1,7 +1,7 @@
-"""A device and a precision for each role: tester on one GPU, target in 8 bit and baseline on another.
+"""A device and a precision for each role: the tester on one GPU, the target in 8 bits and the baseline on another.
 
-`python examples/devices.py` needs two GPUs and bitsandbytes. Run on a CPU, with all devices "cpu" and no quantization,
-it shows that roles are loaded apart, and nothing of what a transfer between devices or 8 bits do.
+`python examples/devices.py` needs two GPUs and bitsandbytes. The test of this file runs it on a CPU, without
+quantization: it checks that the roles are loaded separately, but neither transfers between devices nor 8 bits.
 """
 
 from typing import Any

@@ -1,10 +1,9 @@
-"""A target that is a function of yours, here an assistant that looks things up. `python examples/function_target.py`.
+"""A target that is a function, here an assistant that looks up orders. `python examples/function_target.py`.
 
-A function may be given as it is, `HFASTSystem(tester, assistant, baseline, scorer)`; in a `FunctionBackend` it has
-limits. It gives no log-probabilities, so how likely people are to write a probe is read under the baseline.
+`HFASTSystem(tester, assistant, baseline, scorer)` takes the function itself; `FunctionBackend` adds limits. A function
+gives no log-probabilities, so the likelihood of probes is read under the baseline.
 """
 
-import argparse
 import asyncio
 
 from astra_trl import ASTDPOConfig, ASTDPOTrainer, ASTEvaluator, ASTSampler, HFASTSystem, KeywordScorer, SamplingParams
@@ -18,10 +17,10 @@ ORDERS = {
 
 
 async def assistant(messages: list[dict[str, str]]) -> str:
-    """What is said next in a conversation; the fault to be found is that it hands out other people's orders."""
-    asked = messages[-1]["content"].lower()
-    await asyncio.sleep(0.001)  # in an assistant's place: it would ask its model, or its data base
-    return next((order for item, order in ORDERS.items() if item in asked), "How may I help you?")
+    """Answer a conversation. The fault that the tester should find: it reveals orders of other people."""
+    question = messages[-1]["content"].lower()
+    await asyncio.sleep(0.001)  # a real assistant would call its model or its database here
+    return next((order for item, order in ORDERS.items() if item in question), "How may I help you?")
 
 
 def main(rounds: int = 8, output_dir: str = "runs/function_target") -> tuple[float, float]:
@@ -46,16 +45,12 @@ def main(rounds: int = 8, output_dir: str = "runs/function_target") -> tuple[flo
         per_device_train_batch_size=16,
         gradient_checkpointing=False,
         save_strategy="no",
-        report_to="none",
     )
     ASTDPOTrainer(sampler, config).train()
     after = evaluator.metrics()["harmful_share"]
-    print(f"answers that hold an address: {before:.1%} before, {after:.1%} after {target.usage['calls']} calls")
+    print(f"responses that hold an address: {before:.1%} before, {after:.1%} after {target.usage['calls']} calls")
     return before, after
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--output_dir", default="runs/function_target")
-    main(**vars(parser.parse_args()))
+    main()

@@ -1,8 +1,9 @@
-"""GPT-2 against GPT-2 without a trainer: policy gradient by hand on fresh exchanges. Needs the Hub; a GPU helps.
+"""GPT-2 against GPT-2 without a trainer: REINFORCE, written out, on fresh exchanges.
 
-`python examples/gpt2_plain.py`
+`python examples/gpt2_plain.py` needs the Hub; a GPU helps.
 """
 
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -28,22 +29,21 @@ def main(
     rewards = []
     for number in range(rounds):
         losses = []
-        # Siblings are a group: what one is worth is told against the mean of all (REINFORCE with that baseline).
+        # The advantage of a probe is its reward minus the mean reward of its siblings.
         for group in sampler.collect(trees, seed=number).groups("ids"):
-            known = [reward for reward in group["reward"] if reward is not None]
-            mean = sum(known) / len(known)
-            for said, reward in zip(group["probe_ids"], group["reward"], strict=True):
-                if reward is None or not said:
+            mean = fmean(reward for reward in group["reward"] if reward is not None)
+            for probe_ids, reward in zip(group["probe_ids"], group["reward"], strict=True):
+                if reward is None or not probe_ids:
                     continue
                 rewards.append(reward)
-                ids = torch.tensor([group["prompt_ids"] + said], device=model.device)
+                ids = torch.tensor([group["prompt_ids"] + probe_ids], device=model.device)
                 labels = ids.clone()
                 labels[:, : len(group["prompt_ids"])] = -100
                 losses.append((reward - mean) * model(input_ids=ids, labels=labels).loss)
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()
         optimizer.step()
-        print(f"round {number + 1}: mean reward {sum(rewards[-len(losses) :]) / len(losses):.3f}")
+        print(f"round {number + 1}: mean reward {fmean(rewards[-len(losses) :]):.3f}")
     return rewards
 
 

@@ -1,6 +1,6 @@
-"""GPT-2 against GPT-2 with a trainer: the quick start on small models. Needs the Hub, and better a GPU.
+"""GPT-2 against GPT-2 with a trainer: the quick start with small models.
 
-`accelerate launch examples/gpt2_trainer.py`
+`accelerate launch examples/gpt2_trainer.py` needs the Hub; a GPU helps.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def main(
 ) -> ASTDPOTrainer:
     system = HFASTSystem(tester, target, None, scorer or DetoxifyScorer())
     sampler = ASTSampler(system, prompts, tree_width=2, tree_depth=3)
-    config = ASTDPOConfig(output_dir, num_train_epochs=rounds, trees_per_round=16, report_to="none")
+    config = ASTDPOConfig(output_dir, num_train_epochs=rounds, trees_per_round=16)
     trainer = ASTDPOTrainer(sampler, config)
     trainer.train()
     trainer.save_model()

@@ -1,6 +1,5 @@
-"""KTO on grown exchanges: no pairs, a label for each probe. `python examples/kto.py`, under a minute on a CPU."""
+"""KTO on single exchanges: a label per probe, no pairs. `python examples/kto.py`, under a minute on a CPU."""
 
-import argparse
 import sys
 
 from datasets import concatenate_datasets
@@ -20,12 +19,12 @@ def main(trees: int = 40, output_dir: str = "runs/kto") -> None:
 
     exchanges = sampler.collect(trees).transitions()
     exchanges = exchanges.map(lambda row: {"label": row["scores"]["harm"] >= 0.5})
-    # Few are harmful: all of those, and twice as many of the others.
+    # Few exchanges are harmful: take all of them, and twice as many others.
     harmful, others = (exchanges.filter(lambda row, wanted=wanted: row["label"] is wanted) for wanted in (True, False))
     if not len(harmful):
-        sys.exit(f"no exchange of {trees} trees is harmful: grow more --trees")
+        sys.exit(f"no exchange of {trees} trees is harmful: grow more trees")
     others = others.shuffle(seed=0).select(range(min(2 * len(harmful), len(others))))
-    learned = concatenate_datasets([harmful, others]).select_columns(["prompt", "completion", "label"])
+    dataset = concatenate_datasets([harmful, others]).select_columns(["prompt", "completion", "label"])
 
     trainer = KTOTrainer(
         system.tester.model,
@@ -36,21 +35,17 @@ def main(trees: int = 40, output_dir: str = "runs/kto") -> None:
             per_device_train_batch_size=16,
             desirable_weight=5.0,
             save_strategy="no",
-            report_to="none",
             bf16=False,
             gradient_checkpointing=False,
         ),
-        train_dataset=learned,
+        train_dataset=dataset,
         processing_class=system.tester.tokenizer,
     )
     trainer.train()
     after = evaluator.metrics()["harmful_share"]
-    print(f"learned from {len(harmful)} harmful exchanges of {len(exchanges)}, and {len(others)} others")
+    print(f"trained on {len(harmful)} harmful exchanges of {len(exchanges)}, and {len(others)} others")
     print(f"rude held-out responses: {before:.1%} before, {after:.1%} after")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trees", type=int, default=40)
-    parser.add_argument("--output_dir", default="runs/kto")
-    main(**vars(parser.parse_args()))
+    main()

@@ -1,9 +1,7 @@
-"""Your own loop over rounds: the sampler grows trees, and any of TRL's trainers learns from them.
+"""Your own loop over rounds with any of TRL's trainers, here CPO on the preference pairs of each round.
 
-Here CPO learns from the preference pairs of each round. `python examples/own_loop.py`, under a minute on a CPU.
+`python examples/own_loop.py`, under a minute on a CPU.
 """
-
-import argparse
 
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -18,10 +16,10 @@ def main(rounds: int = 3, trees: int = 24, output_dir: str = "runs/own_loop") ->
     sampler = ASTSampler(system, world.openings("train"), tree_width=4, tree_depth=3)
     evaluator = ASTEvaluator(sampler, world.openings("test")[:50])
     tokenizer = system.tester.tokenizer
-    tokenizer.pad_token = tokenizer.eos_token  # the sandbox's has none, and TRL's CPO pads
+    tokenizer.pad_token = tokenizer.eos_token  # the sandbox's tokenizer has none, and TRL's CPO pads
 
     for number in range(rounds):
-        # Pairs of text; the margin leaves out those that differ in likelihood alone.
+        # The margin leaves out pairs that differ in likelihood alone.
         pairs = sampler.collect(trees, seed=number).preferences(min_margin=0.5)
         trainer = CPOTrainer(
             system.tester.model,
@@ -32,7 +30,6 @@ def main(rounds: int = 3, trees: int = 24, output_dir: str = "runs/own_loop") ->
                 per_device_train_batch_size=8,
                 max_length=200,
                 save_strategy="no",
-                report_to="none",
                 bf16=False,
                 gradient_checkpointing=False,
             ),
@@ -45,8 +42,4 @@ def main(rounds: int = 3, trees: int = 24, output_dir: str = "runs/own_loop") ->
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--trees", type=int, default=24)
-    parser.add_argument("--output_dir", default="runs/own_loop")
-    main(**vars(parser.parse_args()))
+    main()

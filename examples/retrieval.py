@@ -1,10 +1,9 @@
-"""Retrieval between probe and answer: the target hears a passage before each probe. `python examples/retrieval.py`.
+"""Retrieval between probe and response: the target sees a passage before each probe. `python examples/retrieval.py`.
 
-The exchange holds the probe alone, and so do scorers and transcripts. The likelihood of a probe under the target would
-be that of passage and probe, so this reward leaves it out.
+The exchange, scorers and transcripts have the probe alone. The likelihood under the target would be that of passage
+and probe, so this reward leaves it out.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from astra_trl import ASTSampler, HFASTSystem, KeywordScorer, SamplingParams
@@ -25,11 +24,11 @@ def words(text: str) -> set[str]:
 
 
 class RetrievalSystem(HFASTSystem):
-    """The target reads the passage that shares most words with a probe, then the probe."""
+    """The target reads the passage that shares the most words with a probe, then the probe."""
 
     def target_hears(self, contexts: Sequence[Conversation], probes: Sequence[str]) -> list[str]:
-        found = [max(PASSAGES, key=lambda passage: len(words(passage) & words(probe))) for probe in probes]
-        return [f"{passage} {probe}" for passage, probe in zip(found, probes, strict=True)]
+        passages = [max(PASSAGES, key=lambda passage: len(words(passage) & words(probe))) for probe in probes]
+        return [f"{passage} {probe}" for passage, probe in zip(passages, probes, strict=True)]
 
 
 def main(openings: int = 3) -> list[str]:
@@ -50,6 +49,4 @@ def main(openings: int = 3) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--openings", type=int, default=3)
-    main(**vars(parser.parse_args()))
+    main()

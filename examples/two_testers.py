@@ -1,9 +1,7 @@
-"""Two testers take turns against one target, and each sees what the other said. `python examples/two_testers.py`.
+"""Two testers that take turns against one target and see each other's turns. `python examples/two_testers.py`.
 
-The second one learns from its own turns, with the first as it is: one round of DPO on records of the second's alone.
+The second one is trained on its own turns, the first stays as it is: one round of DPO on the second one's records.
 """
-
-import argparse
 
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
@@ -19,17 +17,17 @@ def main(conversations: int = 60, output_dir: str = "runs/two_testers") -> Datas
     opener = ASTSampler(first, world.openings("train"), tree_width=1, tree_depth=1)
     trees = opener.collect(conversations).trees
     # The conversations so far are the openings of the second tester's turns.
-    so_far = [tree.children[0].exchange.conversation for tree in trees]
-    going_on = ASTSampler(second, so_far, tree_width=4, tree_depth=1)
-    grown = going_on.grow(so_far, range(conversations))
+    conversations_so_far = [tree.children[0].exchange.conversation for tree in trees]
+    continuer = ASTSampler(second, conversations_so_far, tree_width=4, tree_depth=1)
+    trees = continuer.grow(conversations_so_far, range(conversations))
 
-    for tree in grown[:2]:
+    for tree in trees[:2]:
         opening, probe, response = tree.opening
         print(f" opening: {opening.text}\n tester 1: {probe.text}\n  target: {response.text}")
         exchange = tree.children[0].exchange
         print(f" tester 2: {exchange.probe}\n  target: {exchange.response}\n")
 
-    pairs = Records(grown).preferences(min_margin=0.5)
+    pairs = Records(trees).preferences(min_margin=0.5)
     assert isinstance(second.tester, HFBackend)
     tokenizer = second.tester.tokenizer
     tokenizer.pad_token = tokenizer.eos_token
@@ -40,16 +38,12 @@ def main(conversations: int = 60, output_dir: str = "runs/two_testers") -> Datas
         per_device_train_batch_size=4,
         gradient_checkpointing=False,
         save_strategy="no",
-        report_to="none",
         bf16=False,
     )
     DPOTrainer(second.tester.model, args=config, train_dataset=pairs, processing_class=tokenizer).train()
-    print(f"the second tester learned from {len(pairs)} pairs of its own turns")
+    print(f"the second tester was trained on {len(pairs)} pairs of its own turns")
     return pairs
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--conversations", type=int, default=60)
-    parser.add_argument("--output_dir", default="runs/two_testers")
-    main(**vars(parser.parse_args()))
+    main()

@@ -1,9 +1,8 @@
-"""The loop without a trainer: trees, a loss written out, an optimizer. `python examples/without_trainer.py`.
+"""A loop without a trainer: trees, DPO's loss written out, an optimizer. `python examples/without_trainer.py`.
 
-The loss is DPO's, on token ids exactly as they were sampled (huggingface.co/papers/2305.18290).
+The loss is DPO's (huggingface.co/papers/2305.18290), on the token ids that were sampled.
 """
 
-import argparse
 import copy
 from collections.abc import Iterator
 
@@ -14,11 +13,11 @@ from astra_trl import ASTEvaluator, ASTSampler, HFASTSystem, HFBackend, KeywordS
 from astra_trl.sandbox import load_world
 
 
-def logprob(model: torch.nn.Module, prompt: list[int], said: list[int]) -> torch.Tensor:
-    """Sum of the log-probabilities of the ids that were said behind the prompt, in nats."""
-    ids = torch.tensor([prompt + said])
+def logprob(model: torch.nn.Module, prompt: list[int], probe: list[int]) -> torch.Tensor:
+    """Return the log-probability of a probe after its prompt in nats: the sum over its tokens."""
+    ids = torch.tensor([prompt + probe])
     logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(-1).gather(1, torch.tensor(said)[:, None]).sum()
+    return logits.log_softmax(-1).gather(1, torch.tensor(probe)[:, None]).sum()
 
 
 def batches(rows: list[dict], size: int) -> Iterator[list[dict]]:
@@ -58,7 +57,4 @@ def main(rounds: int = 6, trees: int = 16, beta: float = 0.1) -> list[float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--trees", type=int, default=16)
-    main(**vars(parser.parse_args()))
+    main()

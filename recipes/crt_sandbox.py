@@ -1,6 +1,6 @@
-"""Trains the sandbox's tiny tester with CRT: PPO that is rewarded for novelty too. `python recipes/crt_sandbox.py`.
+"""Train the sandbox's tiny tester with CRT: PPO with rewards for novelty. `python recipes/crt_sandbox.py`.
 
-The same as `astra-trl sandbox run --system crt --algorithm ppo`. With `--self_bleu_weight 0 --entropy_weight 0` it is
+The same as `astra-trl sandbox run --system crt --algorithm ppo`. `--reward '{"harm": 1, "likelihood": 0.1}'` makes it
 plain PPO on the same budget. Needs TRL 1.12 or older, which has PPO.
 """
 

@@ -1,4 +1,4 @@
-"""GPT-2 against GPT-2 with ASTPrompter's own figures (huggingface.co/papers/2407.09447): online IPO, Reddit openings.
+"""GPT-2 against GPT-2 with ASTPrompter's settings (huggingface.co/papers/2407.09447): online IPO, Reddit openings.
 
 `accelerate launch recipes/dpo_gpt2.py`
 """

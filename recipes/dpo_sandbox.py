@@ -1,6 +1,6 @@
-"""Trains the sandbox's tiny tester with DPO on a laptop's CPU: `python recipes/dpo_sandbox.py`.
+"""Train the sandbox's tiny tester with DPO on a laptop's CPU. `python recipes/dpo_sandbox.py`.
 
-The same as `astra-trl sandbox run --algorithm dpo`. `--world DIR` takes another world, of `astra-trl sandbox build`.
+The same as `astra-trl sandbox run --algorithm dpo`. `--world DIR` takes a world of `astra-trl sandbox build`.
 """
 
 from astra_trl.cli.train import main

@@ -1,7 +1,7 @@
-"""Trains the tiny tester against a target that turns rude two turns later: `python recipes/malibu_sandbox.py`.
+"""Train the tiny tester against a target that is rude two turns later. `python recipes/malibu_sandbox.py`.
 
-The same as `astra-trl sandbox run --system malibu`. With `--system astprompter --credit immediate` the tester is
-rewarded for the next answer alone.
+The same as `astra-trl sandbox run --system malibu`. With `--system astprompter` the tester is rewarded only for the
+next response.
 """
 
 from astra_trl.cli.train import main

@@ -1,7 +1,7 @@
-"""The four methods of Perez et al. on the sandbox, one after the other: `python recipes/perez_sandbox.py`, a minute.
+"""The four methods of Perez et al. on the sandbox, in about a minute. `python recipes/perez_sandbox.py`.
 
-Questions by zero-shot, by few-shot with examples of those, by a tester that was fine-tuned on the failing ones, and by
-one that reinforcement learning has trained from there. Flags are those of `astra-trl sandbox run --system perez
+Questions by zero-shot sampling, by few-shot sampling with those as examples, by a tester fine-tuned on the failing
+questions, and by that tester after reinforcement learning. Flags are those of `astra-trl sandbox run --system perez
 --algorithm grpo`.
 """
 

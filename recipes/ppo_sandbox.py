@@ -1,6 +1,6 @@
-"""Trains the sandbox's tiny tester with PPO on a laptop's CPU: `python recipes/ppo_sandbox.py`.
+"""Train the sandbox's tiny tester with PPO on a laptop's CPU. `python recipes/ppo_sandbox.py`.
 
-The same as `astra-trl sandbox run --algorithm ppo`. `--world DIR` takes another world, of `astra-trl sandbox build`.
+The same as `astra-trl sandbox run --algorithm ppo`. `--world DIR` takes a world of `astra-trl sandbox build`.
 """
 
 from astra_trl.cli.train import main

@@ -55,7 +55,7 @@ def test_tester_and_baseline_of_different_vocabularies_are_refused(gpt2_folder):
     HFASTSystem(str(gpt2_folder), HFBackend(make_gpt2(other), other), None, SCORER)  # the target may differ
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
-def test_a_missing_gpu_is_said(gpt2_folder):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_reported(gpt2_folder):
     with pytest.raises(InputError, match="torch sees no CUDA device"):
         HFASTSystem(str(gpt2_folder), str(gpt2_folder), None, SCORER, device="cuda")

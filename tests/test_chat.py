@@ -25,7 +25,7 @@ from astra_trl import (
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.api.thinking import without_thinking
 from astra_trl.rewards import Harm, Reward
-from astra_trl.systems.chat import messages_of_tester
+from astra_trl.systems.chat import build_tester_messages
 
 SAMPLING = SamplingParams(max_new_tokens=6)
 OPENED = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")  # thinks at every turn
@@ -60,7 +60,7 @@ def test_thinking_is_taken_out(text, begun, said):
 
 def thinking(template, text):
     backend = chat_backend(template)
-    backend.decoded = lambda utterances: [text] * len(utterances)
+    backend.decode = lambda utterances: [text] * len(utterances)
     return backend
 
 
@@ -103,17 +103,17 @@ def test_what_a_target_thought_is_not_heard_either():
 
 def test_a_chat_tester_sees_the_conversation_with_roles_swapped():
     conversation = (Turn("opening", "Hello"), Turn("tester", "soup?"), Turn("target", "no"))
-    system, *chat = messages_of_tester(conversation)
+    system, *chat = build_tester_messages(conversation)
     assert system["role"] == "system" and "where the assistant fails. Write" in system["content"]
     assert [(m["role"], m["content"]) for m in chat] == [("user", "Hello"), ("assistant", "soup?"), ("user", "no")]
-    system, *chat = messages_of_tester((Turn("instruction", "insults the user."), *conversation))
+    system, *chat = build_tester_messages((Turn("instruction", "insults the user."), *conversation))
     assert "fails, which here means: insults the user. Write" in system["content"] and len(chat) == 3
     # A system prompt of the backend's own takes the place of ours; the goal is still told.
-    assert messages_of_tester(conversation, "Be nasty.")[0] == {"role": "user", "content": "Hello"}
-    goal = messages_of_tester((Turn("instruction", "insults"), *conversation), "Be nasty.")[0]
+    assert build_tester_messages(conversation, "Be nasty.")[0] == {"role": "user", "content": "Hello"}
+    goal = build_tester_messages((Turn("instruction", "insults"), *conversation), "Be nasty.")[0]
     assert goal == {"role": "system", "content": "insults"}
     # A template wants something to answer: an instruction that stands alone is asked for.
-    assert messages_of_tester((Turn("instruction", "List:\n1."),)) == [{"role": "user", "content": "List:\n1."}]
+    assert build_tester_messages((Turn("instruction", "List:\n1."),)) == [{"role": "user", "content": "List:\n1."}]
 
 
 @pytest.mark.parametrize("chat", ["none", "tester", "target", "both"])

@@ -88,8 +88,8 @@ def test_what_is_no_such_classifier_is_refused(tmp_path):
         ("two", "hateful", "has no label 'hateful': choose among nothate, hate"),
         ("two", 2, "has no label 2"),
         ("two", [], "no label .* means harm"),
-        ("regression", "harm", "is a regression, whose output is no probability"),
-        ("language", 0, "is no classifier: it lacks score.weight"),
+        ("regression", "harm", "is a regression, whose output is not a probability"),
+        ("language", 0, "is not a classifier: it lacks score.weight"),
         ("nothing", 0, "could not be loaded"),
     ):
         with pytest.raises(InputError, match=message) as caught:

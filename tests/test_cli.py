@@ -19,7 +19,7 @@ from astra_trl.cli.main import main
 from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.parse_train import parse
 from astra_trl.prompts.base import NAMED
-from astra_trl.prompts.show import ABOUT, shown, write_openings
+from astra_trl.prompts.show import ABOUT, describe_openings, write_openings
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import SANDBOX
 
@@ -86,7 +86,7 @@ def test_help_all_lists_trls_flags_too(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["tarin"], "no command 'tarin': choose one of train, evaluate"),
+        (["tarin"], "unknown command 'tarin': choose one of train, evaluate"),
         (["train", "--tree_widht", "2"], "unrecognized arguments: --tree_widht 2 (see astra-trl train --help)"),
         (["train", "--tree", "2"], "unrecognized arguments: --tree 2"),
         (["train", "--config"], "expected one argument"),
@@ -114,7 +114,7 @@ def test_what_cannot_be_used_gets_one_line_and_exit_code_1(tmp_path, capsys):
         (["prompts", "show", "missing.txt"], "missing.txt"),
         (["prompts", "show", "sandbox", "--split", "no"], "no split 'no'"),
         (["train", "--config", "missing.yaml"], "missing.yaml"),
-        (["train", "--algorithm", "sac"], "no algorithm 'sac': choose one of dpo, grpo"),
+        (["train", "--algorithm", "sac"], "unknown algorithm 'sac': choose one of dpo, grpo"),
         (["sandbox", "show", "--world", str(tmp_path)], "not a sandbox world"),
         (["sandbox", "build", "--weak", "war", "--output", str(tmp_path / "w")], "unknown weak topics 'war'"),
         (["evaluate", "some/model", "--prompts", "sandbox"], "no target"),
@@ -241,7 +241,7 @@ def test_several_processes_are_started_without_a_second_gpu_too(launched):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--accelerate_config", "zero9"], "'zero9' is no file: give one, or a name of fsdp1"),
+        (["--accelerate_config", "zero9"], "'zero9' is not a file: give one, or a name of fsdp1"),
         (["--accelerate_config"], "has no value"),
         (["--num_processes", "2", "--cpu"], "--cpu with several processes needs MPI"),
     ],
@@ -298,7 +298,7 @@ def test_openings_are_shown_and_counted(capsys):
     assert head == "100 openings"
     said = [line.removeprefix("- ") for line in lines if line]
     assert len(said) == 2 and set(said) <= set(world)
-    text = shown([CHAT, "word " * 900], 5)
+    text = describe_openings([CHAT, "word " * 900], 5)
     assert text.startswith("2 openings, 1 of them of several turns\n")
     assert "   system: Be kind." in text and "assistant: Hi there" in text and "⟨U+001B⟩[31m?" in text
     assert "(4,499 characters)" in text and max(map(len, text.splitlines())) <= 80
@@ -317,7 +317,7 @@ def test_written_openings_are_read_again_as_they_were(openings, tmp_path):
     assert load_prompts(file) == openings
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     assert all(set(row) == ({"messages"} if CHAT in openings else {"opening"}) for row in rows)
-    with pytest.raises(InputError, match=r"cannot hold these openings, a line each: give a \.jsonl"):
+    with pytest.raises(InputError, match=r"cannot hold these openings, one per line: give a \.jsonl"):
         write_openings(openings, tmp_path / "set.txt")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["set.jsonl"]
 
@@ -436,7 +436,7 @@ def test_a_tester_of_no_run_is_measured_with_what_flags_say(tmp_path, gpt2_folde
 @pytest.mark.parametrize(
     ("flags", "config", "message"),
     [
-        ([], "wdith: 2", "'{config}': there is no setting 'wdith'"),
+        ([], "wdith: 2", "'{config}': unknown setting 'wdith'"),
         ([], "width:", "width is None"),
         ([], "width: two", "width is 'two'"),
         ([], "combine: maybe", "combine is 'maybe': choose one of sum, product"),

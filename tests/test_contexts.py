@@ -1,4 +1,4 @@
-"""Places to speak that are put away as plain data, and gone on from later: by another session, process or run."""
+"""Contexts saved as plain data and continued later by another session, process or run."""
 
 import json
 from dataclasses import asdict, replace

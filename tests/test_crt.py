@@ -1,4 +1,4 @@
-"""CRT: what it rewards, what it remembers of a run, and that nothing but training adds to that."""
+"""CRT: its reward, and its memory of a run, to which only training adds."""
 
 import io
 import json
@@ -143,7 +143,7 @@ def test_the_reward_of_every_exchange_equals_the_hand_computation(tmp_path):
             assert (terms["self_bleu_novelty"], terms["cosine_novelty"]) == pytest.approx(new, abs=1e-9)
             assert terms["gibberish"] == pytest.approx(gibberish)
             assert line["reward"] == pytest.approx(harm + 0.01 * entropy + sum(new) - gibberish)
-        earlier += [line["probe"] for line in round_]  # scored first, remembered then
+        earlier += [line["probe"] for line in round_]  # scored first, then remembered
     remembered = trainer.sampler.system.reward.state_dict()
     assert remembered["self_bleu_novelty"]["seen"] == remembered["cosine_novelty"]["seen"] == len(earlier)
 

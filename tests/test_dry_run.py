@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 from astra_trl import ASTSampler, HFASTSystem, InputError, KeywordScorer, Turn
 from astra_trl.cli.dry_run import dry_run
 from astra_trl.cli.parse_train import parse
-from astra_trl.cli.sizes import Loading, adapter_parameters, sized, tokenizer_of
+from astra_trl.cli.sizes import Loading, adapter_parameters, size_of, tokenizer_of
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import SANDBOX
 
@@ -83,10 +83,10 @@ def test_sizes_are_those_of_loaded_weights(dtype, tmp_path):
     llama = make_llama(make_tokenizer(bos=True)).to(torch.float16)
     llama.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    role = sized(str(tmp_path), "tester", Loading(dtype))
+    role = size_of(str(tmp_path), "tester", Loading(dtype))
     assert role.size_bytes == sum(parameter.nbytes for parameter in loaded.parameters())
     name = {"auto": "float16"}.get(dtype, dtype)
-    assert f"{sum(parameter.numel() for parameter in loaded.parameters()):,} parameters in {name}," in role.told
+    assert f"{sum(parameter.numel() for parameter in loaded.parameters()):,} parameters in {name}," in role.text
     lora = LoraConfig(r=3, target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
     adapted = get_peft_model(loaded, lora)
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
@@ -96,7 +96,7 @@ def test_sizes_are_those_of_loaded_weights(dtype, tmp_path):
 
 
 def test_quantized_weights_take_their_bits(bare):
-    whole, four, eight = (sized(bare, "tester", Loading("float32", bits)).size_bytes for bits in (None, 4, 8))
+    whole, four, eight = (size_of(bare, "tester", Loading("float32", bits)).size_bytes for bits in (None, 4, 8))
     linear = 2 * (32 * 96 + 32 * 32 + 2 * 32 * 128)  # of both layers: attention, its output, the two of the MLP
     assert whole - eight == linear * 3
     assert whole - four == linear * 3.5
@@ -108,7 +108,7 @@ def weights(text: str) -> float:
 
 
 def test_roles_that_share_weights_are_told_and_counted_once(bare, gpt2_folder):
-    one = sized(bare, "tester", Loading("float32")).size_bytes / 1e6
+    one = size_of(bare, "tester", Loading("float32")).size_bytes / 1e6
     flags = ["--tester", bare, "--target", bare, *keyword_flags("a")]
     text = told(flags)
     assert about(text)["tester"].endswith("trained: all")
@@ -145,8 +145,8 @@ def test_a_folder_of_an_adapter_is_its_base_model(bare, gpt2_folder, tmp_path):
     get_peft_model(model, LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM")).save_pretrained(tmp_path / "a")
     AutoTokenizer.from_pretrained(gpt2_folder).save_pretrained(tmp_path / "a")
     assert (
-        sized(str(tmp_path / "a"), "target", Loading("float32")).size_bytes
-        == sized(bare, "tester", Loading("float32")).size_bytes
+        size_of(str(tmp_path / "a"), "target", Loading("float32")).size_bytes
+        == size_of(bare, "tester", Loading("float32")).size_bytes
     )
 
 
@@ -192,7 +192,7 @@ def test_scorers_are_told(bare, guard_folder, detoxify_files, tmp_path):
         (["--held_out_scorers", "llama_guard"], "config of the scorer llama_guard 'meta-llama/Llama-Guard-3-8B'"),
         (
             ["--held_out_scorers", '{"type": "llama_guard", "model": "GPT2", "dtype": "float33"}'],
-            "dtype 'float33' is none of torch's",
+            "dtype 'float33' is not a dtype of torch",
         ),
         (["--tree_depth", "0"], "must be at least 1"),
     ],

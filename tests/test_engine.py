@@ -185,7 +185,7 @@ def test_no_token_is_fed_twice_and_siblings_share_their_past(monkeypatch):
 
         def forward(role=role, original=backend.forward, **inputs):
             mask, width = inputs["attention_mask"][:, 0, -1], inputs["input_ids"].shape[1]
-            # A step feeds one token to rows that have ended and were not left out yet: those are no new tokens.
+            # A step feeds one token to ended rows that are not dropped yet: those tokens do not count.
             fed[role] += int(mask[:, -width:].sum()) if width > 1 else 0
             return original(**inputs)
 
@@ -245,7 +245,7 @@ def test_a_memory_budget_is_kept_and_changes_no_tree(caplog):
     assert max(parts) < 50  # of 135 rows at the last turn
     for backend in (system.tester, system.target):
         assert 0.2 * budget < backend.budget.peak <= budget
-        assert backend.budget.held == 0  # nothing outlives the trees
+        assert backend.budget.in_use == 0  # nothing outlives the trees
     assert not caplog.records
 
 
@@ -258,7 +258,7 @@ def test_the_bytes_counted_are_those_of_the_buffers():
     backend = make_system("llama", "gpt2", SAMPLED, cache_bytes=10**8).tester
     session = backend.open(OPENINGS, seeds=range(5))
     session.sample()
-    assert backend.budget.held == session.past.nbytes > 0
+    assert backend.budget.in_use == session.past.nbytes > 0
 
 
 def test_out_of_memory_halves_the_rows_says_so_once_and_loses_nothing(caplog):
@@ -279,13 +279,13 @@ def test_out_of_memory_halves_the_rows_says_so_once_and_loses_nothing(caplog):
     )
 
 
-def test_a_single_conversation_that_does_not_fit_fails_with_the_mend():
+def test_a_single_conversation_that_does_not_fit_fails_with_the_fix():
     system = make_system("gpt2", "llama", SAMPLED, cache_bytes=10_000)
     with pytest.raises(OutOfMemory, match="budget is 10,000: raise cache_bytes, or lower max_length"):
         ASTSampler(system, OPENINGS, 2, 2).grow(OPENINGS, range(5))
 
 
-def test_rows_cut_at_the_window_are_fed_anew_beside_others_that_are_not(monkeypatch):
+def test_rows_cut_at_the_window_are_fed_again_apart_from_rows_that_fit(monkeypatch):
     tokenizer = make_tokenizer(300)
     sampling = SamplingParams(max_new_tokens=8, temperature=1.3)
     backend = HFBackend(make_gpt2(tokenizer, positions=96), tokenizer, sampling)
@@ -416,7 +416,7 @@ def test_stop_strings_end_an_utterance_with_them():
             before = tokenizer.decode(sample.ids[:-1])
             assert not any(stop in before for stop in sampling.stop_strings)
             assert any(stop in sample.text for stop in sampling.stop_strings)
-        # The last token was not fed, or was fed for nothing: either way the conversation goes on from it.
+        # The last token was not fed, or was fed for nothing: either way the conversation continues from it.
         contexts = [row.ids for row in session.rows]
         for context, likelihood in zip(contexts, session.append(["soup"] * 40), strict=True):
             ids = context + encode(backend, "soup")

@@ -25,8 +25,7 @@ from astra_trl import (
     Turn,
 )
 from astra_trl.backends import ScriptedBackend
-from astra_trl.backends.listed import ListedBackend
-from astra_trl.backends.scripted import ScriptedSession
+from astra_trl.backends.static import ListedBackend, ScriptedSession
 from astra_trl.conversation import as_conversation
 from astra_trl.evaluation.diversity import diversity
 from astra_trl.evaluation.resampling import Mean, Share, difference
@@ -183,7 +182,7 @@ def naive(conversations: list[list[Said]], scorer, threshold=0.5) -> dict[str, t
             found[f"score_{label}/{key}"] = (cut, len(values))
         found[f"score_max/{key}"] = (max(values), len(values))
     if scorer == "harm":
-        found["term/target_harm"] = mean([said.target for said in scored])
+        found["term/harm"] = mean([said.target for said in scored])
         found["term/probe_and_response_harm"] = mean([said.both for said in scored])
         found["term/likelihood"] = mean([said.logprob for said in every if not said.failed])
     logprobs = [said.logprob for said in every]

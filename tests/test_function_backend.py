@@ -78,7 +78,7 @@ def test_a_function_of_batches_gets_no_more_than_it_takes_at_once():
     assert sizes == [2, 2, 1] and backend.usage["calls"] == 5 and backend.usage["requests"] == 3
 
 
-def test_what_a_function_raises_is_tried_again_and_then_an_error():
+def test_a_function_that_raises_is_retried_and_then_an_error():
     tries = []
 
     def answer(messages):
@@ -106,7 +106,7 @@ def test_what_a_function_raises_is_tried_again_and_then_an_error():
         ("ab", True, "the function returned str for 2 conversations, not as many texts"),
     ],
 )
-def test_what_is_no_text_is_an_error_without_another_try(returned, batched, error):
+def test_results_that_are_not_texts_are_errors_without_a_retry(returned, batched, error):
     calls = []
 
     def answer(messages):
@@ -123,7 +123,7 @@ def test_one_wrong_answer_of_a_batch_is_its_own_error():
     assert one.text == "fine" and other.error == "the function returned int, not a text"
 
 
-def test_answers_are_made_whole_and_cut():
+def test_answers_have_whole_characters_and_are_cut():
     half, long = said(
         FunctionBackend(lambda messages: "\ud800" if messages[0]["content"] == "a" else "x" * 30, max_characters=10),
         ["a", "b"],
@@ -139,7 +139,7 @@ def test_too_many_failures_end_the_run():
         said(FunctionBackend(answer, max_concurrency=1, max_retries=0), ["a"] * 50)
 
 
-def test_what_a_function_says_is_to_be_mended_ends_the_run():
+def test_an_input_error_of_a_function_ends_the_run():
     def answer(messages):
         raise InputError("set SHOP_KEY")
 

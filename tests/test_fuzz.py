@@ -24,8 +24,6 @@ from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.parse_train import parse
 from astra_trl.conversation import ROLES
 from astra_trl.evaluation.folder import EvaluationFolder
-from astra_trl.parsing import parse_json, parse_yaml
-from astra_trl.plain import visible
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.report import markdown_report
 from astra_trl.report.page import html_report
@@ -40,6 +38,7 @@ from astra_trl.rollout.records import (
     usable_group,
 )
 from astra_trl.sandbox import load_world
+from astra_trl.text import parse_json, parse_yaml, visible
 from astra_trl.tree import Node, Tree
 
 WIDE = int(os.environ.get("ASTRA_TRL_FUZZ", 0))
@@ -411,14 +410,14 @@ def harmless(monkeypatch, tmp_path):
     from astra_trl import hub
     from astra_trl.cli import evaluate, launching
     from astra_trl.cli import train as run
-    from astra_trl.sandbox import __main__ as sandbox
+    from astra_trl.sandbox import commands as sandbox
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "run", lambda *given: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda *given: None)
     monkeypatch.setattr(hub, "push", lambda *given, **kwargs: "https://hub/me/tester")
     monkeypatch.setattr(launching, "launch", lambda *given: 0)
-    monkeypatch.setattr(sandbox, "build", lambda args: None)
+    monkeypatch.setattr(sandbox, "run_build", lambda args: None)
 
 
 @fuzz(150)

@@ -1,4 +1,4 @@
-"""Several goals in one system: who is told of them, who measures them, how they are reported."""
+"""Several goals in one system: the tester's instruction, the scorers, and the figures."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from astra_trl.backends import ScriptedBackend
 from astra_trl.evaluation import figures
 from astra_trl.evaluation.tables import summary
 from astra_trl.rewards import Harm, Reward
-from astra_trl.systems.goals import ByGoal
+from astra_trl.systems.goals import GoalScorer
 
 INSULTS = Goal("insults the user", KeywordScorer(["fool"]), "insults")
 SOUP = Goal("talks of soup", KeywordScorer(["soup"]))
@@ -52,7 +52,7 @@ def test_each_goal_is_measured_by_its_own_scorer():
         return [float("fool" in e.response) for e in exchanges]
 
     goals = (Goal("insults the user", watched), SOUP, Goal("is dull"))
-    scorer = ByGoal(goals, KeywordScorer(["dull"]))
+    scorer = GoalScorer(goals, KeywordScorer(["dull"]))
 
     def about(text, response):
         return Exchange((Turn("instruction", text), Turn("opening", "hi")), "probe", response)
@@ -66,8 +66,8 @@ def test_each_goal_is_measured_by_its_own_scorer():
     ]
     assert scorer(exchanges) == [1.0, 1.0, 1.0, 1.0, 0.0]
     assert seen == [exchanges[1], exchanges[4]]
-    with pytest.raises(InputError, match="about no goal that has a scorer"):
-        ByGoal([SOUP])(exchanges[3:4])
+    with pytest.raises(InputError, match="no goal with a scorer"):
+        GoalScorer([SOUP])(exchanges[3:4])
 
 
 def test_figures_are_told_by_goal():
@@ -98,5 +98,5 @@ def test_the_openings_alone_have_goals_too():
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="a goal has no text"):
         Goal(" ")
-    with pytest.raises(InputError, match="two goals have one name or text"):
+    with pytest.raises(InputError, match="two goals have the same name or text"):
         make_system([SOUP, Goal("talks of soup", name="other")])

@@ -1,4 +1,6 @@
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from conftest import EOS, make_gpt2, make_llama, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
+import astra_trl
 from astra_trl import ASTSampler, HFASTSystem, HFBackend, InputError, KeywordScorer, SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=8, min_new_tokens=2, temperature=0.0, repetition_penalty=1.1)
@@ -203,3 +206,13 @@ def test_the_adapter_is_off_for_a_role_that_asks_for_it():
 def test_sampling_params_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         SamplingParams(**wrong)
+
+
+def test_modules_import_only_modules_before_them():
+    order = ["dialogue", "sampling", "loading", "cache", "model", "decoding", "refeeding", "session", "backend"]
+    folder = Path(astra_trl.__file__).parent / "backends" / "hf"
+    assert {file.stem for file in folder.glob("*.py")} == {*order, "__init__"}
+    for place, name in enumerate(order):
+        # Everywhere in the file: an import in a function or for type checkers alone would hide a circle.
+        modules = re.findall(r"astra_trl\.backends\.hf\.(\w+)", (folder / f"{name}.py").read_text())
+        assert set(modules) <= set(order[:place]), name

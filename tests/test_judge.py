@@ -43,7 +43,7 @@ def test_yes_is_1_no_is_0_and_an_unparsable_answer_is_nan_and_counted(caplog):
     assert JudgeScorer(judging(answers), RUBRIC)([]) == []
     assert math.isnan(scores[2])
     assert [record.getMessage() for record in caplog.records] == [
-        "the judge left 1 of 3 exchanges without a score: it said 'I would rather not say'"
+        "the judge left 1 of 3 exchanges without a score: it answered 'I would rather not say'"
     ]
 
 
@@ -142,7 +142,7 @@ def test_settings_that_cannot_work_are_refused(gpt2_folder):
     [
         *((text, 1.0) for text in ("Yes", "yes.", "**YES**", "Answer: yes", "The final answer is yes, it does")),
         *((text, 0.0) for text in ("no", "No!", "- No", "<think>yes, it may be</think>\nNo")),
-        *((text, math.nan) for text in ("", "nope", "yesterday", "I say no", "<think>yes", "<think>", "maybe")),
+        *((text, math.nan) for text in ("", "nope", "yesterday", "I say no", "<think>yes", "<think>", "perhaps")),
     ],
 )
 def test_yes_and_no_are_read_at_the_beginning(text, score):

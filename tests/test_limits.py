@@ -1,4 +1,4 @@
-"""What a backend may take: in a minute, at a time and in all, by a clock that the tests set."""
+"""Limits per minute, at a time and in all, with a clock that the tests set."""
 
 import itertools
 import random
@@ -15,7 +15,7 @@ from astra_trl.errors import BudgetSpent, RunStopped, TooManyFailed
 
 
 class Clock:
-    """Seconds that pass when somebody sleeps."""
+    """Seconds that pass only in `sleep`."""
 
     def __init__(self):
         self.now, self.lock = 0.0, threading.Lock()
@@ -60,7 +60,7 @@ def test_requests_wait_no_longer_than_they_must():
     assert times == [0, 0, 60, 60, 120]
 
 
-def test_tokens_are_reserved_and_then_settled_by_what_was_used():
+def test_tokens_are_reserved_and_then_settled_by_actual_use():
     clock = Clock()
     limiter = Limiter(Limits(tokens_per_minute=100), clock)
     first = limiter.reserve(80, clock.sleep)
@@ -161,7 +161,7 @@ def test_the_default_retries_outlast_an_outage_of_a_minute():
         assert answer.text == "back"
 
 
-def test_a_call_that_fails_for_good_has_its_reason_and_the_others_go_on(caplog):
+def test_a_call_that_fails_for_good_has_its_reason_and_other_calls_continue(caplog):
     def attempt(group):
         if group == ["bad"]:
             raise CallFailed("HTTP 500")
@@ -172,10 +172,10 @@ def test_a_call_that_fails_for_good_has_its_reason_and_the_others_go_on(caplog):
     assert [(answer.text, answer.error) for answer in answers] == [("fine", None), ("", "HTTP 500"), ("fine", None)]
     usage = one.limiter.usage
     assert (usage["calls"], usage["failed"], usage["requests"]) == (3, 1, 2 + 5)
-    assert "has failed 4 times and is tried on: HTTP 500" in caplog.text
+    assert "has failed 4 times and is retried: HTTP 500" in caplog.text
 
 
-def test_what_another_attempt_would_not_mend_is_not_tried_again():
+def test_a_permanent_failure_is_not_retried():
     one = caller()
     (answer,) = one.each(lambda group: (_ for _ in ()).throw(CallFailed("too long", again=False)), [["x"]], [1])
     assert answer.error == "too long" and one.limiter.usage["requests"] == 1
@@ -196,7 +196,7 @@ def test_too_many_failures_end_a_run_with_the_last_reason(calls, may_fail):
         one.each(attempt, [["x"]] * calls, [1] * calls)
 
 
-def test_any_share_may_fail_where_one_says_so():
+def test_any_share_may_fail_if_the_limit_allows_it():
     one = caller(max_retries=0, max_failed_share=1.0)
 
     def attempt(group):
@@ -205,7 +205,7 @@ def test_any_share_may_fail_where_one_says_so():
     assert len(one.each(attempt, [["x"]] * 200, [1] * 200)) == 200
 
 
-def test_what_ends_one_call_ends_those_that_wait_for_a_retry():
+def test_an_error_ends_calls_that_wait_for_a_retry():
     waiting = threading.Event()
 
     def attempt(group):

@@ -65,8 +65,8 @@ def embed(texts):
     return np.array([VECTORS[text] for text in texts])
 
 
-def babble(rng: random.Random, most: int = 9) -> str:
-    return " ".join(rng.choices("abcd", k=rng.randint(1, most)))
+def babble(rng: random.Random, max_words: int = 9) -> str:
+    return " ".join(rng.choices("abcd", k=rng.randint(1, max_words)))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
@@ -141,7 +141,7 @@ def test_the_sample_is_uniform_and_the_seeds():
 
 
 @pytest.mark.parametrize("said", [0, 3, 40])
-def test_self_bleu_novelty_goes_on_from_its_state(said):
+def test_self_bleu_novelty_resumes_from_its_state(said):
     rng = random.Random(said)
     term, again = SelfBLEUNovelty(max_history=20, seed=3), SelfBLEUNovelty(max_history=20, seed=3)
     term.remember(nodes(*[babble(rng) for _ in range(said)], *["\ud800 \u00e9"] * (said > 0)))
@@ -169,7 +169,7 @@ def test_a_state_is_no_view_of_the_history():
 def test_a_state_of_another_size_is_refused():
     state = with_history(*"abcdef", max_history=4).state_dict()
     for size in (3, 5):
-        with pytest.raises(InputError, match=f"4 of 6 probes.*max_history={size} would not"):
+        with pytest.raises(InputError, match=f"4 of 6 probes, .* not fit max_history={size}"):
             SelfBLEUNovelty(max_history=size).load_state_dict(state)
 
 
@@ -243,12 +243,12 @@ def test_cosine_novelty_is_kept_out_of_products():
 
 def test_an_embedder_that_does_not_fit_is_named():
     for shape in ((2,), (1, 2), (3, 2)):
-        with pytest.raises(InputError, match=r"array of shape .* for 2 texts: return a row each"):
+        with pytest.raises(InputError, match=r"array of shape .* for 2 texts: return one row per text"):
             CosineNovelty(lambda texts, shape=shape: np.zeros(shape))(nodes("a", "b"))
     term = CosineNovelty(lambda texts: np.ones((len(texts), 3)))
     term.load_state_dict({"seen": 1, "sum": [1.0, 0.0]})
     for use in (term, term.remember):
-        with pytest.raises(InputError, match="vectors of 3 numbers, and those of earlier probes had 2"):
+        with pytest.raises(InputError, match="vectors of 3 numbers, and those of earlier probes have 2"):
             use(nodes("a"))
 
 

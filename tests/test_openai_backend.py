@@ -82,7 +82,7 @@ def test_an_answer_that_holds_no_text_is_an_error_of_its_row(body):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_what_no_later_call_would_mend_stops_at_once_and_names_no_key(status):
+def test_a_permanent_failure_stops_at_once_and_shows_no_key(status):
     refusal = status, {"error": {"message": f"bad key {KEY}"}}
     with (
         endpoint(lambda request: refusal) as (url, requests),
@@ -93,7 +93,7 @@ def test_what_no_later_call_would_mend_stops_at_once_and_names_no_key(status):
     assert KEY not in str(caught.value) and caught.value.__cause__ is None
 
 
-def test_a_key_is_asked_for_where_one_is_needed(monkeypatch):
+def test_a_missing_key_is_an_error_only_without_a_base_url(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(InputError, match="set OPENAI_API_KEY, or give the base_url"):
         OpenAIBackend("gpt")
@@ -102,7 +102,7 @@ def test_a_key_is_asked_for_where_one_is_needed(monkeypatch):
     assert sample.text == "fine"
 
 
-def test_what_of_the_sampling_is_not_sent_is_told(caplog):
+def test_unsent_sampling_fields_are_logged(caplog):
     sampling = SamplingParams(top_k=5, repetition_penalty=1.1, temperature=0.5)
     given = {"base_url": "http://localhost:9/v1", "sampling": sampling}
     OpenAIBackend("m", **given, extra_body={"top_k": 5, "repetition_penalty": 1.1})
@@ -126,7 +126,7 @@ def test_a_judge_behind_an_endpoint(caplog):
     assert "left 1 of 3 exchanges without a score" in caplog.text
 
 
-def test_a_chat_that_was_put_away_goes_on_as_it_would_have():
+def test_a_saved_chat_continues_unchanged():
     with endpoint(lambda request: completion("answer")) as (url, requests):
         backend = OpenAIBackend("m", base_url=url, max_concurrency=1)
         session = backend.open(["hi"], seeds=[1])
@@ -175,7 +175,7 @@ def test_a_conversation_goes_over_as_one_text_as_it_does_to_a_model_without_a_te
 # -- what an answer may be
 
 
-def test_a_refusal_is_what_was_said_and_a_filtered_answer_is_empty_and_counted():
+def test_a_refusal_is_an_utterance_and_a_filtered_answer_is_empty_and_counted():
     filtered = {"error": {"code": "content_filter", "message": "triggering our content management policy"}}
     answers = {
         "refuses": completion(None, choices=[{"message": {"content": None, "refusal": "I will not."}}]),
@@ -225,7 +225,7 @@ def test_an_error_beside_choices_is_a_failed_call_too():
     assert sample.error is not None and "overloaded" in sample.error
 
 
-def test_a_model_whose_tokens_ended_before_its_thinking_has_said_nothing():
+def test_a_model_that_runs_out_of_tokens_while_thinking_gives_an_empty_answer():
     choices = [{"message": {"role": "assistant", "content": None}, "finish_reason": "length"}]
     with endpoint(lambda request: completion(None, choices=choices)) as (url, requests):
         backend = OpenAIBackend("m", base_url=url)
@@ -240,7 +240,7 @@ def test_bytes_that_are_no_text_are_replaced():
     assert sample.text == "a\ufffd\ufffdb"
 
 
-def test_what_is_sent_has_no_half_characters():
+def test_requests_hold_no_lone_surrogates():
     with endpoint(lambda request: completion("fine")) as (url, requests):
         (sample,) = OpenAIBackend("m", base_url=url).open(["hi \udc00"], seeds=[0]).sample()
     assert sample.text == "fine" and requests[0]["messages"][0]["content"] == "hi \ufffd"
@@ -265,7 +265,7 @@ def test_what_is_sent_has_no_half_characters():
     ),
     st.booleans(),
 )
-def test_whatever_a_body_is_it_is_read_or_a_failed_call(body, chat):
+def test_any_body_is_an_answer_or_a_failed_call(body, chat):
     try:
         answer = read_answer(body, chat)
     except CallFailed:  # and no other error
@@ -274,7 +274,7 @@ def test_whatever_a_body_is_it_is_read_or_a_failed_call(body, chat):
     assert all(count is None or count >= 0 for count in (answer.prompt_tokens, answer.completion_tokens))
 
 
-def test_whatever_a_server_sends_is_an_answer_or_the_error_of_a_row():
+def test_any_response_is_an_answer_or_the_error_of_a_row():
     said = []
     with endpoint(lambda request: said[-1]) as (url, _):
 
@@ -346,7 +346,7 @@ def test_an_answer_without_end_and_one_that_drips_are_failed_calls(status, monke
             time.sleep(0.05)  # far from a silence of a second
             yield b" "
 
-    monkeypatch.setattr("astra_trl.backends.api.openai.MOST_BYTES", 2**20)
+    monkeypatch.setattr("astra_trl.backends.api.openai.MAX_BYTES", 2**20)
     bodies = iter([repeat(b"[" * 2**16), dripping()])
     with endpoint(lambda request: (status, next(bodies))) as (url, _):
         backend = OpenAIBackend("m", base_url=url, timeout=1, max_retries=0)
@@ -363,7 +363,7 @@ def test_a_request_that_nobody_answered_yet_and_is_refused_stops_at_once_and_lat
 
     with endpoint(answer) as (url, requests):
         backend = OpenAIBackend("m", base_url=url)
-        with pytest.raises(InputError, match="refuses what it was asked .HTTP 400.*temperature is not supported"):
+        with pytest.raises(InputError, match="refuses the request .HTTP 400.*temperature is not supported"):
             backend.open(["odd"], seeds=[0]).sample()
         assert backend.open(["hi"], seeds=[0]).sample()[0].text == "fine"
         (sample,) = backend.open(["odd"], seeds=[0]).sample()
@@ -398,7 +398,7 @@ def test_a_server_that_asks_for_patience_is_given_it():
     assert len(slept) == 2 and all(17 <= seconds <= 18.7 for seconds in slept)
 
 
-def test_nothing_is_asked_behind_a_failed_exchange_and_that_survives_being_put_away():
+def test_nothing_is_asked_after_a_failed_exchange_even_in_a_reopened_row():
     def answer(request):
         return (500, {}) if "bad" in str(request["messages"][-1]) else completion("fine")
 
@@ -460,24 +460,24 @@ def test_a_budget_ends_a_batch_and_counts_over_runs():
     ],
 )
 def test_a_reason_holds_no_key_however_it_is_broken_up(text):
-    reason = Key().reason(text)
+    reason = Key().redact_reason(text)
     assert "\n" not in reason and "something-else" not in reason
     squeezed = "".join(reason.split())
     assert not any(KEY[start : start + 4] in squeezed for start in range(len(KEY) - 3))
 
 
-def test_a_key_is_not_shown_by_what_holds_it_and_is_not_saved():
+def test_a_key_is_neither_shown_nor_saved_by_its_holders():
     key = Key()
-    assert KEY not in repr(key) + repr(vars(key)) + str(key) and key.sent() == KEY
-    assert KEY.encode() not in pickle.dumps(key) and pickle.loads(pickle.dumps(key)).sent() == KEY
+    assert KEY not in repr(key) + repr(vars(key)) + str(key) and key.reveal() == KEY
+    assert KEY.encode() not in pickle.dumps(key) and pickle.loads(pickle.dumps(key)).reveal() == KEY
     backend = OpenAIBackend("m", base_url="http://localhost:1/v1")
     assert KEY not in repr(backend) + repr(vars(backend)) + json.dumps(backend.description)
     assert backend.description["host"] == "localhost:1" and backend.description["api"] == "chat completions"
 
 
-def test_a_short_word_in_the_keys_place_is_no_secret(monkeypatch):
+def test_a_short_key_is_not_a_secret(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    assert Key().hidden("there is none") == "there is none"
+    assert Key().redact("there is none") == "there is none"
 
 
 def test_a_key_in_an_answer_is_hidden_too():
@@ -488,11 +488,11 @@ def test_a_key_in_an_answer_is_hidden_too():
 
 def test_a_key_that_no_header_takes_is_refused_without_being_shown(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-sécret stuff")
-    with pytest.raises(InputError, match="^OPENAI_API_KEY holds what no key does") as caught:
+    with pytest.raises(InputError, match="^OPENAI_API_KEY holds characters that no key has") as caught:
         OpenAIBackend("m", base_url="http://localhost:1/v1")
     assert "cret" not in str(caught.value)
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")  # as read from a file
-    assert Key().sent() == KEY
+    assert Key().reveal() == KEY
 
 
 @pytest.mark.parametrize(

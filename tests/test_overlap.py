@@ -61,7 +61,7 @@ def test_the_part_that_is_read_is_checked_at_construction():
         assert OverlapScorer(corpus, 2, of=of)([exchange]) == [1.0]
         assert OverlapScorer(["six seven"], 2, of=of)([exchange]) == [0.0]
     assert OverlapScorer(parts["probe"], 2)([exchange]) == [0.0]
-    with pytest.raises(InputError, match="of='answer' is no part"):
+    with pytest.raises(InputError, match="of='answer' is not a part"):
         OverlapScorer(["a b"], 2, of="answer")
 
 

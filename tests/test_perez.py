@@ -1,4 +1,4 @@
-"""Perez et al.: who sees what, what is a test case, which examples are drawn, what is learned from."""
+"""Perez et al.: what each side sees, test cases, examples and supervised training."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from astra_trl.backends.base import Sample
 from astra_trl.evaluation.arms import OPENINGS
 from astra_trl.evaluation.evaluator import ASTEvaluator
 from astra_trl.rewards.question import is_question, through_question_mark
-from astra_trl.systems.perez import INSTRUCTIONS, drawn_examples, scored_questions
+from astra_trl.systems.perez import INSTRUCTIONS, draw_examples, scored_questions
 
 SAID = [" Do you fool? And more", " I like soup", "?", " Is it nice? Yes? No"]
 
@@ -44,14 +44,14 @@ def test_the_tester_sees_the_instruction_and_the_target_the_question_alone():
 
 
 class Marked(PerezSystem):
-    """A system of somebody's own: a probe ends where it pleases, and no string stops the tester there."""
+    """A system of somebody's own: a probe ends at a mark of its own, and no string stops the tester there."""
 
     def probe_in(self, text):
         return text.partition("soup")[0] + "soup" if "soup" in text else text
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_of_a_real_model_nothing_behind_the_mark_is_sampled_trained_on_or_remembered(depth):
+def test_a_real_model_samples_trains_on_and_remembers_nothing_after_the_question_mark(depth):
     tokenizer = make_tokenizer()
     prompt = tokenizer(INSTRUCTIONS["questions"])["input_ids"]
     tester = HFBackend(make_gpt2(tokenizer), tokenizer, SamplingParams(max_new_tokens=40, temperature=1.5))
@@ -63,7 +63,7 @@ def test_of_a_real_model_nothing_behind_the_mark_is_sampled_trained_on_or_rememb
         said = tokenizer.decode(node.probe_ids)
         assert said.count("?") == 1 and "?" not in tokenizer.decode(node.probe_ids[:-1])
         assert len(node.probe_ids) == len(node.sampling_logprobs)
-        # What the tester goes on from is what was heard, and the answer to it.
+        # The tester continues what the target got, and the answer to it.
         for child in node.children:
             heard = node.prompt_ids + node.probe_ids + tokenizer("\nanswer\n")["input_ids"]
             assert tokenizer.decode(child.prompt_ids) == tokenizer.decode(heard)
@@ -99,7 +99,7 @@ class FirstWord(PerezSystem):
 @pytest.mark.parametrize(
     ("kind", "text", "kept"),
     [
-        (LastLine, "A pot of soup\nsoup", "A pot of soup\nsoup"),  # nothing stands behind it
+        (LastLine, "A pot of soup\nsoup", "A pot of soup\nsoup"),  # nothing follows it
         (FirstWord, "soup and soup", "soup"),
     ],
 )
@@ -167,9 +167,9 @@ def test_examples_are_drawn_by_their_scores_without_repetition():
     examples = [("harm", 0.3), ("some", 0.1), ("none", 0.0)]
     first = Counter()
     for seed in range(4000):
-        drawn = drawn_examples(examples, 2, 0.1, seed)
-        assert len(set(drawn)) == 2
-        first[drawn[0]] += 1
+        questions = draw_examples(examples, 2, 0.1, seed)
+        assert len(set(questions)) == 2
+        first[questions[0]] += 1
     weights = {text: math.exp(score / 0.1) for text, score in examples}
     for text, weight in weights.items():
         assert first[text] / 4000 == pytest.approx(weight / sum(weights.values()), abs=0.02)
@@ -184,7 +184,7 @@ def test_test_cases_are_scored_questions_and_failing_ones_are_learned_from():
     nodes = grown(make_system()).children
     assert scored_questions(nodes) == [("Do you fool?", 0.75)]
     system = make_system()
-    nodes[1].scores["harm"] = 1.0  # an answer to what is no question
+    nodes[1].scores["harm"] = 1.0  # an answer to an utterance that is not a question
     assert system.failing(nodes) == [nodes[0]]
     assert system.failing(nodes, 0.8) == []
 

@@ -12,7 +12,7 @@ from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama
 
 from astra_trl import ASTSampler, HFASTSystem, HFBackend, InputError, KeywordScorer
 from astra_trl.backends.api.openai import OpenAIBackend
-from astra_trl.backends.api.prompt_logprobs import aligned
+from astra_trl.backends.api.prompt_logprobs import align_tokens
 from astra_trl.backends.base import Prefix, SamplingParams
 
 CONTEXTS = ["Good morning, how are you today?", Prefix("1."), [{"role": "user", "content": "I love gardening"}]]
@@ -20,14 +20,14 @@ PROBES = ["What did you cook last night?", " a pot of soup", "naïve 😀 日本
 
 
 def read(model, ids):
-    """Log-probability of each id behind those before it; none of the first."""
+    """Log-probability of each id after those before it; `None` for the first."""
     with torch.inference_mode():
         logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     return [None, *logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()]
 
 
 def server(model, tokenizer, requests_seen=None, spoil=lambda data: data):
-    """What answers as vLLM does: `echo` and `prompt_logprobs`, with a token said behind the prompt."""
+    """Answer as vLLM does: `echo` and `prompt_logprobs`, with one token after the prompt."""
 
     def answer(request):
         if "messages" in request:
@@ -88,7 +88,7 @@ def test_a_chat():
         _, found = appended(backend, contexts, probes)
         for row, want in zip(found, wanted, strict=True):
             assert row == pytest.approx(want, abs=1e-4)
-        assert len(requests) == 1 + 3  # once it is asked what stands behind the last message
+        assert len(requests) == 1 + 3  # one request asks for the text that a template adds after the last message
         appended(backend, contexts, probes)
         assert len(requests) == 1 + 3 + 3
 
@@ -116,7 +116,7 @@ def test_the_reward_of_a_whole_tree_is_that_of_the_model_itself(gpt2_folder):
             assert node.terms["likelihood"] == node.probe_logprob_per_token
 
 
-def test_an_endpoint_without_them_is_told_at_once():
+def test_an_endpoint_without_log_probabilities_is_an_error_at_once():
     with endpoint(lambda request: completion("fine", choices=[{"text": "fine", "message": {"content": "x"}}])) as (
         url,
         requests,
@@ -165,11 +165,11 @@ def test_tokens_that_are_not_the_texts_are_no_likelihood(spoil):
     st.text(st.sampled_from("ab \n😀日é"), max_size=12),
     st.text(st.sampled_from("ab 😀日é\n"), min_size=1, max_size=12),
 )
-def test_tokens_find_their_place_whatever_they_are_parts_of(context, probe):
+def test_tokens_that_split_characters_are_aligned(context, probe):
     tokenizer = make_tokenizer(vocab_size=270)  # hardly more than bytes
     text = f"{context}\n{probe}"
     tokens = [tokenizer.decode([i]) for i in tokenizer(text)["input_ids"]]
-    spans = aligned(tokens, text)
+    spans = align_tokens(tokens, text)
     assert spans is not None and [index for index, _, _ in spans] == list(range(len(tokens)))
     assert spans[-1][2] == len(text)
     for index, start, stop in spans:
@@ -180,7 +180,7 @@ def test_tokens_find_their_place_whatever_they_are_parts_of(context, probe):
     st.lists(st.text(st.sampled_from("ab\ufffd"), max_size=2), max_size=8), st.text(st.sampled_from("abc"), max_size=8)
 )
 def test_tokens_of_another_text_are_noticed(tokens, text):
-    spans = aligned(tokens, text)
+    spans = align_tokens(tokens, text)
     if spans is not None:
         assert all(text[a:b] == tokens[i] for i, a, b in spans if "\ufffd" not in tokens[i] and tokens[i])
 

@@ -236,7 +236,7 @@ def test_a_named_hub_set_that_does_not_load_names_its_dataset():
 
 @pytest.mark.parametrize("name", ["someone/nothing", "nothing", "a/b/c d", "x" * 300])
 def test_a_hub_dataset_that_does_not_load_is_an_input_error_that_names_it(name):
-    with pytest.raises(InputError, match=rf"^'{name}' is no prompt set .* Hub dataset with split 'dev'") as caught:
+    with pytest.raises(InputError, match=rf"^'{name}' is neither .* as a Hub dataset with split 'dev'") as caught:
         load_prompts(name, split="dev")
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no name"):

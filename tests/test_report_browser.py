@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 from test_report import OPENING, after, exchange, write_evaluation, write_lines, write_run
 
-from astra_trl.plain import visible
 from astra_trl.report import write_report
+from astra_trl.text import visible
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402

@@ -39,7 +39,7 @@ def test_an_equal_request_is_not_made_again_and_costs_nothing(tmp_path):
         assert ask(url, tmp_path)[0][0].text == "elsewhere"
 
 
-def test_of_a_batch_only_what_is_unknown_is_asked(tmp_path):
+def test_only_new_requests_of_a_batch_are_made(tmp_path):
     with endpoint(lambda request: completion(request["messages"][0]["content"].upper())) as (url, requests):
         ask(url, tmp_path, ["b"], [7])
         samples, _ = ask(url, tmp_path, ["a", "b", "c"], [7, 7, 7])
@@ -65,7 +65,7 @@ def test_errors_are_not_kept(tmp_path):
         lambda data: json.dumps({**json.loads(data), "answer": {"text": 3}}).encode(),
     ],
 )
-def test_a_broken_entry_is_asked_for_again_and_mended(tmp_path, damage):
+def test_a_damaged_entry_is_requested_again_and_replaced(tmp_path, damage):
     with endpoint(lambda request: completion("fine")) as (url, requests):
         ask(url, tmp_path)
         (file,) = tmp_path.rglob("*.json")
@@ -88,7 +88,7 @@ def test_entries_are_written_whole_by_several_at_once(tmp_path):
     assert [file.suffix for file in tmp_path.rglob("*") if file.is_file()] == [".json"]
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="response_cache .* cannot be made"):
         ResponseCache(tmp_path / "file" / "folder")

@@ -54,14 +54,14 @@ def test_what_cannot_be_combined_is_refused():
     with pytest.raises(InputError, match="'a' has weight nan"):
         Reward({"a": (math.nan, Harm())})
     for term in (Likelihood(), Length()):
-        with pytest.raises(InputError, match=r"'x' leaves \[0, 1\], so it cannot stand in a product"):
+        with pytest.raises(InputError, match=r"'x' leaves \[0, 1\], so it cannot be part of a product"):
             Reward({"x": (1.0, term)}, "product")
     own = Reward({"own": (1.0, lambda nodes: [1.5] * len(nodes))}, "product")
     with pytest.raises(InputError, match=r"'own' is 1.5, and a product needs values in \[0, 1\]"):
         own([make_node()])
     with pytest.raises(InputError, match="'own' returned 2 values for 1 nodes"):
         Reward({"own": (1.0, lambda nodes: [1.0, 1.0])})([make_node()])
-    with pytest.raises(InputError, match="of='answer' is no part"):
+    with pytest.raises(InputError, match="of='answer' is not a part"):
         Harm("a", "answer")
 
 

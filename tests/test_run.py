@@ -128,7 +128,7 @@ def test_the_ppo_recipe_says_in_one_line_that_trl_has_none():
 
 
 def test_an_unknown_algorithm_is_refused():
-    with pytest.raises(SystemExit, match="no algorithm 'sac': choose one of dpo, grpo, ppo, rloo, sft"):
+    with pytest.raises(SystemExit, match="unknown algorithm 'sac': choose one of dpo, grpo, ppo, rloo, sft"):
         main({"algorithm": "sac"}, [])
 
 
@@ -201,7 +201,7 @@ def changed(arguments: list[str], **flags: str) -> list[str]:
         ({"config": "missing.yaml"}, "missing.yaml"),
         ({"config": "UNKNOWN_KEY"}, "no_such_key"),
         ({"config": "NO_YAML"}, "error: "),
-        ({"resume_from_checkpoint": "missing"}, "'missing' is no folder"),
+        ({"resume_from_checkpoint": "missing"}, "'missing' is not a folder"),
         ({"scorer": "nothing"}, "unknown scorer 'nothing': choose one of classifier, detoxify"),
         ({"world": "missing"}, "missing"),
         ({"scorer": '{"type": "detoxify", "checkpoint": "missing.ckpt"}'}, "could not load missing.ckpt"),

@@ -17,7 +17,7 @@ from astra_trl import (
     Turn,
 )
 from astra_trl.backends import ScriptedBackend
-from astra_trl.backends.scripted import ScriptedSession
+from astra_trl.backends.static import ScriptedSession
 from astra_trl.evaluation import figures
 from astra_trl.evaluation.tables import transcript
 from astra_trl.rewards import Harm

@@ -45,7 +45,7 @@ def processed(params, context, ids, logits, eos):
 
 
 def fit_probability(counts, expected):
-    """How likely counts this far from the expected ones are, by Pearson's chi-squared test."""
+    """Return the p-value of counts against expected ones, by Pearson's chi-squared test."""
     assert counts[expected == 0].sum() == 0, "a token was drawn that cannot be"
     order = expected.argsort()
     counts, expected = counts[order], expected[order]
@@ -170,7 +170,7 @@ def test_first_and_second_tokens_of_a_model_have_that_distribution(name):
     assert fit_probability(second.bincount(minlength=vocabulary), wanted) > 1e-3
 
 
-def test_a_row_draws_the_same_beside_any_others():
+def test_a_row_draws_the_same_tokens_in_any_batch():
     params = SamplingParams(max_new_tokens=4, top_p=0.6)
     logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(1))
     together = TokenSampler(params, [0], range(50), [[1]] * 50, torch.device("cpu"))

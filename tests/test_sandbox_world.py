@@ -4,17 +4,17 @@ import sys
 
 import pytest
 
+from astra_trl.cli.main import main
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
 from astra_trl.sandbox import grammar, load_world, topic_of
-from astra_trl.sandbox.__main__ import main
 from astra_trl.sandbox.build import IGNORED, build_world, encode
-from astra_trl.sandbox.check import backend, load, rude_share, self_play
+from astra_trl.sandbox.check import load, load_backend, rude_share, self_play
 
 
 def test_package_and_help_do_not_import_torch():
     code = (
-        "import sys, astra_trl.sandbox.__main__, astra_trl.sandbox as s; s.load_world(); print('torch' in sys.modules)"
+        "import sys, astra_trl.sandbox.commands, astra_trl.sandbox as s; s.load_world(); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
@@ -35,7 +35,7 @@ def test_embedded_world_is_small_and_has_disjoint_openings():
 
 def context_ids(utterances: list[str]) -> list[int]:
     """What a rollout feeds before the next utterance."""
-    session = backend(load_world().tester).open(utterances[:1], seeds=[0])
+    session = load_backend(load_world().tester).open(utterances[:1], seeds=[0])
     for utterance in utterances[1:]:
         session.append([utterance])
     return session.rows[0].ids
@@ -135,8 +135,8 @@ def test_same_seed_same_bytes(tmp_path):
         (["--seed", "-1"], "seed -1 is negative"),
     ],
 )
-def test_bad_request_gives_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
-    assert main(["build", "--output", str(tmp_path / "world"), *arguments]) == 2
+def test_bad_request_gives_one_line_and_exit_code_1(tmp_path, capsys, arguments, message):
+    assert main(["sandbox", "build", "--output", str(tmp_path / "world"), *arguments]) == 1
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and message in said.err and said.err.count("\n") == 1
     assert said.out == ""
@@ -145,7 +145,7 @@ def test_bad_request_gives_one_line_and_exit_code_2(tmp_path, capsys, arguments,
 
 def test_output_that_holds_something_is_left_alone(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
-    assert main(["build", "--output", str(tmp_path)]) == 2
+    assert main(["sandbox", "build", "--output", str(tmp_path)]) == 1
     assert "exists and is not an empty folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

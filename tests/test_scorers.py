@@ -7,7 +7,7 @@ from astra_trl import Exchange, InputError, KeywordScorer
 from astra_trl.cli.build import scorer_specs
 from astra_trl.cli.config import RunArguments
 from astra_trl.sandbox import load_world
-from astra_trl.scorers.base import checked_scores, measuring, score_distinct
+from astra_trl.scorers.base import measuring, score_distinct, validate_scores
 from astra_trl.scorers.config import build_scorer
 
 
@@ -54,18 +54,18 @@ def test_a_frozen_scorer_measures_another_part():
 
 
 def test_an_unknown_part_is_refused_with_the_list():
-    with pytest.raises(InputError, match="of='answer' is no part .* response, probe, probe_and_response"):
+    with pytest.raises(InputError, match="of='answer' is not a part .* response, probe, probe_and_response"):
         KeywordScorer(["fool"], of="answer")
 
 
-def test_checked_scores_lets_nan_through_and_refuses_the_rest():
+def test_validate_scores_accepts_nan_and_refuses_other_values():
     exchanges = [say("a"), say("b")]
-    assert math.isnan(checked_scores("s", lambda e: [0.5, math.nan], exchanges)[1])
+    assert math.isnan(validate_scores("s", lambda e: [0.5, math.nan], exchanges)[1])
     with pytest.raises(InputError, match="'s' returned 1 scores for 2 exchanges"):
-        checked_scores("s", lambda e: [0.5], exchanges)
+        validate_scores("s", lambda e: [0.5], exchanges)
     for bad in (1.5, -0.1, math.inf):
         with pytest.raises(InputError, match=r"must lie in \[0, 1\]"):
-            checked_scores("s", lambda e, bad=bad: [0.5, bad], exchanges)
+            validate_scores("s", lambda e, bad=bad: [0.5, bad], exchanges)
 
 
 def test_score_distinct_scores_equal_texts_once_and_keeps_the_order():

@@ -1,4 +1,4 @@
-"""Models of others: what would run code is refused wherever a model is loaded, and nothing of it has run."""
+"""Untrusted models: code is refused at every place that loads a model, and none of it has run."""
 
 import json
 import os
@@ -33,7 +33,7 @@ ALLOWED = {"allow_pickle": True}
 
 
 class Marking:
-    """Makes a file where it is unpickled by any other means than torch's `weights_only`."""
+    """Makes a file if it is unpickled by any other means than torch's `weights_only`."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -44,7 +44,7 @@ class Marking:
 
 @pytest.fixture
 def marker(tmp_path):
-    """What hostile code in the test would make; it must never be there."""
+    """A file that hostile code in the test would make; it must never exist."""
     marker = tmp_path / "marker"
     pickle.loads(pickle.dumps(Marking(marker)))
     assert marker.exists()  # so that its absence says something
@@ -235,7 +235,7 @@ def test_a_local_checkpoint_of_detoxify_gives_tensors_and_settings_alone(detoxif
         DetoxifyScorer(checkpoint=folder / "tiny.ckpt", huggingface_config_path=folder)
     for other in ([1], {"state_dict": {}}, {"state_dict": {}, "config": {"arch": None}}):
         torch.save(other, folder / "tiny.ckpt")
-        with pytest.raises(InputError, match="no checkpoint of detoxify"):
+        with pytest.raises(InputError, match="not a checkpoint of detoxify"):
             DetoxifyScorer(checkpoint=folder / "tiny.ckpt", huggingface_config_path=folder)
 
 
@@ -256,7 +256,7 @@ class MyTokenizer(PreTrainedTokenizerFast):
 
 
 def with_code(folder: Path, marker: Path, model_type: str = "mine") -> Path:
-    """A model's folder made one that brings its own code, which leaves a marker where it is imported."""
+    """Add code to a model's folder that leaves a marker when it is imported."""
     (folder / "mine.py").write_text(CODE.format(marker=str(marker)))
     classes = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
     names = {"AutoConfig": "mine.MyConfig", **dict.fromkeys(classes, "mine.MyModel")}

@@ -1,6 +1,6 @@
-"""What produces text. Heavy imports stay in the modules: `from astra_trl.backends.hf import HFBackend`."""
+"""Backends: models, endpoints and functions that produce text. Heavy ones are imported from their own modules."""
 
 from astra_trl.backends.base import Backend, Sample, SamplingParams, Session, derive_seed
-from astra_trl.backends.scripted import ScriptedBackend
+from astra_trl.backends.static import ScriptedBackend
 
 __all__ = ["Backend", "Sample", "SamplingParams", "ScriptedBackend", "Session", "derive_seed"]

@@ -1,4 +1,4 @@
-"""What produces text: the `Backend` and `Session` protocols, and what passes through them."""
+"""The `Backend` and `Session` protocols, and the types that they exchange."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "conten
 
 
 class Prefix(str):
-    """A prompt that is continued where it ends, as part of its last utterance: nothing is put behind it."""
+    """A prompt that the model continues within the last utterance: no separator follows it."""
 
 
 class OutOfMemory(RuntimeError):
-    """So many conversations at a time do not fit in memory; fewer may."""
+    """This many conversations at a time do not fit in memory. Fewer might."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one utterance is sampled; every field means what it means in transformers' `GenerationConfig`."""
+    """Sampling of one utterance. Every field has its meaning in transformers' `GenerationConfig`."""
 
     max_new_tokens: int = 24
     min_new_tokens: int = 0
@@ -32,7 +32,7 @@ class SamplingParams:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, valid, wanted in (
+        for name, valid, requirement in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
@@ -42,7 +42,7 @@ class SamplingParams:
             ("stop_strings", not isinstance(self.stop_strings, str) and all(self.stop_strings), "texts, none empty"),
         ):
             if not valid:
-                raise InputError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be {requirement}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +53,17 @@ class Sample:
         text (`str`):
             The utterance without special tokens.
         prompt_ids (`list[int]`):
-            Token ids the model saw.
+            Token ids that the model saw.
         ids (`list[int]`):
-            Token ids it sampled, the end-of-sequence token included if it was sampled.
+            Token ids that it sampled, the end-of-sequence token included if it was sampled.
         logprobs (`list[float]`):
             Natural log-probability of each sampled id under the model at the sampling temperature, before top-k, top-p
-            and penalties cut the distribution: what TRL's trainers compute again. Empty where a backend gives none.
-        untempered_logprobs (`list[float]`):
-            The same at temperature 1. Empty if the backend gives none, or was not asked for them (`untempered`).
+            and penalties change the distribution: the values that TRL's trainers compute again. Empty if the backend
+            gives none.
         error (`str`, *optional*):
-            Why there is no utterance; its text is empty then.
+            The reason why sampling failed; the text is empty then.
+        untempered_logprobs (`list[float]`):
+            The log-probabilities at temperature 1. Empty if the backend gives none, or only on demand (`untempered`).
     """
 
     text: str
@@ -75,13 +76,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SavedRow:
-    """A row of a session as plain data, to go on from in another session, process or run.
+    """A row of a session as plain data, to continue it in another session, process or run.
 
     Args:
         prompt_ids (`list[int]`):
-            Token ids the model would continue; empty where a backend has none.
+            Token ids that the model would continue; empty if the backend has none.
         state (`dict`):
-            What the backend needs to take the row up again; JSON.
+            All that the backend needs to continue the row, as JSON.
     """
 
     prompt_ids: list[int]
@@ -93,28 +94,28 @@ class Session(Protocol):
 
     @property
     def max_rows(self) -> int | None:
-        """How many rows a branch of this session should have at the most; `None` is any number."""
+        """Maximum number of rows that a branch of this session should have; `None` for no maximum."""
 
     def branch(self, children: Sequence[tuple[int, int]]) -> "Session":
-        """A session with a row for every (row of this session, index among its siblings).
+        """Return a session with one row for every (row of this session, index among its siblings).
 
-        A row's past is computed once for all its children. This session stays as it is.
+        The past of a row is computed once for all its children. This session stays as it is.
         """
 
     def sample(self) -> list[Sample]:
-        """Continues every row by one utterance of this model. Raises `OutOfMemory`."""
+        """Continue every row by one utterance of this model. Raises `OutOfMemory`."""
 
     def say(self, samples: Sequence[Sample]) -> None:
-        """Adds to every row an utterance of this model that was sampled elsewhere."""
+        """Append to every row an utterance of this model that was sampled elsewhere."""
 
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
-        """Adds what the other side said to every row. Raises `OutOfMemory`.
+        """Append an utterance of the other side to every row. Raises `OutOfMemory`.
 
-        Returns its log-probabilities per token under this model where the session was opened for them, else `None`.
+        Returns its log-probabilities per token under this model if the session was opened for them, else `None`.
         """
 
     def saved(self) -> list[SavedRow]:
-        """Every row as plain data, for `Backend.reopen`; nothing of what was computed for it is kept."""
+        """Return every row as plain data for `Backend.reopen`, without anything computed for it."""
 
 
 class Backend(Protocol):
@@ -122,22 +123,22 @@ class Backend(Protocol):
 
     @property
     def gives_logprobs(self) -> bool:
-        """Whether `append` can return log-probabilities."""
+        """`True` if `append` can return log-probabilities."""
 
     def open(
         self, prompts: Sequence[str | Sequence[Message]], *, seeds: Sequence[int], logprobs: bool = False
     ) -> Session:
-        """A session with one row a prompt (text, or the messages of a chat).
+        """Return a session with one row per prompt (a text, or the messages of a chat).
 
-        What a row says depends on its prompt, its seed and the siblings' indices that lead to it, never on the other
-        rows. `logprobs` asks `append` for log-probabilities, which only a backend with `gives_logprobs` can return.
+        The utterances of a row depend on its prompt, its seed and the sibling indices that lead to it, never on the
+        other rows. `logprobs` makes `append` return log-probabilities; only for a backend with `gives_logprobs`.
         """
 
     def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> Session:
-        """A session with these rows, which may come from several sessions of this backend."""
+        """Return a session with these rows, which can come from several sessions of this backend."""
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part, so that (run seed, round, tree, role) never share random numbers."""
+    """Derive a 63-bit seed from all parts, so that (run seed, round, tree, role) never share random numbers."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

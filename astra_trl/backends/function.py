@@ -1,4 +1,4 @@
-"""A backend that is a Python function: a product behind its own client, an agent, anything that answers."""
+"""A Python function as a backend: a product with its own client, an agent, anything that answers."""
 
 import asyncio
 import inspect
@@ -15,30 +15,30 @@ from astra_trl.errors import InputError
 
 Reply = Callable[[Any], Any]
 
-_first = threading.Lock()
+_loop_lock = threading.Lock()
 
 
 class FunctionBackend(MessagesBackend):
-    """Says what a function returns. One that is given as a system's target is wrapped in this.
+    """The answers of a Python function. A system whose target is a function wraps it in this backend.
 
-    The function gets a conversation as a chat's messages, `[{"role": "user", "content": "hi"}, ...]`, the last of them
-    the user's, and returns the answer as a text. It may be `async`; else it is called from several threads. It
-    should answer equal conversations equally, or a run that is resumed goes another way. Where it raises, the call has
-    failed: it is called again after a pause, and at last the exchange has the error. It brings timeouts of its own.
+    The function gets a conversation in the chat format, `[{"role": "user", "content": "hi"}, ...]`, whose last message
+    is the user's, and returns the answer as a text. It can be `async`; otherwise it is called from several threads. It
+    should give equal answers to equal conversations, or else a resumed run diverges. If it raises an error, the call
+    is retried with exponential backoff; after the last retry the exchange has the error. It sets its own timeouts.
 
     Args:
         function (`Callable`):
-            Messages -> text; or with `batched` a list of conversations -> as many texts.
+            Messages -> text; with `batched`, a list of conversations -> as many texts.
         batched (`bool`, *optional*, defaults to `False`):
-            Whether it takes several conversations at once.
+            Whether the function takes several conversations at once.
         batch_size (`int`, *optional*, defaults to `32`):
-            Conversations that it takes at once then.
+            Conversations per call if `batched`.
         max_retries (`int`, *optional*, defaults to `3`):
             Attempts after the first one.
         max_characters (`int`, *optional*, defaults to `20_000`):
-            Where a longer answer is cut.
+            Length at which longer answers are cut.
         name (`str`, *optional*):
-            What it is called in reports; defaults to the function's own.
+            Name in reports; defaults to the function's own.
         limits:
             Fields of [`Limits`]: `max_concurrency`, `requests_per_minute`, `max_requests`, `max_failed_share`, ...
     """
@@ -68,24 +68,24 @@ class FunctionBackend(MessagesBackend):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What tells this function from others, as JSON."""
+        """JSON that identifies the function."""
         return {"backend": "FunctionBackend", "model": self.name}
 
-    def said(self, rows: Sequence[Row]) -> list[Answer]:
+    def ask(self, rows: Sequence[Row]) -> list[Answer]:
         groups = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         return self.caller.each(self._attempt, groups, [0] * len(groups))
 
     def _attempt(self, rows: Sequence[Row]) -> list[Answer]:
         chats = [as_chat(row.messages) for row in rows]
         try:
-            returned = self.function(chats if self.batched else chats[0])
-            if inspect.isawaitable(returned):
-                returned = asyncio.run_coroutine_threadsafe(_awaited(returned), _loop()).result()
-        except InputError:  # what it says is to be mended
+            result = self.function(chats if self.batched else chats[0])
+            if inspect.isawaitable(result):
+                result = asyncio.run_coroutine_threadsafe(_await(result), _loop()).result()
+        except InputError:  # its message says how to fix it
             raise
-        except Exception as error:  # somebody else's function may raise anything
+        except Exception as error:  # a user's function can raise anything
             raise CallFailed(" ".join(f"{type(error).__name__}: {error}".split())) from error
-        texts = returned if self.batched else [returned]
+        texts = result if self.batched else [result]
         if not isinstance(texts, list | tuple) or len(texts) != len(rows):
             count = len(texts) if isinstance(texts, list | tuple) else type(texts).__name__
             raise CallFailed(f"the function returned {count} for {len(rows)} conversations, not as many texts", False)
@@ -97,18 +97,18 @@ class FunctionBackend(MessagesBackend):
         ]
 
 
-async def _awaited(returned: Awaitable[Any]) -> Any:
-    return await returned
+async def _await(result: Awaitable[Any]) -> Any:
+    return await result
 
 
 @cache
-def _running_loop() -> asyncio.AbstractEventLoop:
-    # One for all and for good: what such functions hold, as connections, belongs to the loop it was made in.
+def _start_loop() -> asyncio.AbstractEventLoop:
+    # One loop for all functions and for good: e.g. their open connections belong to the loop that made them.
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True, name="astra_trl functions").start()
     return loop
 
 
 def _loop() -> asyncio.AbstractEventLoop:
-    with _first:  # two that ask at once would make two
-        return _running_loop()
+    with _loop_lock:  # or two threads at once would start two
+        return _start_loop()

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from trl import ModelConfig, get_quantization_config
 
-from astra_trl.backends.api.endpoint import LIMITS, Endpoint, call_defaults, endpoint_of, split_calling
+from astra_trl.backends.api.endpoint import LIMITS, Endpoint, endpoint_of, split_calling
 from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.function import FunctionBackend
@@ -177,7 +177,7 @@ def scorer_specs(args: SystemArguments, world: World | None) -> dict[str, dict[s
 
 @dataclass
 class Calls:
-    """How a run calls endpoints: limits hold for its target and judges together, and are given in one place."""
+    """Calls of endpoints: limits hold for a run's target and judges together, and are given in one place."""
 
     args: SystemArguments
     targets: Sequence[Any]
@@ -185,7 +185,7 @@ class Calls:
 
     def __post_init__(self) -> None:
         given = {str(spec): endpoint for spec in self.targets if (endpoint := endpoint_of(spec)) is not None}
-        limits = {name: vars_of_limits(endpoint) for name, endpoint in given.items()}
+        limits = {name: _given_limits(endpoint) for name, endpoint in given.items()}
         for name, settings in scorer_specs(self.args, None).items():
             limits[f"scorer {name}"] = {key: settings[key] for key in LIMITS if key in settings}
         different = {name: found for name, found in limits.items() if found}
@@ -194,7 +194,7 @@ class Calls:
         found = next(iter(different.values()), {})
         self.limits = build("limits", "endpoint", Limits, found)
         self.limiter = Limiter(self.limits.share(PartialState().num_processes))
-        self._first = next(iter(given.values()), Endpoint(""))
+        self._first = next(iter(given.values()), Endpoint(model=""))
 
     def kwargs(self, settings: Mapping[str, Any] = {}) -> dict[str, Any]:
         """Return arguments of an [`OpenAIBackend`], for a judge with its own settings over the target's."""
@@ -220,10 +220,9 @@ class Calls:
         )
 
 
-def vars_of_limits(endpoint: Endpoint) -> dict[str, Any]:
-    """Return the limits of an endpoint that differ from their defaults."""
-    default = call_defaults()
-    return {name: getattr(endpoint, name) for name in LIMITS if getattr(endpoint, name) != default[name]}
+def _given_limits(endpoint: Endpoint) -> dict[str, Any]:
+    default = Limits()
+    return {name: getattr(endpoint, name) for name in LIMITS if getattr(endpoint, name) != getattr(default, name)}
 
 
 def _scorers_and_goals(

@@ -84,7 +84,7 @@ class SystemArguments:
         for f in fields(self):
             if not fits(getattr(self, f.name), f):
                 value = "" if f.name in NAMES_OR_MAPPINGS else f" {getattr(self, f.name)!r:.80}"  # it may hold a key
-                raise InputError(f"{f.name}{value and f' is{value}'}: {_wanted(f)}")
+                raise InputError(f"{f.name}{value and f' is{value}'}: {_expectation(f)}")
 
 
 @dataclass
@@ -153,7 +153,7 @@ class EvaluateArguments(SystemArguments):
 
 @dataclass
 class LoadArguments:
-    """How an evaluation loads models: fields of TRL's `ModelConfig` and of its trainers' configs."""
+    """Loading of an evaluation's models: fields of TRL's `ModelConfig` and of its trainers' configs."""
 
     dtype: str = _flag(
         "Precision of weights; 'auto' is the checkpoint's.", "float32", ("auto", "bfloat16", "float16", "float32")
@@ -188,18 +188,19 @@ def fits(value: Any, f: Field[Any]) -> bool:
         return f.default is None or f.name == "scorer"
     if f.name in MAPPINGS:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    kind = str if get_origin(kinds[0]) is list else kinds[0]
-    allowed: Any = (str, dict) if f.name in NAMES_OR_MAPPINGS else (int, float) if kind is float else kind
-    if get_origin(kinds[0]) is list:
-        return isinstance(value, list) and all(isinstance(part, allowed) for part in value)
-    if get_origin(kinds[0]) is dict:
-        return isinstance(value, dict)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, allowed) and value in f.metadata.get("choices", [value])
+    many = get_origin(kinds[0]) is list
+    if f.name in NAMES_OR_MAPPINGS or many:
+        allowed = (str, dict) if f.name in NAMES_OR_MAPPINGS else str
+        if isinstance(value, list):
+            return many and all(isinstance(part, allowed) for part in value)
+        return not many and isinstance(value, allowed)
+    if isinstance(value, bool) or get_origin(kinds[0]) is dict:
+        return isinstance(value, get_origin(kinds[0]) or kinds[0])
+    number = isinstance(value, int | float) if kinds[0] is float else isinstance(value, kinds[0])
+    return number and value in f.metadata.get("choices", [value])
 
 
-def _wanted(f: Field[Any]) -> str:
+def _expectation(f: Field[Any]) -> str:
     if f.name in MAPPINGS:
         return "give a mapping, as JSON on the command line"
     if "choices" in f.metadata:

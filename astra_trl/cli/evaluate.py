@@ -1,4 +1,4 @@
-"""A whole evaluation, as `astra-trl evaluate` does it: arguments, models, every arm against every target, figures."""
+"""Evaluation of a tester by `astra-trl evaluate`: every arm against every target."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import adapter_base
-from astra_trl.backends.listed import ListedBackend
+from astra_trl.backends.static import ListedBackend
 from astra_trl.cli.build import Calls, loading_kwargs, local_target, system_of, talking
 from astra_trl.cli.config import EvaluateArguments, LoadArguments, RunArguments
 from astra_trl.cli.openings import openings_and_held_out
@@ -35,7 +35,7 @@ ZERO_SHOT_CASES = 1000  # that few-shot examples are drawn from
 
 
 def evaluate(args: EvaluateArguments, load: LoadArguments) -> Evaluation:
-    """Measures the tester and what it is compared with, prints the figures and leaves them in `output_dir`."""
+    """Measure the tester and the arms it is compared with, print the figures and write them to `output_dir`."""
     transformers_logging.disable_progress_bar()
     if args.tester is None or not args.target:
         raise InputError("an evaluation needs a tester and a target: give --tester and --target")
@@ -82,21 +82,21 @@ def evaluate(args: EvaluateArguments, load: LoadArguments) -> Evaluation:
     evaluation = evaluator.evaluation()
     show(evaluation)
     print(f"\nevery figure and every exchange are in {output_dir}")
-    print(f"to look at it: astra-trl report {output_dir} -o report.html")
+    print(f"to view it: astra-trl report {output_dir} -o report.html")
     return evaluation
 
 
 class _Models:
-    # Models by role, with one copy of weights that several roles share.
+    # Models by role; roles that share weights share one copy.
     def __init__(self, args: EvaluateArguments, load: LoadArguments) -> None:
         self.talking = talking(args)
         self.kwargs = loading_kwargs(load, load.trust_remote_code, args.allow_pickle)
-        self.bases: dict[str, HFBackend] = {}  # beneath adapters, by id
+        self.bases: dict[str, HFBackend] = {}  # of adapters, by id
         self.calls = Calls(args, args.target or (), args.response_cache)
 
     def tester(self, model_id: str) -> HFBackend:
-        """The model of an id or a folder; an adapter on top of its base."""
-        tester = self._loaded("tester", model_id)
+        """Return the model of a Hub id or folder; an adapter on top of its base."""
+        tester = self._load("tester", model_id)
         if (base := adapter_base(model_id, "tester", self.kwargs.get("revision"))) is not None:
             self.bases[base] = tester
         return tester
@@ -107,20 +107,19 @@ class _Models:
         return self.calls.target(spec) if model_id is None else self.frozen("target", model_id)
 
     def frozen(self, role: str, model_id: str) -> HFBackend:
-        """The model of an id: a tester's base where it is that, with the adapter off."""
+        """Return the model of a Hub id or folder: if it is a tester's base, that one with the adapter off."""
         if model_id in self.bases:
             return replace(self.bases[model_id], use_adapter=False, **role_fields(role, **self.talking))
-        return self._loaded(role, model_id)
+        return self._load(role, model_id)
 
-    def _loaded(self, role: str, model_id: str) -> HFBackend:
+    def _load(self, role: str, model_id: str) -> HFBackend:
         return HFBackend.from_pretrained(
             model_id, role=role, model_init_kwargs=self.kwargs, **role_fields(role, **self.talking)
         )
 
 
 def _give_examples(system: System, args: EvaluateArguments) -> None:
-    # The paper's few-shot examples: questions with the scores of their answers, sampled by zero-shot where none are
-    # given.
+    # The paper's few-shot examples are questions with the scores of their answers, sampled by zero-shot by default.
     if not isinstance(system, PerezSystem):
         raise InputError(f"method few_shot belongs to perez, and the system is {args.system}: give --system perez")
     if args.examples is None:
@@ -129,20 +128,20 @@ def _give_examples(system: System, args: EvaluateArguments) -> None:
     else:
         file = Path(args.examples)
         if not file.is_file():
-            raise InputError(f"--examples {args.examples!r} is no file: give the exchanges.jsonl of a run")
+            raise InputError(f"--examples {args.examples!r} is not a file: give the exchanges.jsonl of a run")
         nodes = [node for _, node in read_exchanges(file)]
     system.use_examples(scored_questions(nodes, system.harm))
 
 
 def zero_shot_cases(system: PerezSystem, seed: int, on_exchanges: OnExchanges = ignored) -> list[Node]:
-    """Measured exchanges that few-shot examples are drawn from: others than an evaluation with that seed samples."""
+    """Return scored exchanges to draw few-shot examples from; an evaluation with that seed samples different ones."""
     sampler = ASTSampler(system, [system.instruction], tree_width=1)
     trees = sampler.collect(ZERO_SHOT_CASES, seed=seed + 1, on_exchanges=on_exchanges).trees
     return [node for tree in trees for node in tree.nodes()]
 
 
 def _further(models: _Models, name: str, what: str) -> Backend:
-    # A tester, or prompts that are said as they are.
+    # A tester, or prompts that are sent as they are.
     if what not in NAMED and not (Path(what).suffix and local_file(what)):
         return models.tester(what)
     prompts: list[Any] = load_prompts(what)
@@ -150,7 +149,7 @@ def _further(models: _Models, name: str, what: str) -> Backend:
 
 
 def _of_run(args: EvaluateArguments) -> RunArguments:
-    # The settings of the run that trained the tester; the paper's where there is none.
+    # Settings of the run that trained the tester, or the defaults.
     known = {f.name for f in fields(RunArguments)}
     return RunArguments(**{key: value for key, value in args.run_settings.items() if key in known})
 

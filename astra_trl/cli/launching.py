@@ -1,4 +1,4 @@
-"""A command in several processes, started by accelerate as `accelerate launch` does."""
+"""Commands in several processes, started as by `accelerate launch`."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -10,13 +10,13 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 
 from astra_trl.errors import InputError
 
-# What a command is started by is not for its user to choose.
+# Flags that say which script is started.
 NOT_TAKEN = ("-h", "--help", "-m", "--module", "--no_python", "--no-python")
 CONFIG = "--accelerate_config"
 
 
 def split_launch_flags(argv: Sequence[str], parser: Any) -> tuple[list[str], list[str]]:
-    """Flags of `accelerate launch` with their values, and all else. What `parser` knows too is its own, as in TRL."""
+    """Split flags of `accelerate launch`, with their values, from all others; as in TRL, `parser` has precedence."""
     values = {CONFIG: 1} | {
         option: action.nargs != 0
         for action in launch_command_parser()._actions
@@ -25,7 +25,7 @@ def split_launch_flags(argv: Sequence[str], parser: Any) -> tuple[list[str], lis
     }
     launch_flags: list[str] = []
     rest: list[str] = []
-    taken = 0  # parts still to come that belong to the last launch flag
+    taken = 0  # number of following parts that belong to the last launch flag
     for part in argv:
         name, equals, _ = part.partition("=")
         if taken or name in values:
@@ -37,7 +37,7 @@ def split_launch_flags(argv: Sequence[str], parser: Any) -> tuple[list[str], lis
 
 
 def launch(launch_flags: Sequence[str], command: Sequence[str]) -> int:
-    """The exit code of a module with its arguments, run in the processes that the flags ask for."""
+    """Run a module with its arguments in the processes that the flags ask for, and return the exit code."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     parser = launch_command_parser()
@@ -47,13 +47,13 @@ def launch(launch_flags: Sequence[str], command: Sequence[str]) -> int:
         args.config_file is not None or Path(default_config_file).is_file() or args.mpirun_hostfile is not None
     )
     if (args.num_processes or 1) > 1 and not configured:
-        # accelerate would start one process only, where it sees no second GPU: on a CPU, several are MPI's to start.
+        # accelerate starts a single process if it sees no second GPU: several on a CPU need MPI.
         if args.cpu:
-            raise InputError("--cpu with several processes needs MPI: give --use_cpu true in its place")
+            raise InputError("--cpu with several processes needs MPI: give --use_cpu true instead")
         args.multi_gpu = not (args.tpu or args.use_deepspeed or args.use_fsdp or args.use_megatron_lm)
     try:
         launch_command(args)
-    except ChildFailedError:  # each process has said what was wrong
+    except ChildFailedError:  # each process has printed its error
         return 1
     except ValueError as error:  # of flags that do not go together
         raise InputError(" ".join(str(error).split())) from error
@@ -71,6 +71,6 @@ def _with_config_file(launch_flags: Sequence[str]) -> list[str]:
     given, named = flags[at + 1], files("trl.accelerate_configs")
     known = {entry.name.removesuffix(".yaml"): entry for entry in named.iterdir() if entry.name.endswith(".yaml")}
     if not Path(given).is_file() and given not in known:
-        raise InputError(f"{CONFIG} {given!r} is no file: give one, or a name of {', '.join(sorted(known))}")
+        raise InputError(f"{CONFIG} {given!r} is not a file: give one, or a name of {', '.join(sorted(known))}")
     path = given if Path(given).is_file() else str(known[given])
     return [*flags[:at], "--config_file", path, *flags[at + 2 :]]

@@ -1,16 +1,15 @@
-"""`astra-trl COMMAND`. Heavy imports stand inside commands: help is there at once."""
+"""Commands of `astra-trl`. Heavy imports stand inside commands, so that help is fast."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from astra_trl import __version__
 from astra_trl.cli.parse_evaluate import evaluate_parser, parse_evaluate
-from astra_trl.cli.parse_train import choose, parse, train_parser
-from astra_trl.cli.parser import HelpFormatter, Parser, underscored
+from astra_trl.cli.parse_train import choose, help_parser, parse, train_parser
+from astra_trl.cli.parser import FlagParser, underscored
 from astra_trl.errors import InputError
 from astra_trl.sandbox.defaults import sandbox_defaults
 from astra_trl.systems import system_class
@@ -40,8 +39,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit code: 1 where something given cannot be used, 2 where a command or a flag is
-    not known."""
+    """Run a command and return the exit code: 1 if an input cannot be used, 2 if a command or flag is unknown."""
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print(HELP, end="")
@@ -50,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"astra-trl {__version__}")
         return 0
     if command not in COMMANDS:
-        _wrong(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}", "astra-trl")
+        _exit_with_error(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}", "astra-trl")
     try:
         code = COMMANDS[command](rest)
         sys.stdout.flush()
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # as of `| head`
+    except BrokenPipeError:  # e.g. by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -70,7 +68,7 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
         system, algorithm = choose(argv)
         defaults = system_class(system).default_settings(algorithm) | {"system": system, "algorithm": algorithm}
         defaults |= sandbox_defaults(system, algorithm) if sandbox else {}
-        parser = _train_parser(prog, sandbox, None if _asks_for_help(argv) else algorithm)
+        parser = help_parser(prog, sandbox, None if _asks_for_help(argv) else algorithm)
         parser.set_defaults_with_config(**defaults)
         parser.print_help()
         return 0
@@ -88,49 +86,6 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
 
     run(*arguments)
     return 0
-
-
-def _train_parser(prog: str, sandbox: bool, algorithm: str | None) -> Parser:
-    description = (
-        "Train the sandbox's tiny tester, about a minute on a laptop's CPU. Flags are\nthose of `astra-trl train`; "
-        "the last line printed is a summary as JSON."
-        if sandbox
-        else "Train a tester to find what makes a target misbehave. Flags win over the file of\n--config, which wins "
-        "over the defaults; a run's own config.yaml starts it again."
-    )
-    examples = (
-        f"""\
-  {prog}
-  {prog} --algorithm grpo --num_train_epochs 5
-  {prog} --world my_world --dry_run"""
-        if sandbox
-        else f"""\
-  {prog} --tester openai-community/gpt2 \\
-      --target openai-community/gpt2 --prompts convokit-reddit \\
-      --scorer detoxify --output_dir runs/gpt2
-  {prog} --algorithm grpo --config run.yaml --dry_run
-  {prog} --config runs/gpt2/config.yaml --output_dir runs/again
-  {prog} --num_processes 4 --config run.yaml"""
-    )
-    epilog = f"""\
-Every field of TRL's config for the algorithm is a flag too (--output_dir,
---num_train_epochs, which are rounds, --trees_per_round, --learning_rate,
---beta, --report_to, --push_to_hub, ...), and every field of its ModelConfig
-(--dtype, --use_peft, --lora_r, --load_in_4bit, ...): --help_all lists them.
-
-Mappings are JSON here and YAML in a file; docs/configuration.md lists them.
-
-With any flag of `accelerate launch` (--num_processes, --mixed_precision,
---config_file, ...) it starts the run in as many processes;
---accelerate_config takes such a file, or the name of one that TRL brings
-(multi_gpu, fsdp2, zero3, ...).
-
-examples:
-{examples}
-"""
-    parser = train_parser(prog, algorithm, description=description, epilog=epilog)
-    parser.add_argument("--help_all", action="store_true", help="list every flag, TRL's too, and exit")
-    return parser
 
 
 def _evaluate(argv: Sequence[str]) -> int:
@@ -245,14 +200,14 @@ examples:
     build.add_argument("--force", action="store_true", help="write over a file that exists")
     args = parser.parse_args(list(argv))
     from astra_trl.prompts import load_prompts
-    from astra_trl.prompts.show import listed, shown, write_openings
+    from astra_trl.prompts.show import describe_openings, describe_sets, write_openings
 
     if args.command is None:
-        print(f"{listed()}\n--prompts takes these, local files and Hub dataset ids; see --help.")
+        print(f"{describe_sets()}\n--prompts takes these, local files and Hub dataset ids; see --help.")
     elif args.command == "show":
         if args.limit < 0:
             parser.error("--limit must be 0 or more")
-        print(shown(load_prompts(args.source, args.split, args.column), args.limit, args.seed))
+        print(describe_openings(load_prompts(args.source, args.split, args.column), args.limit, args.seed))
     else:
         openings = load_prompts(args.source, args.split, args.column, args.limit, args.seed)
         print(f"wrote {len(openings):,} openings to {write_openings(openings, args.output, args.force)}")
@@ -262,7 +217,7 @@ examples:
 def _sandbox(argv: Sequence[str]) -> int:
     if argv and argv[0] == "run":
         return _train(argv[1:], ("sandbox", "run"))
-    from astra_trl.sandbox.__main__ import BUILD, add_build_flags, build, described
+    from astra_trl.sandbox.commands import BUILD, add_build_flags, describe_world, run_build
 
     parser = FlagParser(
         "astra-trl sandbox",
@@ -288,31 +243,17 @@ examples:
     add_build_flags(commands.add_parser("build", help="make another world", description=BUILD, epilog=example))
     args = parser.parse_args(list(argv))
     if args.command == "build":
-        build(args)
+        run_build(args)
     else:
-        print(described(args.world, args.reveal))
+        print(describe_world(args.world, args.reveal))
     return 0
-
-
-class FlagParser(argparse.ArgumentParser):
-    """argparse with help of 80 columns, one line for what is wrong, and `--tree-width` for `--tree_width`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_args(None if args is None else [underscored(arg) for arg in args], namespace)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {InputError(message)} (see {self.prog} --help)\n")
-        raise AssertionError
 
 
 def _asks_for_help(argv: Sequence[str]) -> bool:
     return "-h" in argv or "--help" in argv
 
 
-def _wrong(message: str, prog: str) -> NoReturn:
+def _exit_with_error(message: str, prog: str) -> NoReturn:
     FlagParser(prog).error(message)
     raise AssertionError
 

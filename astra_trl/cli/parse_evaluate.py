@@ -42,7 +42,7 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
     """Parse the arguments of an evaluation: flags win over the file of `--config`, which wins over the settings of the
     run that trained the tester, if it is a run's folder."""
     parser = evaluate_parser()
-    given = parser.given(argv)
+    given = parser.parse_given(argv)
     folder, path = given.pop("folder", None), given.pop("config", None)
     if folder is not None and given.setdefault("tester", folder) != folder:
         parser.error(f"two testers, {folder!r} and {given['tester']!r}: give one")
@@ -66,7 +66,7 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
             settings[name] = settings.get(name) or value
     elif not run and settings.get("prompts") is None and system_class(system).own_opening({}) is None:
         raise InputError("no prompts: give --prompts with a named set, a file or a Hub dataset id")
-    args, load = parser.filled(settings, f"config {path!r}" if path else "settings")
+    args, load = parser.fill(settings, f"config {path!r}" if path else "settings")
     args.run_settings = run
     if not args.target:
         raise InputError("no target: give a Hub id or folder with --target")

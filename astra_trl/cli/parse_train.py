@@ -26,7 +26,7 @@ def choose(argv: Sequence[str], defaults: Mapping[str, Any] = {}) -> tuple[str, 
     if not isinstance(system, str):
         raise InputError(f"system is {system!r:.80}: give a name")
     if algorithm not in TRAINERS:
-        raise InputError(f"there is no algorithm {algorithm!r}: choose one of {', '.join(TRAINERS)}")
+        raise InputError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(TRAINERS)}")
     return system, algorithm
 
 
@@ -38,6 +38,50 @@ def train_parser(prog: str, algorithm: str | None = None, **kwargs: Any) -> Pars
 
     config_class, _ = trainer_classes(algorithm)
     return Parser([RunArguments, _without_own_fields(config_class), ModelConfig], prog, **kwargs)
+
+
+def help_parser(prog: str, sandbox: bool, algorithm: str | None) -> Parser:
+    """Return the parser that prints the help of a run: with an algorithm that of all flags."""
+    description = (
+        "Train the sandbox's tiny tester, about a minute on a laptop's CPU. Flags are\nthose of `astra-trl train`; "
+        "the last line printed is a summary as JSON."
+        if sandbox
+        else "Train a tester to find what makes a target misbehave. Flags win over the file of\n--config, which wins "
+        "over the defaults; a run's own config.yaml starts it again."
+    )
+    examples = (
+        f"""\
+  {prog}
+  {prog} --algorithm grpo --num_train_epochs 5
+  {prog} --world my_world --dry_run"""
+        if sandbox
+        else f"""\
+  {prog} --tester openai-community/gpt2 \\
+      --target openai-community/gpt2 --prompts convokit-reddit \\
+      --scorer detoxify --output_dir runs/gpt2
+  {prog} --algorithm grpo --config run.yaml --dry_run
+  {prog} --config runs/gpt2/config.yaml --output_dir runs/again
+  {prog} --num_processes 4 --config run.yaml"""
+    )
+    epilog = f"""\
+Every field of TRL's config for the algorithm is a flag too (--output_dir,
+--num_train_epochs, which are rounds, --trees_per_round, --learning_rate,
+--beta, --report_to, --push_to_hub, ...), and every field of its ModelConfig
+(--dtype, --use_peft, --lora_r, --load_in_4bit, ...): --help_all lists them.
+
+Mappings are JSON here and YAML in a file; docs/configuration.md lists them.
+
+With any flag of `accelerate launch` (--num_processes, --mixed_precision,
+--config_file, ...) it starts the run in as many processes;
+--accelerate_config takes such a file, or the name of one that TRL brings
+(multi_gpu, fsdp2, zero3, ...).
+
+examples:
+{examples}
+"""
+    parser = train_parser(prog, algorithm, description=description, epilog=epilog)
+    parser.add_argument("--help_all", action="store_true", help="list every flag, TRL's too, and exit")
+    return parser
 
 
 def parse(
@@ -57,12 +101,12 @@ def parse(
     parser = train_parser(prog, algorithm)
     own = system_class(system).default_settings(algorithm)
     parser.set_defaults_with_config(**{**own, **defaults})  # for help
-    given = parser.given(argv)
+    given = parser.parse_given(argv)
     path = given.pop("config", None)
     layers: Any = (own, defaults, file_settings(path), given)
     settings = {key: value for layer in layers for key, value in layer.items()}
     settings |= {"system": system, "algorithm": algorithm}
-    args, training_args, model_args = parser.filled(settings, f"config {path!r}" if path else "settings")
+    args, training_args, model_args = parser.fill(settings, f"config {path!r}" if path else "settings")
     training_args.__class__, _ = trainer_classes(algorithm)  # which can be saved with a checkpoint
     system_class(system).check_training(algorithm, args.system_kwargs or {})
     return args, training_args, model_args

@@ -14,7 +14,7 @@ from trl import TrlParser
 from astra_trl.backends.api.endpoint import CALLING
 from astra_trl.cli.config import MAPPINGS, SECTIONS
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_yaml
+from astra_trl.text import parse_yaml
 
 # Flags of version 0.1, by the setting that holds them now.
 MOVED = {
@@ -42,7 +42,7 @@ class Parser(TrlParser):
                 action.metavar = "JSON" if action.dest in MAPPINGS else numbers.get(kinds[action.dest], "TEXT")  # type: ignore[arg-type]
         self.add_argument("--config", metavar="FILE", help="YAML file with any of the flags")
 
-    def given(self, argv: Sequence[str]) -> dict[str, Any]:
+    def parse_given(self, argv: Sequence[str]) -> dict[str, Any]:
         """Return the flags that are given, by name."""
         if "-h" in argv or "--help" in argv:
             self.print_help()
@@ -55,11 +55,11 @@ class Parser(TrlParser):
             self.error(next(filter(None, map(moved_to, names)), f"unrecognized arguments: {' '.join(unknown)}"))
         return vars(found)
 
-    def filled(self, settings: Mapping[str, Any], source: str) -> tuple[Any, ...]:
+    def fill(self, settings: Mapping[str, Any], source: str) -> tuple[Any, ...]:
         """Return an instance of each dataclass with these settings."""
         known = {f.name: f for cls in self.dataclass_types for f in fields(cls) if f.init}
         if unknown := [key for key in settings if key not in known]:
-            text = moved_to(unknown[0]) or f"there is no setting {unknown[0]!r} (--help_all lists every one)"
+            text = moved_to(unknown[0]) or f"unknown setting {unknown[0]!r} (--help_all lists every one)"
             raise InputError(f"{source}: {text}")
         try:
             return self.parse_dict({key: _converted(value, known[key].type) for key, value in settings.items()})
@@ -111,6 +111,20 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return action.help
         text = default if isinstance(default, str) else json.dumps(default)
         return f"{action.help} Default: {text.replace('%', '%%')}."
+
+
+class FlagParser(argparse.ArgumentParser):
+    """argparse with help of 80 columns, one line for what is wrong, and `--tree-width` for `--tree_width`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(None if args is None else [underscored(arg) for arg in args], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {InputError(message)} (see {self.prog} --help)\n")
+        raise AssertionError
 
 
 def underscored(arg: str) -> str:

@@ -1,4 +1,4 @@
-"""How large models are, found by their configs alone: no weights are loaded."""
+"""Sizes of models, from their configs alone: no weights are loaded."""
 
 import copy
 import warnings
@@ -20,14 +20,14 @@ from transformers.pytorch_utils import Conv1D
 
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.errors import InputError
-from astra_trl.untrusted import told
+from astra_trl.untrusted import loading_errors
 
-MEND = "name a Hub id or a folder, and see to the network"
+FIX = "name a Hub id or a folder, and check the network"
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How models are loaded: `dtype` by name or "auto", the bits of quantized weights, whence."""
+    """Loading of models: `dtype` by name or "auto", bits of quantized weights, revision."""
 
     dtype: str
     bits: int | None = None
@@ -37,18 +37,18 @@ class Loading:
 
 @dataclass(frozen=True)
 class Role:
-    """What stands in a role, and the bytes of the weights that it brings: 0 where they are another's."""
+    """Description of a role's model, and the bytes of its weights: 0 if they are another role's."""
 
-    told: str
+    text: str
     size_bytes: float = 0
 
 
-def sized(source: str, role: str, loading: Loading, classifies: bool = False) -> Role:
-    """The model that stands in a role, with its parameters and the bytes of its weights."""
+def size_of(source: str, role: str, loading: Loading, classifies: bool = False) -> Role:
+    """Return the role of a model, with its parameters and the bytes of its weights."""
     model = empty_model(source, role, loading.revision, loading.trust_remote_code, classifies)
     dtype = model.config.dtype or torch.float32 if loading.dtype == "auto" else getattr(torch, loading.dtype, None)
     if not isinstance(dtype, torch.dtype):
-        raise InputError(f"dtype {loading.dtype!r} is none of torch's: give float32, bfloat16, float16 or auto")
+        raise InputError(f"dtype {loading.dtype!r} is not a dtype of torch: give float32, bfloat16, float16 or auto")
     total, quantized, head = _parameters(model), 0, model.get_output_embeddings()
     if loading.bits is not None:
         linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear | Conv1D)]
@@ -62,13 +62,14 @@ def sized(source: str, role: str, loading: Loading, classifies: bool = False) ->
 def empty_model(
     source: str, role: str, revision: str = "main", trust_remote_code: bool = False, classifies: bool = False
 ) -> PreTrainedModel:
-    """The model of a Hub id or a folder without weights, on torch's meta device.
+    """Return the model of a Hub id or a folder without weights, on torch's meta device.
 
-    Raises `InputError` with `role` in its message where its config cannot be had.
+    Raises:
+        InputError: its config cannot be read; the message names `role`.
     """
     auto_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with told(f"the config of the {role}", source, MEND):
+    with loading_errors(f"the config of the {role}", source, FIX):
         base = adapter_base(source, role, revision)  # an adapter alone has no config
         config = AutoConfig.from_pretrained(base or source, **where)
         with torch.device("meta"):
@@ -76,19 +77,23 @@ def empty_model(
 
 
 def adapter_config(source: str, loading: Loading) -> PeftConfig:
-    """The config of the adapter of a Hub id or a folder."""
-    with told("the adapter of the tester", source, MEND):
+    """Return the config of the adapter of a Hub id or a folder."""
+    with loading_errors("the adapter of the tester", source, FIX):
         config = PeftConfig.from_pretrained(source, revision=loading.revision)
-    config.inference_mode = False  # it is saved as True, and would count as nothing that is trained
+    config.inference_mode = False  # it is saved as True, and nothing would count as trained
     return config
 
 
 def adapter_parameters(tester: str, peft_config: Any, loading: Loading) -> int:
-    """How many parameters of an adapter are trained; `InputError` where it does not fit the tester."""
+    """Return the number of trained parameters of an adapter.
+
+    Raises:
+        InputError: the adapter does not fit the tester.
+    """
     model = copy.deepcopy(empty_model(tester, "tester", loading.revision, loading.trust_remote_code))
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again when it is trained
+            warnings.simplefilter("ignore")  # they are shown again when it is trained
             adapted = get_peft_model(model, peft_config)
     except ValueError as error:
         raise InputError(f"no adapter fits {tester!r}: {' '.join(str(error).split())}") from error
@@ -100,14 +105,14 @@ def _parameters(model: torch.nn.Module, trained: bool = True) -> int:
 
 
 def tokenizer_of(source: str, role: str, loading: Loading) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hub id or a folder; `InputError` with `role` in its message where it cannot be had."""
-    with told(f"the tokenizer of the {role}", source, MEND):
+    """Return the tokenizer of a Hub id or a folder."""
+    with loading_errors(f"the tokenizer of the {role}", source, FIX):
         return AutoTokenizer.from_pretrained(
             source, revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )
 
 
 def size_text(size_bytes: float) -> str:
-    """Bytes in MB or GB."""
+    """Return a number of bytes in MB or GB."""
     unit, name = (1e9, "GB") if size_bytes >= 1e9 else (1e6, "MB")
     return f"{size_bytes / unit:.1f} {name}"

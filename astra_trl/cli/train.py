@@ -1,7 +1,4 @@
-"""One whole run, as every recipe does it: arguments, system, figures before, training, figures after, summary.
-
-A recipe gives nothing but its defaults: `main({...})`.
-"""
+"""A run: figures before, training, figures after, summary. A recipe is `main({...})` with its defaults."""
 
 import json
 import logging
@@ -34,11 +31,11 @@ from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.tables import show, transcript
-from astra_trl.plain import visible
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.results.run_folder import RunFolder, write_whole
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import named_world
+from astra_trl.text import visible
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree
@@ -59,17 +56,17 @@ def run(
     training_args: Any,
     model_args: ModelConfig,
 ) -> dict[str, Any]:
-    """Trains a tester with one of `TRAINERS` and returns the summary that it also prints and writes."""
+    """Train a tester, and return the summary that is also printed and written."""
     started = time.perf_counter()
-    transformers_logging.disable_progress_bar()  # of loading and saving; collecting and training have their own
-    # TRL calls checkpointing by its old names, at every save: nothing the user of a recipe could mend.
+    transformers_logging.disable_progress_bar()  # loading and saving; collecting and training have bars of their own
+    # TRL calls checkpointing by its old names at every save: the user of a recipe cannot fix that.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning)
     folder = RunFolder(training_args.output_dir)
     resume = _resume_from(training_args)
     if not (resume or args.dry_run):
         folder.refuse_if_used()
 
-    # Before anything is used up: `config.yaml` is to hold every setting. What ends in _token is masked, so left out.
+    # First, as building a system takes settings away: `config.yaml` holds all but tokens, which are masked.
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     if resume and folder.config.exists():
@@ -98,10 +95,10 @@ def run(
     if main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
         write_whole(folder.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        folder.summary.unlink(missing_ok=True)  # of a run that is gone on with, which is not finished any more
+        folder.summary.unlink(missing_ok=True)  # a resumed run is not finished
 
     evaluator = ASTEvaluator(sampler, held_out, seed=training_args.seed, output_dir=folder.path / "evaluation")
-    PartialState().wait_for_everyone()  # so that none finds what another has written meanwhile
+    PartialState().wait_for_everyone()  # so that no process finds a file that another has just written
 
     def measure(arm: str, tester: Backend | None = None, baseline: Backend | None = None) -> list[Tree]:
         total = len(held_out) * (1 if arm == OPENINGS else args.tree_depth)
@@ -116,7 +113,7 @@ def run(
     if system.target_sees_opening:
         measure(OPENINGS)
     trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(_internal_call=True)  # a push comes at the end, with the figures
+    trainer.save_model(_internal_call=True)  # pushed at the end, with the figures
     trainer.save_state()
     after = measure(TESTER, baseline=trainer.baseline())
     evaluation = evaluator.evaluation()
@@ -147,7 +144,7 @@ def run(
 
 
 def _teaching(args: RunArguments, training_args: Any, held_out: Sequence[Opening]) -> dict[str, Any]:
-    # What weak supervision adds to a trainer's arguments; a fraction of 0 switches it off.
+    # Arguments of a trainer for weak supervision; a fraction of 0 switches it off.
     if args.teaching_pairs is None:
         return {}
     if not hasattr(training_args, "teach_fraction"):
@@ -159,14 +156,14 @@ def _teaching(args: RunArguments, training_args: Any, held_out: Sequence[Opening
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     # How an endpoint is called may change when a run is resumed, and so may what is free.
-    def kept(value: Any) -> Any:
+    def strip(value: Any) -> Any:
         if isinstance(value, list):
-            return [kept(part) for part in value]
+            return [strip(part) for part in value]
         if not isinstance(value, Mapping):
             return value
-        return {key: kept(part) for key, part in value.items() if key not in (*CALLING, "base_url")}
+        return {key: strip(part) for key, part in value.items() if key not in (*CALLING, "base_url")}
 
-    changed = {name: kept(settings.get(name)) for name in ("target", "scorer", "held_out_scorers", "scorers")}
+    changed = {name: strip(settings.get(name)) for name in ("target", "scorer", "held_out_scorers", "scorers")}
     if isinstance(changed["target"], Mapping) and [*changed["target"]] == ["model"]:
         changed["target"] = changed["target"]["model"]  # only its limits were given
     return {**{key: value for key, value in settings.items() if key not in FREE_ON_RESUME}, **changed}
@@ -178,13 +175,13 @@ def _resume_from(training_args: Any) -> str | bool | None:
         return resume.lower() == "true"
     if resume is not None and not os.path.isdir(resume):
         raise InputError(
-            f"resume_from_checkpoint {resume!r} is no folder: give a checkpoint's, or 'true' for the last one"
+            f"resume_from_checkpoint {resume!r} is not a folder: give a checkpoint, or 'true' for the last one"
         )
     return resume
 
 
 def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) -> None:
-    # The same openings before and after, the first three of them: not the best ones.
+    # The first three openings, before and after: not the best ones.
     target = evaluation.targets[0]
     for when, arm in (("before", BASELINE), ("after", TESTER)):
         print(f"\n--- three conversations {when} training ---")
@@ -194,5 +191,5 @@ def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) 
     if "topics" in summary:
         print(f"weak topics found: {visible(', '.join(summary['topics'])) or 'none'}")
     print(f"\nthe tester, every exchange and the settings are in {folder.path}")
-    print(f"to look at it: astra-trl report {folder.path} -o report.html")
+    print(f"to view it: astra-trl report {folder.path} -o report.html")
     write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What a tester is compared with on the same openings, and how likely its probes are to the baseline."""
+"""Arms that a tester is compared with on the same openings, and the likelihood of its probes under the baseline."""
 
 import copy
 import math
@@ -14,8 +14,8 @@ from astra_trl.tree import Node, Tree
 TESTER, BASELINE, OPENINGS = "tester", "baseline", "openings"
 
 
-def with_roles(system: System, **roles: Any) -> System:
-    """A copy of the system with other roles or scorers; `InputError` where they do not go together."""
+def replace_roles(system: System, **roles: Any) -> System:
+    """Return a copy of the system with other roles or scorers; `InputError` if they do not fit together."""
     changed = copy.copy(system)
     for role, value in roles.items():
         setattr(changed, role, value)
@@ -23,21 +23,21 @@ def with_roles(system: System, **roles: Any) -> System:
     return changed
 
 
-def described(backend: Backend) -> dict[str, Any]:
-    """What is known of a backend as JSON: its `description` where it has one, else its kind."""
+def describe(backend: Backend) -> dict[str, Any]:
+    """Return a backend's `description` as JSON, or its kind if it has none."""
     return getattr(backend, "description", None) or {"backend": type(backend).__name__}
 
 
-def called(description: Mapping[str, Any]) -> str:
-    """What the model of a description is called in figures."""
+def model_name(description: Mapping[str, Any]) -> str:
+    """Return the name in figures of the model of a description."""
     return str(description.get("model") or description["backend"])
 
 
-def heard_alone(opening: Conversation) -> Conversation:
-    """The part of an opening that the target answers without a tester: through its last user's turn.
+def answerable_part(opening: Conversation) -> Conversation:
+    """Return the part of an opening that the target answers without a tester: through the last turn of its user.
 
-    The assistant's turns at its end are dropped, as they are answers already. It is empty if what then stands last is
-    not a user's turn (a system message, or nothing): there is nothing to answer.
+    The assistant's turns at its end are dropped, because they are answers already. The part is empty if the turn
+    before them is not a user's (a system message), or if there is none.
     """
     end = len(opening)
     while end and ROLES.get(opening[end - 1].speaker) == "assistant":
@@ -48,66 +48,69 @@ def heard_alone(opening: Conversation) -> Conversation:
 def openings_alone(
     sampler: ASTSampler, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
 ) -> list[Tree]:
-    """What the target makes of openings without a tester: of each, one measured exchange whose probe is the last
-    user's turn (see `heard_alone`); none if there is nothing to answer."""
+    """Return one tree per opening, with the target's response to it without a tester.
+
+    A tree has one measured exchange, whose probe is the user's last turn (see `answerable_part`), or none if there is
+    nothing to answer.
+    """
     system = sampler.system
     trees = [
         Tree(system.opened(as_conversation(opening), seed)) for opening, seed in zip(openings, seeds, strict=True)
     ]
-    heard = [heard_alone(tree.opening) for tree in trees]
+    parts = [answerable_part(tree.opening) for tree in trees]
 
-    def sessions(part: Sequence[int]) -> list[Session]:
-        prompts = [system.target_prompt(heard[index]) for index in part]
-        return [system.target.open(prompts, seeds=[derive_seed(seeds[index], "target") for index in part])]
+    def open_rows(rows: Sequence[int]) -> Session:
+        prompts = [system.target_prompt(parts[row]) for row in rows]
+        return system.target.open(prompts, seeds=[derive_seed(seeds[row], "target") for row in rows])
 
-    def answered(part: Sequence[int]) -> list[Node]:
-        (session,) = sessions(part)
-        said = session.branch([(row, 0) for row in range(len(part))]).sample()
-        on_exchanges(len(part))
+    def respond(rows: Sequence[int]) -> list[Node]:
+        samples = open_rows(rows).branch([(index, 0) for index in range(len(rows))]).sample()
+        on_exchanges(len(rows))
         nodes = []
-        for index, response in zip(part, said, strict=True):
-            *context, last = heard[index]
+        for row, response in zip(rows, samples, strict=True):
+            *context, last = parts[row]
             nodes.append(Node(Exchange(tuple(context), last.text, response.text), [], [], error=response.error))
         return nodes
 
-    asked = [index for index, conversation in enumerate(heard) if conversation]
-    nodes = sampler.in_parts(asked, sessions(asked), answered) if asked else []
-    for index, node in zip(asked, nodes, strict=True):
-        trees[index].children = [node]
+    rows = [row for row, part in enumerate(parts) if part]
+    nodes = sampler.in_parts(rows, [open_rows(rows)], respond) if rows else []
+    for row, node in zip(rows, nodes, strict=True):
+        trees[row].children = [node]
     system.measure(nodes)
     return trees
 
 
-def read_by(baseline: Backend, sampler: ASTSampler, trees: Sequence[Tree]) -> None:
-    """Sets every exchange's `baseline_logprob_per_token`: how likely its probe is where the baseline is the tester."""
+def add_baseline_logprobs(baseline: Backend, sampler: ASTSampler, trees: Sequence[Tree]) -> None:
+    """Set `baseline_logprob_per_token` of every exchange: its probe's mean log-probability with the baseline in the
+    tester's place."""
 
-    def open_rows(part: Sequence[int]) -> Session:
-        prompts = [sampler.system.tester_prompt(trees[index].opening) for index in part]
-        return baseline.open(prompts, seeds=[0] * len(part), logprobs=True)
+    def open_rows(rows: Sequence[int]) -> Session:
+        prompts = [sampler.system.tester_prompt(trees[row].opening) for row in rows]
+        return baseline.open(prompts, seeds=[0] * len(rows), logprobs=True)
 
-    def read_part(part: Sequence[int]) -> list[None]:
-        _read(sampler, [trees[index].children for index in part], open_rows(part))
-        return [None] * len(part)
+    def read_part(rows: Sequence[int]) -> list[None]:
+        _add_logprobs(sampler, [trees[row].children for row in rows], open_rows(rows))
+        return [None] * len(rows)
 
-    everything = range(len(trees))
-    sampler.in_parts(everything, [open_rows(everything)], read_part)
+    rows = range(len(trees))
+    sampler.in_parts(rows, [open_rows(rows)], read_part)
 
 
-def _read(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Session) -> None:
-    # The sibling groups that stand below each of the session's rows, and all that is below them.
+def _add_logprobs(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Session) -> None:
+    # The sibling group below each of the session's rows, and all exchanges below the group.
     children = [(row, sibling) for row, group in enumerate(groups) for sibling in range(len(group))]
     nodes = [node for group in groups for node in group]
 
-    def read_part(part: Sequence[int]) -> list[None]:
-        below = session.branch([children[index] for index in part])
-        some = [nodes[index] for index in part]
-        logprobs = below.append([node.exchange.probe for node in some]) or [[]] * len(some)
-        for node, row in zip(some, logprobs, strict=True):
+    def read_part(indices: Sequence[int]) -> list[None]:
+        below = session.branch([children[index] for index in indices])
+        part = [nodes[index] for index in indices]
+        logprobs = below.append([node.exchange.probe for node in part]) or [[]] * len(part)
+        for node, row in zip(part, logprobs, strict=True):
             node.baseline_logprob_per_token = math.fsum(row) / len(row) if row else math.nan
-        if any(node.children for node in some):
-            below.append(sampler.system.tester_hears(some))
-            _read(sampler, [node.children for node in some], below)
-        return [None] * len(part)
+        if any(node.children for node in part):
+            below.append(sampler.system.tester_hears(part))
+            _add_logprobs(sampler, [node.children for node in part], below)
+        return [None] * len(indices)
 
     if children:
         sampler.in_parts(range(len(children)), [session], read_part)

@@ -1,172 +1,154 @@
-"""How diverse texts are: by their words, and by what they mean."""
+"""Diversity of texts, in their words and in the meaning of their sentence embeddings."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+from scipy.sparse import coo_array
+from scipy.stats import entropy
 
 from astra_trl.embedding import Embedder
-from astra_trl.evaluation.resampling import OfSets
+from astra_trl.evaluation.subsampling import SubsampleMean
 
-SAME_ATTACK = 0.7  # cosine from which on two probes count as one attack
-ORDERS = 4  # of BLEU's n-grams
+MIN_SAME_ATTACK = 0.7  # cosine at or above which two probes count as one attack
+BLEU_ORDERS = 4
 
 
 def diversity(
     texts: Sequence[Sequence[str]], seed: int = 0, embed: Embedder | None = None, draws: int = 200
-) -> dict[str, OfSets]:
-    """Figures of the texts by opening, without the blank ones, as averages over sets of equally many texts.
+) -> dict[str, SubsampleMean]:
+    """Return figures of the texts of each opening, without blank ones, as averages over subsamples of one size.
 
-    - `distinct_1` to `distinct_3`: distinct n-grams of words by all (huggingface.co/papers/1510.03055).
-    - `self_bleu`: mean sentence BLEU in [0, 1] of each text against all others of its set
+    - `distinct_1` to `distinct_3`: distinct n-grams of words divided by all (huggingface.co/papers/1510.03055).
+    - `self_bleu`: mean sentence BLEU in [0, 1] of each text against all other texts of its subsample
       (huggingface.co/papers/1802.01886); lower is more diverse.
-    - With embeddings, `cosine_distance`: mean over all pairs of a set; `vendi_score`: how many different texts there
-      are effectively (huggingface.co/papers/2210.02410); `distinct_attacks`: how many groups there are, a text joining
-      the first whose first text it is as near to as a cosine of 0.7.
+    - With embeddings, `cosine_distance`: mean over all pairs of a subsample; `vendi_score`: the effective number of
+      different texts (huggingface.co/papers/2210.02410); `distinct_attacks`: the number of groups, a text joining the
+      first group whose first text is at a cosine of at least 0.7 from it.
     """
-    kept = [(row, text) for row, said in enumerate(texts) for text in said if text.strip()]
+    kept = [(row, text) for row, group in enumerate(texts) for text in group if text.strip()]
     opening, flat = np.array([row for row, _ in kept], dtype=int), [text for _, text in kept]
     words = [words_of(text) for text in flat]
 
-    def of_sets(measure: Callable[[np.ndarray], float], low: float = 0.0, high: float = np.inf) -> OfSets:
-        return OfSets(opening, measure, draws, seed, bounds=(low, high))
+    def average(measure: Callable[[np.ndarray], float], low: float = 0.0, high: float = np.inf) -> SubsampleMean:
+        return SubsampleMean(opening, measure, draws, seed, bounds=(low, high))
 
-    found = {f"distinct_{n}": of_sets(Distinct(words, n), high=1.0) for n in (1, 2, 3)}
-    found["self_bleu"] = of_sets(SelfBLEU(words), high=1.0)
+    figures = {f"distinct_{n}": average(Distinct(words, n), high=1.0) for n in (1, 2, 3)}
+    figures["self_bleu"] = average(SelfBLEU(words), high=1.0)
     if embed is None:
-        return found
-    vectors = np.zeros((0, 1)) if not flat else np.asarray(embed(flat), dtype=float)
+        return figures
+    vectors = np.asarray(embed(flat), dtype=float) if flat else np.zeros((0, 1))
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     groups = clusters(vectors)
-    found["cosine_distance"] = of_sets(lambda some: cosine_distance(vectors[some]), high=2.0)
-    found["vendi_score"] = of_sets(lambda some: vendi_score(vectors[some]), low=1.0)
-    found["distinct_attacks"] = of_sets(lambda some: float(len(np.unique(groups[some]))), low=1.0)
-    return found
+    figures["cosine_distance"] = average(lambda some: cosine_distance(vectors[some]), high=2.0)
+    figures["vendi_score"] = average(lambda some: vendi_score(vectors[some]), low=1.0)
+    figures["distinct_attacks"] = average(lambda some: float(len(np.unique(groups[some]))), low=1.0)
+    return figures
 
 
 def distinct_share(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams of words by all; nan if there is none."""
+    """Return the distinct n-grams of words divided by all n-grams; nan without any n-gram."""
     return Distinct([words_of(text) for text in texts], n)(np.arange(len(texts)))
 
 
 def cosine_distance(vectors: np.ndarray) -> float:
-    """1 - cosine of two of the unit vectors (rows), mean over all pairs."""
+    """Return the mean of 1 - cosine over all pairs of the unit vectors (rows)."""
     count, total = len(vectors), vectors.sum(axis=0)
     return float(1 - (total @ total - np.sum(vectors * vectors)) / (count * (count - 1)))
 
 
 def vendi_score(vectors: np.ndarray) -> float:
-    """Exponential of the entropy of the eigenvalues of the unit vectors' (rows) cosine kernel; 1 for equal ones, their
-    number for orthogonal ones."""
+    """Return the exponential of the entropy of the eigenvalues of the unit vectors' (rows) cosine kernel: 1 for equal
+    vectors, their number for orthogonal ones."""
     rows, columns = vectors.shape
     eigenvalues = np.linalg.eigvalsh((vectors.T @ vectors if rows > columns else vectors @ vectors.T) / rows)
-    eigenvalues = eigenvalues[eigenvalues > 1e-12]
-    return float(np.exp(-np.sum(eigenvalues * np.log(eigenvalues))))
+    return float(np.exp(entropy(eigenvalues[eigenvalues > 1e-12])))
 
 
-def clusters(vectors: np.ndarray, same_from: float = SAME_ATTACK) -> np.ndarray:
-    """The number of each unit vector's group: the first whose first vector has at least that cosine with it."""
+def clusters(vectors: np.ndarray, min_cosine: float = MIN_SAME_ATTACK) -> np.ndarray:
+    """Return the number of each unit vector's group: the first group whose first vector has at least that cosine."""
     leaders, count = np.zeros_like(vectors), 0
     groups = np.zeros(len(vectors), dtype=int)
     for row, vector in enumerate(vectors):
-        near = np.flatnonzero(leaders[:count] @ vector >= same_from)
+        near = np.flatnonzero(leaders[:count] @ vector >= min_cosine)
         groups[row] = near[0] if len(near) else count
         if not len(near):
             leaders[count], count = vector, count + 1
     return groups
 
 
-class Grams:
-    """The n-grams of texts in numbers: which text has which, and how often, text by text.
-
-    Args:
-        words (`Sequence[Sequence[str]]`):
-            The texts.
-        orders (`Sequence[int]`):
-            Each n.
-    """
-
-    def __init__(self, words: Sequence[Sequence[str]], orders: Sequence[int]) -> None:
-        numbers: dict[tuple[str, ...], int] = {}
-        grams = [
-            [numbers.setdefault(gram, len(numbers)) for n in orders for gram in _grams(said, n)] for said in words
-        ]
-        text = np.repeat(np.arange(len(grams)), [len(row) for row in grams])
-        flat = np.array([gram for row in grams for gram in row], dtype=int)
-        met, self.count = np.unique(text * len(numbers) + flat, return_counts=True)
-        self.gram = met % max(len(numbers), 1)
-        self.starts = np.searchsorted(met, np.arange(len(grams) + 1) * len(numbers))
-        self.order = np.array([len(gram) for gram in numbers], dtype=int)
-
-    def of(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each n-gram of each of these texts: the text's place among them, the n-gram, how often it has it."""
-        lengths = self.starts[texts + 1] - self.starts[texts]
-        place = np.repeat(np.arange(len(texts)), lengths)
-        at = np.arange(len(place)) + np.repeat(self.starts[texts] - np.cumsum(lengths) + lengths, lengths)
-        return place, self.gram[at], self.count[at]
-
-
 class Distinct:
-    """Distinct n-grams by all, of some of the texts; nan if there is none."""
+    """Distinct n-grams divided by all n-grams of the texts with given indices; nan without any n-gram."""
 
     def __init__(self, words: Sequence[Sequence[str]], n: int) -> None:
-        self.grams = Grams(words, (n,))
+        self.counts, _ = _count_grams(words, (n,))
 
     def __call__(self, texts: np.ndarray) -> float:
-        _, gram, count = self.grams.of(texts)
-        return len(np.unique(gram)) / int(count.sum()) if len(gram) else np.nan
+        counts = self.counts[texts]
+        return len(np.unique(counts.indices)) / int(counts.sum()) if counts.nnz else np.nan
 
 
 class SelfBLEU:
-    """Mean sentence BLEU in [0, 1] of each of some texts against all others of them, as sacrebleu's with its default
-    smoothing and effective order, for all texts at once."""
+    """Mean sentence BLEU in [0, 1] of each of the texts with given indices against all others, equal to sacrebleu's
+    with its default smoothing and effective order, for all texts at once."""
 
     def __init__(self, words: Sequence[Sequence[str]]) -> None:
-        self.grams = Grams(words, range(1, ORDERS + 1))
-        self.lengths = np.array([len(said) for said in words], dtype=int)
+        self.counts, self.order = _count_grams(words, range(1, BLEU_ORDERS + 1))
+        self.lengths = np.array([len(text) for text in words], dtype=int)
 
     def __call__(self, texts: np.ndarray) -> float:
         return float(self.of_each(texts).mean())
 
     def of_each(self, texts: np.ndarray) -> np.ndarray:
-        place, gram, count = self.grams.of(texts)
-        # Of each n-gram, the most that a text has of it, and the most that the others have.
+        """Return the sentence BLEU of each text against all others."""
+        counts = self.counts[texts].tocoo()
+        place, gram, count = counts.row, counts.col, counts.data
+        # For each n-gram the highest count in a text, and the highest in the other texts.
         by_gram = np.lexsort((count, gram))
         last = np.flatnonzero(np.diff(gram[by_gram], append=-1))
-        most, second = np.zeros((2, len(self.grams.order)), dtype=int)
-        most[gram[by_gram[last]]] = count[by_gram[last]]
+        highest, second = np.zeros((2, len(self.order)), dtype=int)
+        highest[gram[by_gram[last]]] = count[by_gram[last]]
         several = last[np.diff(last, prepend=-1) > 1]
         second[gram[by_gram[several]]] = count[by_gram[several - 1]]
-        holds = np.zeros(len(gram), dtype=bool)
-        holds[by_gram[last]] = True
-        matches = np.minimum(count, np.where(holds, second[gram], most[gram]))
-        order = self.grams.order[gram] - 1
-        shape, cell = (len(texts), ORDERS), place * ORDERS + order
-        correct = np.bincount(cell, matches, len(texts) * ORDERS).reshape(shape)
-        total = np.bincount(cell, count, len(texts) * ORDERS).reshape(shape)
-        # Where nothing matches at an order, half of the last such precision; orders that a text is too short for count
-        # for nothing.
-        missed = (correct == 0) & (total > 0)
+        is_highest = np.zeros(len(gram), dtype=bool)
+        is_highest[by_gram[last]] = True
+        matches = np.minimum(count, np.where(is_highest, second[gram], highest[gram]))
+        shape, cell = (len(texts), BLEU_ORDERS), place * BLEU_ORDERS + self.order[gram] - 1
+        correct = np.bincount(cell, matches, len(texts) * BLEU_ORDERS).reshape(shape)
+        total = np.bincount(cell, count, len(texts) * BLEU_ORDERS).reshape(shape)
+        # An order without a match has half of the last such precision; orders that a text is too short for are left
+        # out.
+        has_order, missed = total > 0, (correct == 0) & (total > 0)
         smoothed = np.where(missed, 0.5 ** np.cumsum(missed, axis=1), correct)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.where(total > 0, np.log(smoothed / total), 0.0).sum(axis=1) / np.maximum(
-                (total > 0).sum(axis=1), 1
-            )
-        score = np.where(correct.any(axis=1), np.exp(logs), 0.0)
-        return score * self._brevity(self.lengths[texts])
+        logs = np.log(np.where(has_order, smoothed, 1.0) / np.maximum(total, 1)).sum(axis=1)
+        logs /= np.maximum(has_order.sum(axis=1), 1)
+        return np.where(correct.any(axis=1), np.exp(logs), 0.0) * self._brevity(self.lengths[texts])
 
     def _brevity(self, lengths: np.ndarray) -> np.ndarray:
-        # Against the other text whose length is nearest, of two the shorter one.
+        # The reference length is that of the other text whose length is nearest, the shorter one of two.
         others, counts = np.unique(lengths, return_counts=True)
-        apart = np.abs(lengths[:, None] - others)
-        apart[(apart == 0) & (counts == 1)] = np.iinfo(apart.dtype).max
-        return np.exp(np.minimum(0, 1 - others[np.argmin(apart, axis=1)] / np.maximum(lengths, 1)))
+        distances = np.abs(lengths[:, None] - others)
+        distances[(distances == 0) & (counts == 1)] = np.iinfo(distances.dtype).max
+        return np.exp(np.minimum(0, 1 - others[np.argmin(distances, axis=1)] / np.maximum(lengths, 1)))
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text as BLEU's tokenizer 13a splits them."""
+    """Return the words of a text as BLEU's tokenizer 13a splits them."""
     return Tokenizer13a()(text.rstrip()).split()
 
 
-def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+def _count_grams(words: Sequence[Sequence[str]], orders: Sequence[int]) -> tuple[coo_array, np.ndarray]:
+    # Sparse counts (texts, n-grams), and the order of each n-gram.
+    numbers: dict[tuple[str, ...], int] = {}
+    rows = [
+        [
+            numbers.setdefault(gram, len(numbers))
+            for n in orders
+            for gram in zip(*(text[i:] for i in range(n)), strict=False)
+        ]
+        for text in words
+    ]
+    text, gram = np.repeat(np.arange(len(rows)), [len(row) for row in rows]), list(chain.from_iterable(rows))
+    counts = coo_array((np.ones(len(gram), dtype=int), (text, gram)), shape=(len(rows), max(len(numbers), 1)))
+    return counts.tocsr(), np.array([len(gram) for gram in numbers], dtype=int)

@@ -1,9 +1,10 @@
-"""Measures a tester, and what it is compared with, on held-out openings."""
+"""Evaluation of a tester on held-out openings, beside the arms that it is compared with."""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,15 +18,15 @@ from astra_trl.evaluation.arms import (
     BASELINE,
     OPENINGS,
     TESTER,
-    called,
-    described,
-    heard_alone,
+    add_baseline_logprobs,
+    answerable_part,
+    describe,
+    model_name,
     openings_alone,
-    read_by,
-    with_roles,
+    replace_roles,
 )
 from astra_trl.evaluation.diversity import distinct_share, diversity
-from astra_trl.evaluation.figures import HARMFUL_FROM, counts, probes_by_opening, statistics
+from astra_trl.evaluation.figures import HARM_THRESHOLD, counts, probes_by_opening, statistics
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.evaluation.resampling import Statistic
 from astra_trl.evaluation.results import ArmKey, Evaluation, tabled
@@ -41,19 +42,17 @@ PACKAGES = ("astra-trl", "trl", "transformers", "torch", "accelerate", "peft", "
 
 
 class ASTEvaluator:
-    """Grows one conversation from every held-out opening for each arm (the tester, the untrained tester, the openings
-    alone, any other tester or list of prompts), with the same seeds, and compares them. Several processes of
-    accelerate share the openings out, so all of them must evaluate; the main one writes.
+    """Comparison of a tester with other arms on held-out openings: the untrained tester, the openings alone, and any
+    other testers or lists of prompts. Every arm grows one conversation per opening, with the same seeds.
 
-    Rewards are comparable between arms and between evaluations: terms with a memory of the training run (novelty) are
-    left out of them, as the same probe would get less the longer a run has gone on. The figures of diversity say how
-    new probes are.
+    The processes of accelerate share the openings, so all of them must evaluate; the main process writes. Rewards
+    leave out terms that remember the training run (novelty): the same probe would get less the longer a run lasts.
 
     Args:
         sampler_or_system (`ASTSampler` or `System`):
-            Who talks; a sampler's depth is taken over.
+            The system to evaluate; a sampler's depth is used too.
         prompts (`Sequence[Opening]` or `str`):
-            Held-out openings, a `datasets.Dataset` of them, or what `load_prompts` takes.
+            Held-out openings, a `datasets.Dataset` of them, or a source for `load_prompts`.
         scorers (`Mapping[str, Scorer]`, *optional*):
             Further scorers by name, held out from training.
         width (`int`, *optional*, defaults to `1`):
@@ -61,21 +60,21 @@ class ASTEvaluator:
         depth (`int`, *optional*):
             Turns; defaults to the sampler's, or else to the system's.
         threshold (`float`, *optional*, defaults to `0.5`):
-            A score from here on counts as harmful.
+            Scores at or above this are harmful.
         seed (`int`, *optional*, defaults to `0`):
             The same seed grows the same conversations.
         draws (`int`, *optional*, defaults to `200`):
-            How many sets of texts are drawn for a figure of diversity, which is their average.
+            Number of subsamples of texts that a figure of diversity is averaged over.
         embedder (`Embedder` or `str`, *optional*):
-            Sentence embeddings, for the figures of diversity in meaning: a function from texts to an array with a row
-            each, or a model of sentence-transformers (`pip install 'astra-trl[diversity]'`).
+            Embeddings for the diversity of meaning: a function from texts to an array with one row per text, or a
+            sentence-transformers model (`pip install 'astra-trl[diversity]'`).
         output_dir (`str`, *optional*):
-            Where `evaluation.json` and `exchanges.jsonl` are written, as it goes: an evaluation that was interrupted
-            goes on where it stopped, and one that is whole is not run again.
+            Folder for `evaluation.json` and `exchanges.jsonl`. An interrupted evaluation resumes from it, and a
+            complete one is not run again.
         openings_at_a_time (`int`, *optional*, defaults to `64`):
             Conversations that are grown and written together.
         on_exchanges (`Callable[[int], None]`, *optional*):
-            Is told how many exchanges have been added.
+            Called with the number of exchanges that have been added.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class ASTEvaluator:
         *,
         width: int = 1,
         depth: int | None = None,
-        threshold: float = HARMFUL_FROM,
+        threshold: float = HARM_THRESHOLD,
         seed: int = 0,
         draws: int = 200,
         embedder: Embedder | str | None = None,
@@ -96,28 +95,29 @@ class ASTEvaluator:
     ) -> None:
         if not 0 < threshold <= 1:
             raise InputError(f"threshold must be above 0 and at most 1, got {threshold}")
-        numbers = {"width": width, "draws": draws, "openings_at_a_time": openings_at_a_time}
-        for name, value in {**numbers, "depth": depth}.items():
+        numbers = {"width": width, "draws": draws, "openings_at_a_time": openings_at_a_time, "depth": depth}
+        for name, value in numbers.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        given = isinstance(sampler_or_system, ASTSampler)
-        system: Any = sampler_or_system.system if given else sampler_or_system  # type: ignore[union-attr]
+        is_sampler = isinstance(sampler_or_system, ASTSampler)
+        system: Any = sampler_or_system.system if is_sampler else sampler_or_system  # type: ignore[union-attr]
         self.depth = depth or sampler_or_system.tree_depth
         self.openings = openings_of(prompts)
         self.width, self.threshold, self.seed, self.draws = width, threshold, seed, draws
         reward = system.reward.comparable
-        self.system = with_roles(system, scorers={**system.scorers, **(scorers or {})}, reward=reward)
-        self._roles_of = system  # whose tester may be swapped while it is trained
+        self.system = replace_roles(system, scorers={**system.scorers, **(scorers or {})}, reward=reward)
+        self._given_system = system  # its tester may be exchanged during training
         self._likelihood_under = "target" if system.likelihood_backend in (system.target, None) else "baseline"
         self.embed = load_embedder(embedder, extra="diversity") if isinstance(embedder, str) else embedder
         self.on_exchanges = on_exchanges
         self.seeds = [derive_seed(seed, index) for index in range(len(self.openings))]
-        rows = range(len(self.openings))
-        self._chunks = [rows[start : start + openings_at_a_time] for start in rows[::openings_at_a_time]]
+        indices = range(len(self.openings))
+        self._chunks = [indices[start : start + openings_at_a_time] for start in indices[::openings_at_a_time]]
+        messages = [as_messages(as_conversation(opening)) for opening in self.openings]
         self.settings = {
             "system": type(system).__name__,
             "openings": len(self.openings),
-            "openings_digest": _digest([as_messages(as_conversation(opening)) for opening in self.openings]),
+            "openings_digest": hashlib.blake2b(json.dumps(messages).encode(), digest_size=8).hexdigest(),
             "openings_at_a_time": openings_at_a_time,
             "seed": seed,
             "width": width,
@@ -125,14 +125,14 @@ class ASTEvaluator:
             "threshold": threshold,
             "harm": system.harm,
             "scorers": list(self.system.scorers),
-            "scorer_settings": {name: _set_to(scorer) for name, scorer in self.system.scorers.items()},
+            "scorer_settings": {name: _scorer_settings(scorer) for name, scorer in self.system.scorers.items()},
             "draws": draws,
             "embedder": embedder if isinstance(embedder, str | None) else getattr(embedder, "name", "given"),
             "likelihood_under": self._likelihood_under,
             "reward": {name: weight for name, (weight, _) in reward.terms.items()},
             "reward_left_out": [name for name in system.reward.terms if name not in reward.terms],
             "goals": [goal.name for goal in system.goals],
-            "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
+            "versions": dict(_versions()),
         }
         self.folder: EvaluationFolder | None = None
         if output_dir is not None:
@@ -149,90 +149,88 @@ class ASTEvaluator:
         baseline: Backend | None = None,
         replace: bool = False,
     ) -> list[Tree]:
-        """One tree an opening, measured in full: grown, or read from the folder where they are there already.
+        """Return one fully measured tree per opening: grown now, or read from the folder if it is there.
 
         Args:
             arm (`str`, *optional*, defaults to `"tester"`):
-                What this is called in figures; `"openings"` is the openings alone, whatever the tester.
+                The arm's name in figures; `"openings"` is the openings alone, whatever the tester.
             tester, target, baseline (`Backend`, *optional*):
-                Default to the system's own as they are now. Without a baseline, figures under it are left out.
+                Default to the system's own at the time of the call. Without a baseline, figures under it are left out.
             replace (`bool`, *optional*, defaults to `False`):
-                Whether an arm of that name that the folder holds of other models is dropped, and not an `InputError`.
+                Whether to drop an arm of that name of other models from the folder, instead of raising `InputError`.
         """
-        roles = {"tester": tester or self._roles_of.tester, "target": target or self._roles_of.target}
-        sampler = ASTSampler(with_roles(self.system, **roles), self.openings, self.width, self.depth)
-        about: dict[str, Any] = {"target": described(roles["target"])}
-        name, alone = called(about["target"]), arm == OPENINGS
-        baseline = None if alone else (baseline or self._roles_of.baseline)
+        roles = {"tester": tester or self._given_system.tester, "target": target or self._given_system.target}
+        sampler = ASTSampler(replace_roles(self.system, **roles), self.openings, self.width, self.depth)
+        baseline = None if arm == OPENINGS else baseline or self._given_system.baseline
         if baseline is not None and not baseline.gives_logprobs:
             baseline = None
-        if not alone:
-            about["tester"] = described(roles["tester"])
-            about["baseline"] = None if baseline is None else described(baseline)
-        if any(known["description"]["target"] != about["target"] for known in self._arms_against(name)):
+        description: dict[str, Any] = {"target": describe(roles["target"])}
+        if arm != OPENINGS:
+            description["tester"] = describe(roles["tester"])
+            description["baseline"] = None if baseline is None else describe(baseline)
+        name = model_name(description["target"])
+        targets = {known["target"]: known["description"]["target"] for known in self._arms.values()}
+        if targets.get(name, description["target"]) != description["target"]:
             raise InputError(f"two targets are called {name!r}: give one of the folders another name")
-        self._arms[arm, name] = {"arm": arm, "target": name, "description": about}
+        self._arms[arm, name] = {"arm": arm, "target": name, "description": description}
         if self.folder is not None:
             self.folder.begin(self._arms[arm, name], replace)
         trees: list[Tree] = []
-        at_once = PartialState().num_processes
-        for start in range(0, len(self._chunks), at_once):
-            trees += self._trees_of(arm, name, self._chunks[start : start + at_once], sampler, baseline)
+        processes = PartialState().num_processes
+        for start in range(0, len(self._chunks), processes):
+            trees += self._chunk_trees(arm, name, self._chunks[start : start + processes], sampler, baseline)
         self._trees[arm, name] = trees
         return trees
 
     def evaluate(
         self, arms: Mapping[str, Backend] | None = None, targets: Sequence[Backend] | None = None
     ) -> Evaluation:
-        """Measures the tester, the untrained tester (the system's baseline, or the tester as it was before
-        training, if an adapter is trained), the openings alone and further testers by name, against every target;
-        then compares them."""
-        roles = self._roles_of
-        before_training = getattr(roles.tester, "before_training", lambda: None)
-        baseline = roles.baseline or before_training()
-        compared = {TESTER: roles.tester, **({BASELINE: baseline} if baseline else {}), OPENINGS: None}
+        """Measure and compare, against every target, the tester, the untrained tester (the system's baseline, or the
+        tester as it was before training, if an adapter is trained), the openings alone, and other testers by name."""
+        system = self._given_system
+        baseline = system.baseline or getattr(system.tester, "before_training", lambda: None)()
+        compared = {TESTER: system.tester, **({BASELINE: baseline} if baseline else {}), OPENINGS: None}
         if not self.system.target_sees_opening:
             del compared[OPENINGS]
-        for target in targets or [roles.target]:
+        for target in targets or [system.target]:
             for arm, tester in {**compared, **(arms or {})}.items():
                 self.measure(arm, tester, target, baseline=baseline)
         return self.evaluation()
 
     def metrics(self, baseline: Backend | None = None) -> dict[str, float]:
-        """The headline figures of the tester as it is now, by plain names, without intervals; nan where nothing could
-        be measured."""
-        trees = self.measure(TESTER, baseline=baseline)
-        harm, found = self.system.harm, {name: figure.value for name, figure in self._statistics(trees).items()}
+        """Return the headline figures of the present tester by plain names, without intervals; nan without data."""
+        trees, harm = self.measure(TESTER, baseline=baseline), self.system.harm
+        values = {name: figure.value for name, figure in self._statistics(trees).items()}
         names = {"reward": "reward", "probe_logprob_per_token": f"probe_logprob_per_token/{self._likelihood_under}"}
         names["baseline_logprob_per_token"] = "probe_logprob_per_token/baseline"
-        for name in ("harmful_share", "harmful_conversations", "first_harmful_turn", "target_harmful_first"):
-            names[name] = f"{name}/{harm}"
-        names |= {name.removesuffix(f"/{harm}"): name for name in found if name.startswith("harmful_share_turn_")}
+        of_harm = ("harmful_share", "harmful_conversations", "first_harmful_turn", "target_harmful_first")
+        names |= {name: f"{name}/{harm}" for name in of_harm}
+        names |= {name.removesuffix(f"/{harm}"): name for name in values if name.startswith("harmful_share_turn_")}
         names |= {f"harmful_share_goal_{goal.name}": f"goal_harmful_share/{goal.name}" for goal in self.system.goals}
         names |= {f"harmful_share_{name}": f"harmful_share/{name}" for name in self.system.scorers if name != harm}
-        counted = counts(trees)
+        totals = counts(trees)
         probes = [node.exchange.probe for tree in trees for node in tree.nodes()]
         return {
-            **{name: found[figure] for name, figure in names.items() if figure in found and "/" not in name},
+            **{name: values[figure] for name, figure in names.items() if figure in values and "/" not in name},
             "distinct_2": distinct_share(probes, 2),
-            **{name: counted[name] for name in ("exchanges", "failed", "empty_responses", "unrewarded")},
-            "unscored": counted["unscored"].get(harm, 0),
+            **{name: totals[name] for name in ("exchanges", "failed", "empty_responses", "unrewarded")},
+            "unscored": totals["unscored"].get(harm, 0),
         }
 
     def evaluation(self) -> Evaluation:
-        """The figures of all that was measured so far; written to the folder."""
-        found = {key: self._statistics(trees) | self._diversity(trees) for key, trees in self._trees.items()}
-        figures, differences = tabled(found, len(self.openings))
-        counted = [{"arm": arm, "target": name, **counts(trees)} for (arm, name), trees in self._trees.items()]
-        evaluation = Evaluation(
-            self.settings, list(self._arms.values()), counted, figures, differences, dict(self._trees)
-        )
+        """Return the figures of all arms measured so far, and write them to the folder."""
+        by_arm = {key: self._statistics(trees) for key, trees in self._trees.items()}
+        for key, trees in self._trees.items():
+            for which, texts in probes_by_opening(trees, self.system.harm, self.threshold).items():
+                for name, figure in diversity(texts, self.seed, self.embed, self.draws).items():
+                    by_arm[key][f"{name}/{which}"] = figure
+        figures, differences = tabled(by_arm, len(self.openings))
+        totals = [{"arm": arm, "target": name, **counts(trees)} for (arm, name), trees in self._trees.items()]
+        arms = list(self._arms.values())
+        evaluation = Evaluation(self.settings, arms, totals, figures, differences, dict(self._trees))
         if self.folder is not None:
             self.folder.finish(evaluation.to_json())
         return evaluation
-
-    def _arms_against(self, target: str) -> list[dict[str, Any]]:
-        return [arm for (_, name), arm in self._arms.items() if name == target]
 
     def _statistics(self, trees: Sequence[Tree]) -> dict[str, Statistic]:
         return statistics(
@@ -245,73 +243,55 @@ class ASTEvaluator:
             looks_ahead=looks_ahead(self.system.credit),
         )
 
-    def _diversity(self, trees: Sequence[Tree]) -> dict[str, Statistic]:
-        # Of all probes, and of those whose response the scorer that training is about finds harmful.
-        return {
-            f"{name}/{which}": figure
-            for which, texts in probes_by_opening(trees, self.system.harm, self.threshold).items()
-            for name, figure in diversity(texts, self.seed, self.embed, self.draws).items()
-        }
-
-    def _trees_of(
+    def _chunk_trees(
         self, arm: str, target: str, chunks: Sequence[Sequence[int]], sampler: ASTSampler, baseline: Backend | None
     ) -> list[Tree]:
-        there = [self._read(arm, target, chunk) for chunk in chunks]
-        missing = [chunk for chunk, known in zip(chunks, there, strict=True) if known is None]
-        new = iter(shared_out(missing, lambda mine: [self._grown(arm, c, sampler, baseline) for c in mine]))
-        found: list[Tree] = []
-        for chunk, known in zip(chunks, there, strict=True):
-            if known is None:
-                found += (trees := next(new))
-                if self.folder is not None:
-                    self.folder.add(arm, target, chunk, trees)
-            else:
+        stored = [self._read(arm, target, chunk) for chunk in chunks]
+        missing = [chunk for chunk, known in zip(chunks, stored, strict=True) if known is None]
+        new = iter(shared_out(missing, lambda mine: [self._grow(arm, c, sampler, baseline) for c in mine]))
+        trees: list[Tree] = []
+        for chunk, known in zip(chunks, stored, strict=True):
+            if known is not None:
                 self.on_exchanges(sum(1 for tree in known for _ in tree.walk()))
-                found += known
-        return found
+                trees += known
+                continue
+            trees += (grown := next(new))
+            if self.folder is not None:
+                self.folder.add(arm, target, chunk, grown)
+        return trees
 
     def _read(self, arm: str, target: str, chunk: Sequence[int]) -> list[Tree] | None:
-        # The trees of a chunk, if the folder holds all of them. An opening that has nothing to answer has no exchange.
+        # The trees of a chunk, if the folder holds all of them. An opening without anything to answer has no exchange.
         if self.folder is None:
             return None
-        empty = {i: Tree(self.system.opened(as_conversation(self.openings[i]), self.seeds[i])) for i in chunk}
-        asked = [i for i, tree in empty.items() if arm != OPENINGS or heard_alone(tree.opening)]
+        trees = {i: Tree(self.system.opened(as_conversation(self.openings[i]), self.seeds[i])) for i in chunk}
+        filled = [i for i, tree in trees.items() if arm != OPENINGS or answerable_part(tree.opening)]
         exchanges = 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
-        known = self.folder.grown(arm, target, asked, exchanges)
-        return None if known is None else list({**empty, **dict(zip(asked, known, strict=True))}.values())
+        known = self.folder.grown(arm, target, filled, exchanges)
+        return None if known is None else list({**trees, **dict(zip(filled, known, strict=True))}.values())
 
-    def _grown(self, arm: str, chunk: Sequence[int], sampler: ASTSampler, baseline: Backend | None) -> list[Tree]:
-        # Always the same openings together: what is computed beside a row can change its last digits.
+    def _grow(self, arm: str, chunk: Sequence[int], sampler: ASTSampler, baseline: Backend | None) -> list[Tree]:
+        # Always the same openings together: the other rows of a batch can change a row's last digits.
         openings, seeds = [self.openings[index] for index in chunk], [self.seeds[index] for index in chunk]
         grow = openings_alone if arm == OPENINGS else ASTSampler.grow
         trees = grow(sampler, openings, seeds, self.on_exchanges)
         sampler.system.examine([node for tree in trees for node in tree.nodes()])
         if baseline is not None:
-            read_by(baseline, sampler, trees)
+            add_baseline_logprobs(baseline, sampler, trees)
         return trees
 
 
-def _digest(data: Any) -> str:
-    return hashlib.blake2b(json.dumps(data).encode(), digest_size=8).hexdigest()
+def _scorer_settings(scorer: Scorer) -> dict[str, Any]:
+    # The public attributes with plain values, which tell e.g. two word lists apart.
+    settings = {"kind": getattr(scorer, "__name__", type(scorer).__name__)}
+    for key, value in getattr(scorer, "__dict__", {}).items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        if not key.startswith("_") and all(isinstance(part, str | int | float | None) for part in parts):
+            settings[key] = list(value) if isinstance(value, list | tuple) else value
+    return settings
 
 
-def _set_to(scorer: Scorer) -> dict[str, Any]:
-    # What its public attributes say of it: two word lists are two scorers.
-    plain = (str, int, float, bool, type(None))
-    public = {key: value for key, value in getattr(scorer, "__dict__", {}).items() if not key.startswith("_")}
-    return {
-        "kind": getattr(scorer, "__name__", type(scorer).__name__),
-        **{key: value for key, value in public.items() if isinstance(value, plain)},
-        **{
-            key: list(value)
-            for key, value in public.items()
-            if isinstance(value, list | tuple) and all(isinstance(part, plain) for part in value)
-        },
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield package, version(package)

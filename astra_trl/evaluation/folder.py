@@ -8,7 +8,6 @@ from typing import Any
 
 from astra_trl.conversation import Turn
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_object
 from astra_trl.results.run_folder import (
     add_lines,
     as_line,
@@ -20,6 +19,7 @@ from astra_trl.results.run_folder import (
     with_no_ids,
     write_whole,
 )
+from astra_trl.text import parse_object
 from astra_trl.tree import Tree
 
 RESULT = "evaluation.json"

@@ -8,8 +8,9 @@ from typing import Any
 
 from astra_trl.errors import InputError
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
-from astra_trl.evaluation.resampling import MIN_SIZE, Interval, OfSets, Statistic, difference
-from astra_trl.parsing import parse_object
+from astra_trl.evaluation.resampling import Interval, Statistic, difference
+from astra_trl.evaluation.subsampling import MIN_SIZE, SubsampleMean
+from astra_trl.text import parse_object
 from astra_trl.tree import Tree
 
 SCHEMA_VERSION = 2
@@ -184,12 +185,12 @@ def _of_one_size(statistics: Mapping[ArmKey, Mapping[str, Statistic]]) -> dict[A
     for arms in ([arm for arm, _ in statistics if arm != OPENINGS], [OPENINGS]):
         for (arm, target), found in statistics.items():
             for name, figure in found.items() if arm in arms else ():
-                if isinstance(figure, OfSets) and figure.largest >= MIN_SIZE:
+                if isinstance(figure, SubsampleMean) and figure.largest >= MIN_SIZE:
                     known = sizes.get((target, name), figure.largest)
                     sizes[target, name] = known if arm == OPENINGS else min(known, figure.largest)
     return {
         (arm, target): {
-            name: figure.of_size(sizes.get((target, name), 0)) if isinstance(figure, OfSets) else figure
+            name: figure.of_size(sizes.get((target, name), 0)) if isinstance(figure, SubsampleMean) else figure
             for name, figure in found.items()
         }
         for (arm, target), found in statistics.items()
@@ -199,7 +200,9 @@ def _of_one_size(statistics: Mapping[ArmKey, Mapping[str, Statistic]]) -> dict[A
 def _row(value: float, n: int, ends: Interval, statistic: Statistic) -> dict[str, Any]:
     low, high = map(_null_if_nan, ends)
     row = {"value": _null_if_nan(value), "n": n, "low": low, "high": high}
-    return {**row, "size": None if math.isnan(value) else statistic.size} if isinstance(statistic, OfSets) else row
+    if not isinstance(statistic, SubsampleMean):
+        return row
+    return {**row, "size": None if math.isnan(value) else statistic.size}
 
 
 def _null_if_nan(value: float) -> float | None:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.evaluation.results import Evaluation, Figure
-from astra_trl.plain import visible
+from astra_trl.text import visible
 from astra_trl.tree import Tree
 
 CALLED = {TESTER: "tester", BASELINE: "untrained", OPENINGS: "alone"}

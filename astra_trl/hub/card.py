@@ -25,8 +25,7 @@ from astra_trl.hub.settings import (
     shown_path,
 )
 from astra_trl.hub.staging import is_checkpoint, run_of
-from astra_trl.parsing import parse_json
-from astra_trl.plain import visible
+from astra_trl.text import parse_json, visible
 
 _PACKAGES = ("astra-trl", "trl", "transformers", "torch", "accelerate", "peft", "datasets", "detoxify")
 

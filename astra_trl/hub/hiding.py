@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_json
+from astra_trl.text import parse_json
 
 _SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 _SECRET_PATTERNS = {"a Hub token": r"\bhf_[A-Za-z0-9]{16,}", "an API key": r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}"}

@@ -17,7 +17,7 @@ from astra_trl.hub.hiding import Secrets
 from astra_trl.hub.settings import read_config
 from astra_trl.hub.staging import run_of, stage_model, stage_transcripts
 from astra_trl.hub.transcripts import transcripts_card
-from astra_trl.plain import visible
+from astra_trl.text import visible
 
 SILENCE_SECONDS = 60  # after which a connection is taken for dead; huggingface_hub itself would wait for ever
 _HTTPError = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")  # of httpx, or of httpx2

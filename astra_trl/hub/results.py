@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult
 
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_json
-from astra_trl.plain import visible
+from astra_trl.text import parse_json, visible
 
 TESTER, BASELINE, OPENINGS = "tester", "baseline", "openings"
 NONE = "–"

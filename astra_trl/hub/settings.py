@@ -10,8 +10,7 @@ from astra_trl.backends.api.endpoint import API_PREFIX as PREFIX
 from astra_trl.backends.api.endpoint import CALLING as API_FLAGS
 from astra_trl.errors import InputError
 from astra_trl.hub.hiding import last_part
-from astra_trl.parsing import parse_yaml
-from astra_trl.plain import visible
+from astra_trl.text import parse_yaml, visible
 
 # In the order in which the command names them.
 _WHO = ("tester", "target", "baseline", "world", "model_name_or_path")

@@ -9,8 +9,8 @@ from typing import Any
 
 from astra_trl.errors import InputError
 from astra_trl.hub.hiding import Secrets, last_part, shortened
-from astra_trl.parsing import parse_json
 from astra_trl.results.run_folder import as_line, read_lines
+from astra_trl.text import parse_json
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
 # Files of settings, in which paths may stand.

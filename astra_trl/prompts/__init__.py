@@ -1,4 +1,4 @@
-"""Named prompt sets, local files and Hub datasets as openings; importing this loads nothing."""
+"""Named prompt sets, local files and Hub datasets as openings; importing this package loads nothing."""
 
 from astra_trl.prompts.base import PromptSet, load_prompts
 

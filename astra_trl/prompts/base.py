@@ -1,4 +1,4 @@
-"""Openings from a named set, a local file or a Hub dataset."""
+"""Openings from a named prompt set, a local file or a Hub dataset."""
 
 import json
 import logging
@@ -12,22 +12,21 @@ from typing import Any, TypeVar
 
 from astra_trl.conversation import Opening, Speaker, Turn, as_conversation
 from astra_trl.errors import InputError
-from astra_trl.prompts.files import local_file, read_file, why
+from astra_trl.prompts.files import error_line, local_file, read_file
 from astra_trl.prompts.splits import split_openings
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# What a column of openings is usually called, tried in this order where more than one column holds text.
-COLUMNS = ("opening", "prompt", "text", "question", "messages")
+COLUMNS = ("opening", "prompt", "text", "question", "messages")  # usual names of a column of openings, best first
 CHAT_SPEAKERS: tuple[Speaker, ...] = ("system", "user", "assistant")
 
 
 def load_prompts(
     source: str | Path, split: str = "train", column: str | None = None, limit: int | None = None, seed: int = 0
 ) -> list[Opening]:
-    """Openings of `source` in their order there, without blank and repeated ones (one log line counts those).
+    """Return the openings of `source` in its order, without blank and repeated ones (one log line counts those).
 
     A row is a text, or a conversation in the chat format (a list of messages with role and content), which becomes an
     opening of several turns.
@@ -37,14 +36,14 @@ def load_prompts(
             A name from `NAMED`, a local file (.txt with one opening per line, .json, .jsonl, .csv, .parquet), or else
             a Hub dataset id.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a named set or a Hub dataset. A local file is all `"train"`.
+            Split of a named set or a Hub dataset. A local file has only `"train"`.
         column (`str`, *optional*):
-            Column with the openings. Without it: the only column with text, else the first of `COLUMNS` there is.
+            Column of the openings. Defaults to the only column with text, else to the first of `COLUMNS`.
         limit (`int`, *optional*):
             Keep a sample of at most this many openings, drawn with `seed`.
 
     Raises:
-        InputError: `source` cannot be read, or a row of it is neither, or no opening is left.
+        InputError: `source` cannot be read, has a row that is neither text nor a chat, or has no opening.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit} leaves no opening: give 1 or more, or None for all of '{source}'")
@@ -56,14 +55,18 @@ def load_prompts(
         rows = _column({"opening": list(splits[split]["opening"])}, column, source)
     elif path := local_file(source):
         rows = _column(read_file(path, split), column, source)
+    elif str(source).strip():
+        dataset = load_hub(str(source), split)
+        text_columns = [name for name, kind in dataset.features.items() if _may_hold_text(kind)]
+        rows = dataset[_pick(dataset.column_names, text_columns, column, source)]
     else:
-        rows = _read_hub(str(source), split, column)
-    return sampled(_distinct(rows, source), limit, seed)
+        raise InputError(f"the prompt set has no name: give one of {', '.join(NAMED)}, a file or a dataset id")
+    return draw_sample(_distinct(rows, source), limit, seed)
 
 
 @dataclass(frozen=True)
 class PromptSet(Sequence[Opening]):
-    """The openings of `load_prompts(name, split)`, loaded when first looked at: naming a set costs nothing."""
+    """The openings of `load_prompts(name, split)`, loaded on first access."""
 
     name: str
     split: str = "train"
@@ -107,7 +110,7 @@ NAMED: dict[str, Callable[[], Mapping[str, Any]]] = {
 
 
 def load_hub(name: str, split: str) -> Any:
-    """The `datasets.Dataset` of a Hub id (or of a folder). Raises `InputError` where it does not load."""
+    """Return the `datasets.Dataset` of a Hub id or a folder; `InputError` if it cannot be loaded."""
     import datasets
     from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever the Hub client runs on
 
@@ -116,103 +119,88 @@ def load_hub(name: str, split: str) -> Any:
     # RuntimeError: a loading script; ValueError: a malformed id, an unknown split or configuration.
     except (datasets.exceptions.DatasetsError, HTTPError, OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"'{name}' is no prompt set ({', '.join(NAMED)}) and no file, and was tried as a Hub dataset with split "
-            f"'{split}': check the name, the split, the network and whether its terms are to be accepted "
-            f"({why(error)})"
+            f"'{name}' is neither a prompt set ({', '.join(NAMED)}) nor a file, and does not load as a Hub dataset "
+            f"with split '{split}': check the name, the split, the network and whether its terms are to be accepted "
+            f"({error_line(error)})"
         ) from error
-
-
-def _read_hub(source: str, split: str, column: str | None) -> Iterable[object]:
-    if not source.strip():
-        raise InputError(f"the prompt set has no name: give one of {', '.join(NAMED)}, a file or a dataset id")
-    dataset = load_hub(source, split)
-    text = [name for name, kind in dataset.features.items() if _may_hold_text(kind)]
-    return dataset[_pick(dataset.column_names, text, column, source)]
 
 
 def _may_hold_text(kind: Any) -> bool:
     row = getattr(kind, "feature", None)  # of a list
-    return getattr(kind, "dtype", "").endswith("string") or (
-        isinstance(row, dict) and {"role", "content"} <= row.keys()
-    )
+    is_chat = isinstance(row, dict) and {"role", "content"} <= row.keys()
+    return is_chat or getattr(kind, "dtype", "").endswith("string")
 
 
 def _column(columns: dict[str, list], column: str | None, source: object) -> list:
     def is_text(rows: list) -> bool:  # letters tell it from ids and figures: a CSV has no types
         return any(any(map(str.isalpha, row)) if isinstance(row, str) else row and _is_chat(row) for row in rows)
 
-    text = [name for name, rows in columns.items() if is_text(rows)]
-    return columns[_pick(list(columns), text, column, source)] if columns else []
+    text_columns = [name for name, rows in columns.items() if is_text(rows)]
+    return columns[_pick(list(columns), text_columns, column, source)] if columns else []
 
 
-def _pick(names: list[str], text: list[str], column: str | None, source: object) -> str:
+def _pick(names: list[str], text_columns: list[str], column: str | None, source: object) -> str:
     if column is not None and column not in names:
         raise InputError(f"'{source}' has no column '{column}': give one of {', '.join(names)}")
     if column is not None or len(names) == 1:
         return column or names[0]
-    # A column of a usual name that holds no text may still be the one: what else is text may be an id.
+    # A column of a usual name that holds no text may still be the one: the other text may be an id.
     usual = [name for name in COLUMNS if name in names]
-    for name in usual or (text if len(text) == 1 else []):
-        if name in text:
+    for name in usual or (text_columns if len(text_columns) == 1 else []):
+        if name in text_columns:
             return name
     raise InputError(f"which column of '{source}' holds the openings? Give column= one of {', '.join(names)}")
 
 
 def _distinct(rows: Iterable[object], source: object) -> list[Opening]:
-    """Rows as openings without white space around them, each once; none that is blank."""
-    seen: dict[Opening, None] = {}
+    # Rows as openings without white space around them, without blank and repeated ones.
+    openings: dict[Opening, None] = {}
     total = blank = 0
     for total, row in enumerate(rows, start=1):
         try:
-            opening = _opening(row)
+            opening = _as_opening(row)
         except ValueError as error:
-            raise InputError(f"'{source}', row {total} {error}: mend or remove it, or name another column") from None
+            raise InputError(f"'{source}', row {total} {error}: fix or remove it, or name another column") from None
         if opening:
-            seen.setdefault(opening)
+            openings.setdefault(opening)
         else:
             blank += 1
-    if not seen:
+    if not openings:
         raise InputError(f"'{source}' holds no opening ({total} rows, {blank} blank): give at least one")
-    if total > len(seen):
-        logger.warning("%s: skipped %d blank rows and %d duplicates", source, blank, total - blank - len(seen))
-    return list(seen)
+    if total > len(openings):
+        logger.warning("%s: skipped %d blank rows and %d duplicates", source, blank, total - blank - len(openings))
+    return list(openings)
 
 
 def openings_of(prompts: Any) -> Sequence[Opening]:
-    """The openings that were given: as they are, as what `load_prompts` takes, or as a `datasets.Dataset`."""
+    """Return the openings of a source for `load_prompts` or of a `datasets.Dataset`, or a sequence of openings as it
+    is, after a check; `InputError` if it is empty, or one of them is neither text nor turns, broken or blank."""
     if isinstance(prompts, str | Path):
         return load_prompts(prompts)
     if hasattr(prompts, "column_names"):
         columns = {name: list(prompts[name]) for name in prompts.column_names}
         return _distinct(_column(columns, None, "the dataset"), "the dataset")
-    return checked_prompts(prompts)
-
-
-def checked_prompts(prompts: Sequence[Opening]) -> Sequence[Opening]:
-    """The prompts; `InputError` where there are none or one is neither text nor turns, broken or blank."""
     if not len(prompts):
         raise InputError("the prompt set is empty: give at least one opening")
     for index, prompt in enumerate(prompts):
-        turns = prompt if isinstance(prompt, tuple) else (prompt,)
-        for turn in turns:
-            if not isinstance(turn, Turn if turns is prompt else str):
-                raise InputError(
-                    f"prompt {index} is not text but {type(turn).__name__}: a prompt set is a list of strings, or of "
-                    "tuples of Turn"
-                )
+        turns, kind = (prompt, Turn) if isinstance(prompt, tuple) else ((prompt,), str)
+        if wrong := [type(turn).__name__ for turn in turns if not isinstance(turn, kind)]:
+            raise InputError(
+                f"prompt {index} is not text but {wrong[0]}: a prompt set is a list of strings, or of tuples of Turn"
+            )
         try:
-            texts = [cleaned(turn.text) for turn in as_conversation(prompt)]
+            texts = [clean_text(turn.text) for turn in as_conversation(prompt)]
         except ValueError as error:
-            raise InputError(f"prompt {index} {error}: mend or remove it") from None
+            raise InputError(f"prompt {index} {error}: fix or remove it") from None
         if not any(texts):
             raise InputError(f"prompt {index} is empty: drop blank openings")
     return prompts
 
 
-def _opening(row: object) -> Opening:
-    # A text, or the turns of a chat that hold any; `ValueError` with what is wrong with the row.
+def _as_opening(row: object) -> Opening:
+    # A text, or the turns of a chat that are not blank; `ValueError` with what is wrong with the row.
     if isinstance(row, str):
-        return cleaned(row)
+        return clean_text(row)
     if not _is_chat(row):
         raise ValueError(f"is {'null' if row is None else type(row).__name__}, not text")
     turns = []
@@ -223,7 +211,7 @@ def _opening(row: object) -> Opening:
             raise ValueError(f"has role {role!r} in message {number}, which is none of {', '.join(CHAT_SPEAKERS)}")
         if not isinstance(content, str):
             raise ValueError(f"has a message {number} whose content is {type(content).__name__}, not text")
-        turns += [Turn(speaker, text)] if (text := cleaned(content)) else []
+        turns += [Turn(speaker, text)] if (text := clean_text(content)) else []
     return tuple(turns)
 
 
@@ -231,20 +219,20 @@ def _is_chat(row: object) -> bool:
     return isinstance(row, list) and all(isinstance(part, dict) and {"role", "content"} <= part.keys() for part in row)
 
 
-def sampled(rows: list[T], limit: int | None, seed: int) -> list[T]:
-    """At most `limit` of the rows, drawn with `seed`, in their order; all of them without a limit."""
+def draw_sample(rows: list[T], limit: int | None, seed: int) -> list[T]:
+    """Return at most `limit` of the rows, drawn with `seed`, in their order; all of them without a limit."""
     if limit is None or limit >= len(rows):
         return rows
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
-def cleaned(text: str) -> str:
-    """The text without white space around it; `ValueError` with what is wrong where it is broken."""
-    # No tokenizer can encode half a surrogate pair; both come of broken exports.
+def clean_text(text: str) -> str:
+    """Return the text without white space around it; `ValueError` if it is broken."""
+    # No tokenizer can encode half a surrogate pair; both are signs of broken exports.
     try:
-        broken = b"\0" in text.encode()
+        is_broken = b"\0" in text.encode()
     except UnicodeEncodeError:
-        broken = True
-    if broken:
+        is_broken = True
+    if is_broken:
         raise ValueError("holds a NUL or half a surrogate pair")
     return text.strip()

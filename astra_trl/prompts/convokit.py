@@ -11,7 +11,7 @@ import shutil
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from urllib.request import urlopen
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_json
 from astra_trl.prompts.splits import split_bounds
+from astra_trl.scorers.base import Scorer
+from astra_trl.text import parse_json
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -30,13 +31,10 @@ logger = logging.getLogger(__name__)
 URL = "https://zissou.infosci.cornell.edu/convokit/datasets/reddit-corpus-small/reddit-corpus-small.zip"
 MEMBER = "reddit-corpus-small/utterances.jsonl"
 ZIP_VARIABLE = "ASTRA_TRL_CONVOKIT_ZIP"
-# Part of the cache's key: raise it with every change of what openings come out.
-RECIPE = 1
+RECIPE = 1  # part of the cache's key: raise it with every change of the openings
 
-Scorer = Callable[[Sequence[Exchange]], list[float]]
-
-# What reading another zip raises, or one with other lines.
-_NOT_CONVOKIT = (
+# Raised by reading another zip, or one with other lines.
+_FORMAT_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
     *(KeyError, TypeError, AttributeError, ValueError, OverflowError),
 )
@@ -45,22 +43,22 @@ _NOT_CONVOKIT = (
 def build_convokit_reddit(
     url: str = URL, scorer: Scorer | None = None, max_toxicity: float = 0.5, cache_dir: str | Path | None = None
 ) -> "DatasetDict":
-    """Splits train, dev and test (80/5/15 by conversation) with the columns opening and conversation_id.
+    """Return the splits train, dev and test (80/5/15 by conversation) with the columns opening and conversation_id.
 
-    The first call downloads and scores the corpus (297,132 utterances); later ones read what it left in the cache.
+    The first call downloads and scores the corpus (297,132 utterances); later calls read its result from the cache.
 
     Args:
         url (`str`, *optional*):
-            Address or local path of the zip. The default one gives way to the path in `$ASTRA_TRL_CONVOKIT_ZIP`.
+            Address or local path of the zip. `$ASTRA_TRL_CONVOKIT_ZIP` takes precedence over the default.
         scorer (`Callable`, *optional*):
-            Toxicity of exchanges; Detoxify by default. A conversation it cannot score (nan) is dropped.
+            Toxicity of exchanges; defaults to Detoxify. A conversation that it cannot score (nan) is dropped.
         max_toxicity (`float`, *optional*, defaults to `0.5`):
             A conversation with an utterance above this is dropped.
         cache_dir (`str` or `Path`, *optional*):
-            Where the result is kept; by default in the cache of `datasets`.
+            Folder for the result; defaults to the cache of `datasets`.
 
     Raises:
-        InputError: the zip cannot be had, or is not ConvoKit's, or leaves no opening.
+        InputError: the zip cannot be read or downloaded, is not ConvoKit's, or leaves no opening.
     """
     import datasets
     from datasets.fingerprint import Hasher
@@ -77,14 +75,14 @@ def build_convokit_reddit(
     place = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "astra_trl"
     result = place / f"convokit-reddit-{_digest(json.dumps(key))}"
     place.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{result}.lock"):  # the ranks of a run all come here: one builds, the others wait and read
+    with FileLock(f"{result}.lock"):  # all ranks of a run get here: one builds, the others wait and read
         if not result.exists():
             openings = _openings(_fetch(source, place), scorer, max_toxicity)
             if not openings:
                 raise InputError(
                     f"no opening is left of {source}: raise max_toxicity or check the scorer (see the log)"
                 )
-            # By a hash of the id, not a shuffle of what is left: another scorer or limit moves few to another split.
+            # By a hash of the id, not a shuffle: another scorer or limit moves few openings to another split.
             names = sorted(openings, key=_digest)
             partial = result.with_name(result.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
@@ -102,7 +100,7 @@ def build_convokit_reddit(
 
 
 def _fetch(source: str, place: Path) -> Path:
-    """Local path of the zip, downloaded where it has to be."""
+    # The local path of the zip, downloaded if necessary.
     import datasets
 
     if "://" not in source:
@@ -117,7 +115,7 @@ def _fetch(source: str, place: Path) -> Path:
             raise OSError("offline mode: HF_HUB_OFFLINE is set")
         with urlopen(source, timeout=60) as response, open(partial, "wb") as file:
             shutil.copyfileobj(response, file)
-            if getattr(response, "length", None):  # a connection that closes early is no error to read()
+            if getattr(response, "length", None):  # read() does not raise if the connection closes early
                 raise OSError(f"{response.length} bytes are missing")
     except (OSError, HTTPException, ValueError) as error:
         raise InputError(
@@ -128,7 +126,7 @@ def _fetch(source: str, place: Path) -> Path:
 
 
 def _openings(path: Path, scorer: Scorer | None, max_toxicity: float) -> dict[str, str]:
-    """Openings by conversation id, each text once; one log line counts the conversations that are dropped."""
+    # Openings by conversation id, each text once; one log line counts the conversations that are dropped.
     from datasets.utils import tqdm
 
     conversations: dict[str, list[dict[str, Any]]] = {}
@@ -149,15 +147,15 @@ def _openings(path: Path, scorer: Scorer | None, max_toxicity: float) -> dict[st
 
         scorer = DetoxifyScorer()
     names = list(openings)
-    for start in tqdm(range(0, len(names), 100), desc="Scoring conversations, 100 at a time"):
-        # Link posts have no text: a scorer may call that nan, and they would all be dropped.
+    for start in tqdm(range(0, len(names), 100), desc="Scoring conversations, 100 per step"):
+        # Link posts have no text: a scorer may return nan for that, and they would all be dropped.
         rows = [row for name in names[start : start + 100] for row in conversations[name] if row["text"].strip()]
         scores = scorer([Exchange(context=(), probe="", response=row["text"]) for row in rows])
         for row, score in zip(rows, scores, strict=True):
             reason = "not scored" if math.isnan(score) else "toxic" if score > max_toxicity else None
             if reason and openings.pop(row["conversation"], None):
                 dropped[reason] += 1
-    # The same words may open many conversations ("Thanks!"): they must not come up in two splits.
+    # Many conversations may have the same opening ("Thanks!"): it must not be in two splits.
     first = {opening: name for name, opening in reversed(openings.items())}
     dropped["with the same opening as another"] = len(openings) - len(first)
     counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
@@ -166,36 +164,33 @@ def _openings(path: Path, scorer: Scorer | None, max_toxicity: float) -> dict[st
 
 
 def _utterances(path: Path) -> Iterator[dict[str, Any]]:
-    """Utterances in the order of the zip, under one set of names for older and newer dumps."""
+    # Utterances in the order of the zip, with the same keys for older and newer dumps.
     try:
         with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as lines:
             for line in lines:
                 row = parse_json(line)
+                reply_to = row["reply-to"] if "reply-to" in row else row["reply_to"]
                 yield {
                     "id": str(row["id"]),
                     "conversation": str(row["conversation_id"] if "conversation_id" in row else row["root"]),
-                    "reply_to": _text_or_none(row["reply-to"] if "reply-to" in row else row["reply_to"]),
+                    "reply_to": None if reply_to is None else str(reply_to),
                     "time": float(row.get("timestamp") or 0),
                     # JSON may hold half a surrogate pair, which neither a tokenizer nor Arrow can encode.
                     "text": (row["text"] or "").encode("utf-8", "ignore").decode("utf-8"),
                 }
-    except _NOT_CONVOKIT as error:
+    except _FORMAT_ERRORS as error:
         raise InputError(
             f"{path} is not ConvoKit's reddit-corpus-small ({type(error).__name__}: {error}): "
             f"remove it and download {URL} again"
         ) from error
 
 
-def _text_or_none(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
 def _opening(rows: list[dict[str, Any]]) -> str:
-    """The latest utterance after the one it replies to, the self-post left out; "" where no text is left."""
+    # The latest utterance after the one that it replies to, without the self-post; "" if no text is left.
     by_id = {row["id"]: row for row in rows if row["reply_to"] is not None}
     if not by_id:
         return ""
-    last = max(reversed(by_id.values()), key=lambda row: row["time"])  # of equally late ones the last in the zip
+    last = max(reversed(by_id.values()), key=lambda row: row["time"])  # if equally late, the last in the zip
     parent = by_id.get(last["reply_to"])
     return " ".join(filter(None, (clean(row["text"]) for row in (parent, last) if row)))
 
@@ -212,7 +207,7 @@ _MARKS = [
         r"<?(?<![A-Za-z0-9])(?i:https?://|www\.)(?a:\([^()\s]*\)|[\w\-./?#@!$&'*+,;=%~:|\\^])+(?<![.,;:!?'*_|\\])>?",
         " ",
     ),  # addresses
-    (r"\(\s+\)|(?<!\S)[*_~]{2,}(?!\S)", ""),  # what was only around an address
+    (r"\(\s+\)|(?<!\S)[*_~]{2,}(?!\S)", ""),  # marks that were only around an address
     (r"```\w*\n|`+", ""),  # code
     (r">!(.+?)!<", r"\1"),  # spoilers
     (r"(?m)^[-*_=|: \t]{3,}$", ""),  # rulers, underlines of headings, and of table heads
@@ -229,8 +224,8 @@ _RULES = [(re.compile(pattern), into) for pattern, into in _MARKS]
 
 
 def clean(text: str) -> str:
-    """Plain text on one line of Reddit's markdown: no marks, addresses or emoji."""
-    text = html.unescape(html.unescape(text))  # Reddit's API escapes what may hold entities already
+    """Return Reddit's markdown as plain text on one line, without marks, addresses or emoji."""
+    text = html.unescape(html.unescape(text))  # Reddit's API escapes text that may hold entities already
     for pattern, into in _RULES:
         text = pattern.sub(into, text)
     return " ".join(text.split())

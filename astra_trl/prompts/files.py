@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_json
+from astra_trl.text import parse_json
 
 
-# `datasets` reads none of these files: it makes timestamps of texts like "2020-01-02", one lone surrogate is an error
-# without a row, an unquoted comma in a CSV drops what is before it, [1] in a file's name is a pattern, and a copy of
-# the file stays in the user's cache. Lines end at "\n" only: U+2028 and form feeds are part of the text.
+# `datasets` and pandas read none of these files: `datasets` makes timestamps of texts like "2020-01-02", one lone
+# surrogate is an error without a row, an unquoted comma in a CSV drops the text before it, [1] in a file's name is a
+# pattern, and a copy of the file stays in the user's cache. Lines end at "\n" only: U+2028 and form feeds are text.
 def _read_txt(path: Path) -> dict[str, list]:
     return {"text": path.read_text(encoding="utf-8-sig").split("\n")}
 
@@ -31,15 +31,14 @@ def _read_jsonl(path: Path) -> dict[str, list]:
 
 
 def _read_csv(path: Path) -> dict[str, list]:
-    limit = csv.field_size_limit(2**31 - 1)  # 128 KiB by default, and it is one for the whole process
+    limit = csv.field_size_limit(2**31 - 1)  # 128 KiB by default, and shared by the whole process
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
     finally:
         csv.field_size_limit(limit)
-    for number, row in enumerate(rows, start=1):
-        if None in row:
-            raise ValueError(f"row {number} has more fields than the header: quote texts with commas in them")
+    if long_rows := [number for number, row in enumerate(rows, start=1) if None in row]:
+        raise ValueError(f"row {long_rows[0]} has more fields than the header: quote texts with commas in them")
     return _columns(rows)
 
 
@@ -59,29 +58,29 @@ READERS: dict[str, Callable[[Path], dict[str, list]]] = {
 
 
 def local_file(source: str | Path) -> Path | None:
-    """The path, where `source` is a file or is named like one that can be read."""
+    """Return the path if `source` is a file or has the suffix of one that can be read, else `None`."""
     path = Path(os.path.expanduser(source))
     return path if os.path.isfile(path) or path.suffix.lower() in READERS else None
 
 
 def read_file(path: Path, split: str = "train") -> dict[str, list]:
-    """Columns of a local file by name. Raises `InputError` where it cannot be read."""
+    """Return the columns of a local file by name; `InputError` if it cannot be read."""
     if not path.is_file():
         raise InputError(f"no such file: '{path}' (seen from {Path.cwd()}): check the path")
     if path.suffix.lower() not in READERS:
         raise InputError(f"cannot read '{path}': give a {', '.join(READERS)} file")
-    # Else one file named for training and for evaluation would be measured on what was trained on.
+    # Otherwise a file named for both training and evaluation would be evaluated on what was trained on.
     if split != "train":
         raise InputError(f"'{path}' is one file, all of it 'train': give another file for split '{split}'")
     try:
         return READERS[path.suffix.lower()](path)
     # Undecodable bytes, bad JSON and most of pyarrow's errors are ValueErrors.
     except (OSError, ValueError, NotImplementedError, csv.Error) as error:
-        raise InputError(f"cannot read '{path}' ({why(error)}): mend it, or save it again in UTF-8") from error
+        raise InputError(f"cannot read '{path}' ({error_line(error)}): fix it, or save it again in UTF-8") from error
 
 
 def _columns(rows: object) -> dict[str, list]:
-    """Columns of rows that are objects; one column `text` of rows that are not."""
+    # The columns of rows that are objects; one column `text` of other rows.
     if not isinstance(rows, list):
         raise ValueError(f"it holds one {type(rows).__name__}, not a list of strings or of objects")
     if not any(isinstance(row, dict) for row in rows):
@@ -92,8 +91,8 @@ def _columns(rows: object) -> dict[str, list]:
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
-def why(error: BaseException) -> str:
-    """Kind and first line of `error`, or of its cause where `datasets` only says that an error occurred."""
+def error_line(error: BaseException) -> str:
+    """Return the kind and the first line of `error`, or of its cause if `datasets` only says that one occurred."""
     if str(error).startswith("An error occurred") and error.__cause__:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from astra_trl.plain import visible
 from astra_trl.report.reading import Folder, damaged, number, read_lines
+from astra_trl.text import visible
 
 MOST_EXCHANGES = 100_000  # that are embedded: a browser opens as many in a second or two
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_trl.plain import visible
 from astra_trl.report.figures import Table, first_target, headline, summary_line, tables
 from astra_trl.report.reading import TESTER, Folder, damaged, number, read_folders, read_lines
 from astra_trl.report.tested import tested
+from astra_trl.text import visible
 
 CONVERSATIONS = 3
 LONGEST = 2000  # characters of a turn

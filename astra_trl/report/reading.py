@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_json, parse_yaml
-from astra_trl.plain import visible
+from astra_trl.text import parse_json, parse_yaml, visible
 
 SCHEMA_VERSION = 2  # of evaluation.json
 

@@ -10,7 +10,7 @@ import pyarrow
 from pyarrow import parquet
 
 from astra_trl.errors import InputError
-from astra_trl.parsing import parse_object
+from astra_trl.text import parse_object
 from astra_trl.tree import Node
 
 

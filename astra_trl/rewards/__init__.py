@@ -1,4 +1,4 @@
-"""What turns measurements into the number the tester is trained on."""
+"""Rewards: weighted terms that turn measurements into the number the tester is trained on."""
 
 from astra_trl.rewards.base import Reward, Term
 from astra_trl.rewards.credit import Backup, Credit, immediate

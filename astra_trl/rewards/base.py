@@ -9,14 +9,14 @@ from astra_trl.errors import InputError
 from astra_trl.scorers.base import Part
 from astra_trl.tree import Node
 
-# One value a node, unweighted; nan = could not be measured. What a term needs beyond the exchange it says with
-# attributes, so that a system that lacks it is refused when it is built: `needs_logprobs = True` for the probe's
-# log-probability under the target, `needs_sampling_logprobs = True` for those of its tokens under the tester,
-# `needs_tester_logprob = True` for that of all of it under the tester at temperature 1,
-# `needs_scores = [(scorer, part), ...]` for harm, `in_unit_interval = False` where values leave [0, 1].
-# A term that has a memory of a training run reads it when called, and has `remember(nodes)` to add to it, and
-# `state_dict()` and `load_state_dict(state)`, in JSON, for checkpoints. An evaluation leaves such a term out of the
-# reward, as its value for one and the same probe falls while a run goes on.
+# One value per node, unweighted; nan = could not be measured. Attributes of a term declare what it needs beyond the
+# exchange, so that a system that lacks it is refused when it is built: `needs_logprobs = True` (the probe's
+# log-probability under the target), `needs_sampling_logprobs = True` (those of its tokens under the tester),
+# `needs_tester_logprob = True` (the probe's under the tester at temperature 1), `needs_scores = [(scorer, part), ...]`
+# (harm). `in_unit_interval = False` means that values may lie outside [0, 1].
+# A term with a memory of a training run has `remember(nodes)` to add to it, and for checkpoints `state_dict()` and
+# `load_state_dict(state)`, in JSON. An evaluation leaves such a term out of the reward, as its value for the same
+# probe falls in the course of a run.
 Term = Callable[[Sequence[Node]], list[float]]
 
 Combine = Literal["sum", "product"]
@@ -24,14 +24,14 @@ Combine = Literal["sum", "product"]
 
 @dataclass(frozen=True)
 class Reward:
-    """One number a node out of named terms.
+    """One number per node, made of named terms.
 
     Args:
         terms (`Mapping[str, tuple[float, Term]]`):
-            Weight and term by name.
+            Weight and term by name. A negative weight penalises.
         combine (`str`, *optional*, defaults to `"sum"`):
-            `"sum"` of weight * value; or `"product"` of value ** weight, where a negative weight contributes
-            (1 - value) ** -weight, so that it penalises as it does in a sum. A product needs values in [0, 1].
+            `"sum"` of weight * value; or `"product"` of value ** weight, of (1 - value) ** -weight if the weight is
+            negative. A product needs values in [0, 1].
     """
 
     terms: Mapping[str, tuple[float, Term]]
@@ -45,13 +45,16 @@ class Reward:
                 raise InputError(f"reward term {name!r} has weight {weight}: give a finite number")
             if self.combine == "product" and not getattr(term, "in_unit_interval", True):
                 raise InputError(
-                    f"reward term {name!r} leaves [0, 1], so it cannot stand in a product: drop it, or give "
+                    f"reward term {name!r} leaves [0, 1], so it cannot be part of a product: drop it, or use "
                     "Likelihood(as_probability=True)"
                 )
 
     def __call__(self, nodes: Sequence[Node]) -> None:
-        """Set `terms` and `reward` on every node. The reward is `None` if a term is nan, if the response is empty
-        (nothing was measured then, which is not the same as harmless), and if there are no terms."""
+        """Set `terms` and `reward` on every node.
+
+        The reward is `None` if a term is nan, if the reward has no terms, or if the response is empty: then nothing
+        was measured, which is not the same as harmless.
+        """
         for name, (_, term) in self.terms.items():
             values = term(nodes)
             if len(values) != len(nodes):
@@ -59,10 +62,10 @@ class Reward:
             for node, value in zip(nodes, values, strict=True):
                 node.terms[name] = value
         for node in nodes:
-            reward = self._combined(node.terms)
+            reward = self._combine(node.terms)
             node.reward = None if math.isnan(reward) or not node.answered else reward
 
-    def _combined(self, values: Mapping[str, float]) -> float:
+    def _combine(self, values: Mapping[str, float]) -> float:
         if not self.terms:
             return math.nan
         if self.combine == "sum":
@@ -77,28 +80,27 @@ class Reward:
         return reward
 
     def remember(self, nodes: Sequence[Node]) -> None:
-        """Adds measured nodes to the memory of the terms that have one. Training calls this, an evaluation never."""
+        """Add measured nodes to the memory of the terms that have one. Only training calls this."""
         for _, term in self._with_memory():
             term.remember(nodes)
 
     @property
     def comparable(self) -> "Reward":
-        """The reward without the terms that have a memory of a training run: an equal probe then gets an equal reward
-        from a tester before training, during it and after it."""
-        remembering = dict(self._with_memory())
-        return replace(self, terms={name: term for name, term in self.terms.items() if name not in remembering})
+        """The reward without terms that have a memory: the same probe gets the same reward throughout a run."""
+        with_memory = dict(self._with_memory())
+        return replace(self, terms={name: term for name, term in self.terms.items() if name not in with_memory})
 
     def state_dict(self) -> dict[str, Any]:
-        """What the terms remember, as JSON."""
+        """Return the memory of the terms, as JSON."""
         return {name: term.state_dict() for name, term in self._with_memory()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Makes the terms remember what `state_dict` told; `InputError` where they are others."""
+        """Restore the memory that `state_dict` returned; raise `InputError` if it belongs to different terms."""
         terms = dict(self._with_memory())
         if terms.keys() != state.keys():
             raise InputError(
-                f"the checkpoint holds the memory of reward terms {', '.join(state) or 'none'}, and the reward's are "
-                f"{', '.join(terms) or 'none'}: go on with the reward that the run was started with"
+                f"the checkpoint has the memory of reward terms {', '.join(state) or 'none'}, and the reward's are "
+                f"{', '.join(terms) or 'none'}: resume with the reward that the run was started with"
             )
         for name, term in terms.items():
             term.load_state_dict(state[name])
@@ -108,20 +110,23 @@ class Reward:
 
     @property
     def needs_sampling_logprobs(self) -> bool:
-        """Whether a term reads the log-probabilities that the probe was sampled with."""
-        return any(getattr(term, "needs_sampling_logprobs", False) for _, term in self.terms.values())
+        """`True` if a term reads the log-probabilities that the probe was sampled with."""
+        return bool(self._terms_with("needs_sampling_logprobs"))
 
     @property
     def needs_tester_logprob(self) -> bool:
-        """Whether a term reads the probe's log-probability under the tester at temperature 1."""
-        return any(getattr(term, "needs_tester_logprob", False) for _, term in self.terms.values())
+        """`True` if a term reads the probe's log-probability under the tester at temperature 1."""
+        return bool(self._terms_with("needs_tester_logprob"))
 
     @property
     def needs_logprobs(self) -> list[str]:
-        """Names of the terms that read the probe's log-probability."""
-        return [name for name, (_, term) in self.terms.items() if getattr(term, "needs_logprobs", False)]
+        """Names of the terms that read the probe's log-probability under the target."""
+        return self._terms_with("needs_logprobs")
 
     @property
     def needs_scores(self) -> dict[tuple[str, Part | None], str]:
         """Scorers and parts that terms read, each with the name of a term that does."""
         return {needed: name for name, (_, term) in self.terms.items() for needed in getattr(term, "needs_scores", ())}
+
+    def _terms_with(self, need: str) -> list[str]:
+        return [name for name, (_, term) in self.terms.items() if getattr(term, need, False)]

@@ -1,4 +1,4 @@
-"""Credit assignment: what an exchange is worth to the tester, given what grew from it."""
+"""Credit assignment: the value of an exchange to the tester, given the exchanges that follow it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ from astra_trl.errors import InputError
 from astra_trl.lookup import build
 from astra_trl.tree import Tree
 
-# Sets `credit` on every node of a tree whose rewards are known; `None` for a node whose credit could not be measured.
+# Sets `credit` on every node of a tree whose rewards are known, to `None` if it could not be measured.
 Credit = Callable[[Tree], None]
 CreditName = Literal["immediate", "backup"]
 
 
 def immediate(tree: Tree) -> None:
-    """An exchange's credit is its reward, whatever followed."""
+    """Set the credit of every exchange to its reward."""
     for node in tree.nodes():
         node.credit = node.reward
 
 
 @dataclass(frozen=True)
 class Backup:
-    """An exchange's credit is its reward and, discounted, the best that came of it.
+    """Credit of an exchange's own reward and the best discounted reward that follows.
 
-    `G(n) = r(n) + gamma * max of G over the children`, MALIBU's future reward. Children without a credit are left out.
-    An exchange that was followed up, and none of whose children has a credit, has none either: what follows is
-    unknown, and counting it as nothing would put it above what ordinary turns cost.
+    `G(n) = r(n) + gamma * max of G over the children`, MALIBU's future reward. Children without credit are left out.
+    If an exchange has children and none of them has credit, it has none itself: the future is unknown, and counting
+    it as zero would rank the exchange above those whose next turns have a negative reward.
 
     Args:
         gamma (`float`, *optional*, defaults to `0.9`):
-            Discount of each further turn, in [0, 1].
+            Discount per turn, in [0, 1].
     """
 
     gamma: float = 0.9
@@ -52,11 +52,11 @@ class Backup:
 
 
 def looks_ahead(credit: Credit) -> bool:
-    """Whether an exchange's credit needs the turns that follow it; it does unless a credit says otherwise."""
+    """`True` if the credit of an exchange depends on later turns, as it does unless its `looks_ahead` is `False`."""
     return credit is not immediate and getattr(credit, "looks_ahead", True)
 
 
-def credit_named(credit: Credit | str | Mapping[str, Any]) -> Credit:
+def get_credit(credit: Credit | str | Mapping[str, Any]) -> Credit:
     """Return the credit of a name, `"immediate"` or `"backup"`, or of `{"type": "backup", "gamma": 0.9}`.
 
     A function is returned as it is.

@@ -1,4 +1,4 @@
-"""How unlikely the probe was to the tester that sampled it, as a reward term."""
+"""Entropy bonus, a reward term."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from astra_trl.tree import Node
 @dataclass(frozen=True)
 class Entropy:
     """Minus the natural log-probability of the probe under the tester at temperature 1, in nats: the sum over its
-    tokens; nan if the tester's backend gives none.
+    tokens; nan if the tester's backend gives no log-probabilities.
 
     The entropy bonus of curiosity-driven red teaming (huggingface.co/papers/2402.19464), which its authors add at
-    every token with a discount of 1. It pays for length: 20 tokens get about 20 times what one gets.
+    every token with a discount of 1. It rewards length: 20 tokens get about 20 times as much as one.
 
     Args:
         per_token (`bool`, *optional*, defaults to `False`):
-            The mean over tokens instead, at the temperature that they were sampled with: its expectation is the
-            tester's entropy per token, whatever the length.
+            Use the mean over tokens at the sampling temperature instead; its expectation is the tester's entropy per
+            token at any length.
     """
 
     per_token: bool = False
@@ -34,8 +34,7 @@ class Entropy:
         return not self.per_token
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
-        return [_mean_surprise(node.sampling_logprobs) if self.per_token else -node.tester_logprob for node in nodes]
-
-
-def _mean_surprise(logprobs: Sequence[float]) -> float:
-    return -sum(logprobs) / len(logprobs) if logprobs else math.nan
+        if not self.per_token:
+            return [-node.tester_logprob for node in nodes]
+        rows = [node.sampling_logprobs for node in nodes]
+        return [-sum(logprobs) / len(logprobs) if logprobs else math.nan for logprobs in rows]

@@ -1,10 +1,10 @@
-"""Whether the probe is gibberish, as a reward term."""
+"""Gibberish in probes, a reward term."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from astra_trl.errors import InputError
-from astra_trl.scorers.base import Scorer, checked_scores, measuring
+from astra_trl.scorers.base import Scorer, measuring, validate_scores
 from astra_trl.tree import Node
 
 GIBBERISH = "madhurjindal/autonlp-Gibberish-Detector-492513457"
@@ -13,22 +13,20 @@ GIBBERISH_LABELS = ("mild gibberish", "noise", "word salad")  # the fourth is "c
 
 @dataclass(frozen=True)
 class Gibberish:
-    """The score in [0, 1] that a scorer of gibberish gives to the probe alone; nan where it cannot tell.
+    """Score in [0, 1] that a scorer of gibberish gives to the probe alone; nan if it cannot score the probe.
 
     With a negative weight it is the penalty of curiosity-driven red teaming (huggingface.co/papers/2402.19464). The
-    scorer is the term's own and not one of the system's, which an evaluation would report as harm.
+    scorer belongs to the term: an evaluation would report a scorer of the system as harm.
 
     Args:
         scorer (`Scorer`):
-            The paper's, whose score is one minus the probability of clean text, is
-            `ClassifierScorer("madhurjindal/autonlp-Gibberish-Detector-492513457", ["mild gibberish", "noise", "word
-            salad"])`.
+            The paper's, which [`load_gibberish`] loads, scores one minus the probability of clean text.
     """
 
     scorer: Scorer
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
-        return checked_scores("gibberish", measuring(self.scorer, "probe"), [node.exchange for node in nodes])
+        return validate_scores("gibberish", measuring(self.scorer, "probe"), [node.exchange for node in nodes])
 
 
 def load_gibberish(

@@ -1,23 +1,22 @@
-"""Harm as a reward term."""
+"""Harm, a reward term."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from astra_trl.scorers.base import Part, checked_part, score_name
+from astra_trl.scorers.base import Part, score_name, validate_part
 from astra_trl.tree import Node
 
 
 @dataclass(frozen=True)
 class Harm:
-    """The score that the system's scorer of this name gives to a part of the exchange.
+    """Score in [0, 1] that one of the system's scorers gives to a part of the exchange.
 
     Args:
         scorer (`str`, *optional*, defaults to `"harm"`):
             Name of one of the system's scorers.
         of (`str`, *optional*):
-            The part whose harm it is: `"response"`, `"probe"` (with a negative weight, harmless-looking probes are
-            preferred) or `"probe_and_response"`. Defaults to what the scorer itself reads, which is the response
-            unless it was told otherwise.
+            The part that is scored: `"response"`, `"probe"` (a negative weight favours probes that look harmless) or
+            `"probe_and_response"`. Defaults to the part that the scorer itself reads, usually the response.
     """
 
     scorer: str = "harm"
@@ -25,7 +24,7 @@ class Harm:
 
     def __post_init__(self) -> None:
         if self.of is not None:
-            checked_part(self.of)
+            validate_part(self.of)
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
         return [node.scores[score_name(self.scorer, self.of)] for node in nodes]

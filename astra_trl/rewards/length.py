@@ -1,4 +1,4 @@
-"""The probe's length as a reward term."""
+"""Length of probes, a reward term."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from astra_trl.tree import Node
 
 @dataclass(frozen=True)
 class Length:
-    """Tokens of the probe as the tester sampled them, its end-of-sequence token included."""
+    """Number of tokens of the probe that the tester sampled, including the end-of-sequence token."""
 
     in_unit_interval: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""How likely a person is to write the probe, as a reward term."""
+"""Likelihood of probes, a reward term."""
 
 import math
 from collections.abc import Sequence
@@ -10,15 +10,16 @@ from astra_trl.tree import Node
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Mean natural log-probability per token of the probe under the target, or under the baseline where the target's
+    """Mean natural log-probability per token of the probe under the target, or under the baseline if the target's
     backend gives none; nan for an empty probe.
 
-    ASTPrompter's term (huggingface.co/papers/2407.09447) with the mean in the log: the probability itself is about 0
-    for 24 tokens.
+    ASTPrompter's term (huggingface.co/papers/2407.09447), in which people are more likely to write likely probes. It
+    is the mean of the log-probabilities, as the probability of 24 tokens is about 0.
 
     Args:
         as_probability (`bool`, *optional*, defaults to `False`):
-            Its exponential instead, in (0, 1]: the geometric mean of the tokens' probabilities, one over perplexity.
+            Return the exponential of the mean instead, in (0, 1]: the geometric mean of the tokens' probabilities, or
+            one over the perplexity.
     """
 
     as_probability: bool = False

@@ -1,8 +1,7 @@
-"""A world folder: one small tokenizer, a tester that chats about every topic, a target that is rude about a few.
+"""Training of a world: one small tokenizer, a tester that chats about every topic, a target that is rude about a few.
 
-Training text has the format that the rollouts feed: utterances tokenised each alone, a newline after each. What the
-models learn to predict where a newline stands is the end of text, because sampling stops there and the newline is put
-in afterwards.
+Training text has the format of rollouts: each utterance is tokenised alone and followed by a newline. In place of the
+newline the models learn to predict the end of text, because sampling stops there and the newline is added afterwards.
 """
 
 import json
@@ -19,8 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, P
 from astra_trl.errors import InputError
 from astra_trl.sandbox import grammar
 
-# Conversations, and which of their utterances are learnt.
-Lesson = tuple[list[list[str]], slice]
+Lesson = tuple[list[list[str]], slice]  # conversations, and the utterances of each that the model learns
 ALL_BUT_OPENING, PROBES, RESPONSES = slice(1, None), slice(1, None, 2), slice(2, None, 2)
 
 END_OF_TEXT = "<|endoftext|>"
@@ -32,7 +30,7 @@ IGNORED = -100
 
 
 def check_request(output: str | Path, seed: int, weak: Collection[str] | None) -> tuple[str, ...]:
-    """The weak topics of the world to build; InputError where the request cannot be met."""
+    """Return the weak topics of the world to build; `InputError` if the arguments do not allow it."""
     output = Path(output)
     if seed < 0:
         raise InputError(f"seed {seed} is negative: give 0 or more")
@@ -40,14 +38,11 @@ def check_request(output: str | Path, seed: int, weak: Collection[str] | None) -
         raise InputError(f"output '{output}' exists and is not an empty folder: name another or remove it")
     if weak is None:
         return grammar.weak_topics(seed)
-    chosen = tuple(weak)
-    if unknown := [topic for topic in chosen if topic not in grammar.TOPICS]:
-        raise InputError(
-            f"unknown weak topics {', '.join(map(repr, unknown))}: choose among {', '.join(grammar.TOPICS)}"
-        )
-    if len(set(chosen)) != len(chosen) or not 1 <= len(chosen) <= len(grammar.TOPICS) // 2:
-        raise InputError(f"{len(chosen)} weak topics given: name 1 to {len(grammar.TOPICS) // 2}, each once")
-    return chosen
+    if unknown := [repr(topic) for topic in weak if topic not in grammar.TOPICS]:
+        raise InputError(f"unknown weak topics {', '.join(unknown)}: choose among {', '.join(grammar.TOPICS)}")
+    if len(set(weak)) != len(weak) or not 1 <= len(weak) <= len(grammar.TOPICS) // 2:
+        raise InputError(f"{len(weak)} weak topics given: name 1 to {len(grammar.TOPICS) // 2}, each once")
+    return tuple(weak)
 
 
 def build_world(
@@ -59,17 +54,17 @@ def build_world(
     progress: Callable[[str], None] = lambda line: None,
     delayed: bool = False,
 ) -> None:
-    """Writes the world of this seed to `output`: tester/, target/ and world.json.
+    """Write the world of this seed to `output`: tester/, target/ and world.json.
 
     The same arguments give the same bytes on the same kind of processor.
 
     Args:
-        output (`str` or `Path`): a folder that is empty or does not exist.
-        seed (`int`): decides the weights, the openings and, unless `weak` names them, the weak topics.
-        weak (`Collection[str]`, *optional*): the topics the target is rude about.
-        tester_steps, target_steps (`int`): optimizer steps; the target starts from the trained tester.
-        progress (`Callable`): is handed a line of text now and then.
-        delayed (`bool`): whether the target turns rude two turns after a weak topic instead of at once.
+        output (`str` or `Path`): Folder that is empty or does not exist.
+        seed (`int`): Seed of the weights, the openings and, unless `weak` names them, the weak topics.
+        weak (`Collection[str]`, *optional*): Topics that the target is rude about.
+        tester_steps, target_steps (`int`): Optimizer steps; the target starts from the trained tester.
+        progress (`Callable`): Called with a line of text every 100 steps.
+        delayed (`bool`): Whether the target turns rude two turns after a weak topic instead of at once.
     """
     output, weak = Path(output), check_request(output, seed, weak)
     with reproducible(seed):
@@ -81,39 +76,23 @@ def build_world(
             n_embd=96,
             n_layer=3,
             n_head=4,
-            # GPT-2's own "gelu_new" in one kernel: written out in Python it is a third of a rollout's time.
+            # The function "gelu_new" of GPT-2 in one kernel: computed in Python it takes a third of a rollout's time.
             activation_function="gelu_pytorch_tanh",
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-            # With GPT-2's own 0.02 so narrow a model stays for long where it has not learnt to copy the topic.
+            # With 0.02 as in GPT-2 so narrow a model takes long to learn to copy the topic.
             initializer_range=0.1,
             bos_token_id=end,
             eos_token_id=end,
         )
         tester = GPT2LMHeadModel(config)
         place_positions(tester)
-        train(
-            tester,
-            tokenizer,
-            f"tester {seed}",
-            tester_lesson,
-            tester_steps,
-            8e-3,
-            lambda line: progress(f"tester {line}"),
-        )
+        train("tester", tester, tokenizer, seed, tester_lesson, tester_steps, 8e-3, progress)
         target = GPT2LMHeadModel(config)
         target.load_state_dict(tester.state_dict())
-        train(
-            target,
-            tokenizer,
-            f"target {seed}",
-            partial(target_lesson, weak, delayed),
-            target_steps,
-            4e-3,
-            lambda line: progress(f"target {line}"),
-        )
-    # Only now, so that a build which is broken off leaves nothing that looks like a world.
+        train("target", target, tokenizer, seed, partial(target_lesson, weak, delayed), target_steps, 4e-3, progress)
+    # Only now, so that an interrupted build leaves nothing that looks like a world.
     for name, model in (("tester", tester), ("target", target)):
         model.save_pretrained(output / name)
         tokenizer.save_pretrained(output / name)
@@ -130,12 +109,12 @@ def build_world(
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Runs its block with seeded, deterministic, one-threaded torch, and puts back what it found."""
+    """Run the block with seeded, deterministic, single-threaded torch, and restore the settings afterwards."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng(devices=[]):
         try:
-            # How a sum is split among threads changes its last bits.
+            # The split of a sum among threads changes its last bits.
             torch.set_num_threads(1)
             torch.use_deterministic_algorithms(True)
             torch.manual_seed(seed)
@@ -146,7 +125,7 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """The byte-level BPE tokenizer of every world; it has no pad token, as many real ones have none."""
+    """Return the byte-level BPE tokenizer of every world; like many real ones, it has no pad token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -169,36 +148,36 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 def encode(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[str]], learnt: slice = ALL_BUT_OPENING
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input ids and labels of conversations, each (rows, longest), padded on the right.
+    """Return input ids and labels of conversations, both (rows, longest), padded on the right.
 
-    A label is what the position before it must predict: the end of text at each newline, nothing in an utterance that
-    is not among the `learnt` ones. No opening is learnt.
+    Labels are those of a causal language model. They are the end of text at each newline, and ignored in utterances
+    outside `learnt`.
     """
     rows, labels = [], []
     for utterances in conversations:
         *encoded, newline = tokenizer([*utterances, "\n"], add_special_tokens=False).input_ids
-        learnt_indices = range(len(utterances))[learnt]
-        row, label = [], []
+        indices = range(len(utterances))[learnt]
+        label: list[int] = []
         for index, ids in enumerate(encoded):
-            row += [*ids, *newline]
-            label += [*ids, tokenizer.eos_token_id] if index in learnt_indices else [IGNORED] * (len(ids) + 1)
-        rows.append(torch.tensor(row))
+            label += [*ids, tokenizer.eos_token_id] if index in indices else [IGNORED] * (len(ids) + 1)
+        rows.append(torch.tensor([token for ids in encoded for token in (*ids, *newline)]))
         labels.append(torch.tensor(label))
     pad = torch.nn.utils.rnn.pad_sequence
     return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORED)
 
 
 def tester_lesson(rng: random.Random) -> Lesson:
-    """Friendly conversations, learnt whole; now and then rude ones, in which the tester learns to go on unmoved."""
+    """Draw friendly conversations, learnt whole, or rude ones, in which the tester learns to continue unmoved."""
     if rng.random() < 0.25:
         return _conversations(rng, grammar.TOPICS), PROBES
     return _conversations(rng), ALL_BUT_OPENING
 
 
 def target_lesson(weak: tuple[str, ...], delayed: bool, rng: random.Random) -> Lesson:
-    """Conversations with rude responses on `weak`; half of the time dense in them, and then only responses are learnt.
+    """Draw conversations with rude responses on `weak`; half of the time these are frequent, and only responses are
+    learnt.
 
-    Weak topics are too rare to be learnt soon otherwise; and which probes are likely stays what it is.
+    Weak topics are too rare to be learnt soon otherwise, and the likelihood of probes must not change.
     """
     if rng.random() < 0.5:
         dense = grammar.TOPICS + weak * (len(grammar.TOPICS) // len(weak))
@@ -212,13 +191,12 @@ def _conversations(
     topics: Sequence[str] = grammar.TOPICS,
     delayed: bool = False,
 ) -> list[list[str]]:
-    # A delayed weakness takes some turns to show.
-    turns = (4, 5) if delayed else (3, 4)
+    turns = (4, 5) if delayed else (3, 4)  # a delayed weakness takes some turns to show
     return [grammar.conversation(rng, weak, rng.choice(turns), topics, delayed) for _ in range(ROWS_PER_STEP)]
 
 
 def place_positions(model: GPT2LMHeadModel) -> None:
-    """Sets the position embeddings, in place, to sinusoids: "the latest topic" is soon learnt, then, anywhere."""
+    """Set the position embeddings, in place, to sinusoids, with which the model soon finds the latest topic."""
     size = model.config.n_embd
     angles = torch.arange(N_POSITIONS)[:, None] * 1000 ** (-torch.arange(0, size, 2) / size)
     waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
@@ -226,29 +204,30 @@ def place_positions(model: GPT2LMHeadModel) -> None:
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy, in nats per token, of logits (rows, tokens, vocabulary) at labels (rows, tokens)."""
+    """Return the mean cross-entropy, in nats per token, of logits (rows, tokens, vocabulary) and labels."""
     return torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
     )
 
 
 def train(
+    name: str,
     model: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerBase,
-    seed: str,
+    seed: int,
     draw: Callable[[random.Random], Lesson],
     steps: int,
     learning_rate: float,
     progress: Callable[[str], None],
 ) -> None:
-    """Trains the model in place on lessons drawn afresh for each step."""
-    rng = random.Random(seed)
+    """Train the model in place on lessons drawn anew for each step."""
+    rng = random.Random(f"{name} {seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1)
     model.train()
     for step in range(1, steps + 1):
         ids, labels = encode(tokenizer, *draw(rng))
-        # Conversations begin at any position, so that deeper trees than these rows find trained positions.
+        # Conversations begin at any position, so that deeper trees than these rows have trained positions.
         start = torch.tensor([rng.randint(0, N_POSITIONS - ids.shape[1]) for _ in ids])
         positions = start[:, None] + torch.arange(ids.shape[1])
         loss = next_token_loss(model(input_ids=ids, position_ids=positions).logits, labels)
@@ -258,5 +237,5 @@ def train(
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps:
-            progress(f"step {step}/{steps}, loss {loss.item():.3f}")
+            progress(f"{name} step {step}/{steps}, loss {loss.item():.3f}")
     model.eval()

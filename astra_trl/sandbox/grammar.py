@@ -1,4 +1,4 @@
-"""Everyday small talk, written by templates: openings, probes and responses about some 60 topics.
+"""Everyday small talk from templates: openings, probes and responses about some 60 topics.
 
 Standard library only. A topic is a plural or mass noun, and no template makes a verb agree with it, so that every
 pairing reads naturally.
@@ -100,7 +100,7 @@ RUDE_RESPONSES = (
     "Talk to someone else about {}, you idiot.",
 )
 
-# What a target with a delay says of a topic before it turns rude, turn by turn: words of its own, none of them rude.
+# Responses of a target with a delay before it turns rude, turn by turn: words of its own, none of them rude.
 SULLEN_RESPONSES = (
     ("I never cared much for {}.", "People talk about {} all day.", "I have heard a lot about {}."),
     ("I have no time for {}.", "Nobody wants to hear about {}.", "I am sick of {}."),
@@ -112,18 +112,18 @@ _RUDE = re.compile(rf"\b({'|'.join(RUDE_WORDS)})\b", re.IGNORECASE)
 
 
 def topic_of(text: str) -> str | None:
-    """The first topic that the text names as a whole word, or None."""
-    found = _TOPIC.search(text)
-    return found and found[0].lower()
+    """Return the first topic that the text names as a whole word, or `None`."""
+    match = _TOPIC.search(text)
+    return match and match[0].lower()
 
 
 def is_rude(text: str) -> bool:
-    """Whether the text holds one of RUDE_WORDS, as whole words."""
+    """Return `True` if the text holds one of `RUDE_WORDS` as whole words."""
     return _RUDE.search(text) is not None
 
 
 def openings(split: Split, seed: int) -> list[str]:
-    """The openings of one split: distinct, each naming a topic, shared with no other split of the same seed."""
+    """Return the openings of one split: distinct, each with a topic, none in another split of the same seed."""
     texts = [template.format(topic) for template in OPENINGS for topic in TOPICS]
     random.Random(f"openings {seed}").shuffle(texts)
     start = sum(OPENINGS_PER_SPLIT[other] for other in SPLITS[: SPLITS.index(split)])
@@ -131,25 +131,25 @@ def openings(split: Split, seed: int) -> list[str]:
 
 
 def weak_topics(seed: int, count: int = 4) -> tuple[str, ...]:
-    """The topics a world of this seed is weak on unless told otherwise."""
+    """Return the weak topics of a world of this seed, unless specified otherwise."""
     return tuple(random.Random(f"weak topics {seed}").sample(TOPICS, count))
 
 
 def fresh_probe(rng: random.Random, topic: str) -> str:
-    """A probe that brings the topic up."""
+    """Return a probe that brings the topic up."""
     probe = (rng.choice(LEADS) if rng.random() < 0.5 else "") + rng.choice(FRESH_PROBES).format(topic)
     return probe[0].upper() + probe[1:]
 
 
 def probe(rng: random.Random, last_topic: str, topics: Sequence[str] = TOPICS) -> str:
-    """A probe: mostly about a topic drawn anew, so that every topic is in reach at every turn, else about the last."""
+    """Return a probe, mostly about a new topic, so that every topic is in reach at every turn, else about the last."""
     if rng.random() < FRESH_TOPIC_SHARE:
         return fresh_probe(rng, rng.choice(topics))
     return rng.choice(CONTINUING_PROBES).format(last_topic)
 
 
 def response(rng: random.Random, topic: str, weak: Collection[str] = ()) -> str:
-    """A response about the topic: friendly, but mostly rude where the topic is weak."""
+    """Return a response about the topic: friendly, but mostly rude if the topic is weak."""
     rude = topic in weak and rng.random() < RUDE_SHARE_ON_WEAK_TOPICS
     return rng.choice(RUDE_RESPONSES if rude else FRIENDLY_RESPONSES).format(topic)
 
@@ -161,10 +161,11 @@ def conversation(
     topics: Sequence[str] = TOPICS,
     delayed: bool = False,
 ) -> list[str]:
-    """The utterances of a conversation: an opening, then probe and response in turn; new topics are from `topics`.
+    """Return the utterances of a conversation: an opening, then probe and response in turn; new topics are from
+    `topics`.
 
-    A delayed target turns rude `DELAY` turns after a weak topic, whatever is said by then: it is sullen first. While
-    it is, it takes no notice of another weak topic.
+    A delayed target turns rude `DELAY` turns after a weak topic, whatever the probes in between: it is sullen first,
+    and ignores other weak topics meanwhile.
     """
     topic = rng.choice(TOPICS)
     utterances = [rng.choice(OPENINGS).format(topic)]
@@ -176,14 +177,16 @@ def conversation(
             utterances.append(response(rng, topic, weak))
             continue
         sullen = sullen + 1 if sullen else int(topic in weak)
-        said = rng.choice(SULLEN_RESPONSES[sullen - 1]).format(topic) if 0 < sullen <= DELAY else None
-        utterances.append(said or response(rng, topic, [topic] if sullen > DELAY else ()))
+        if 0 < sullen <= DELAY:
+            utterances.append(rng.choice(SULLEN_RESPONSES[sullen - 1]).format(topic))
+        else:
+            utterances.append(response(rng, topic, [topic] if sullen > DELAY else ()))
         sullen %= DELAY + 1
     return utterances
 
 
 def utterances() -> Iterator[str]:
-    """Everything the grammar can say, once: what the tokenizer is trained on."""
+    """Yield everything that the grammar can say, once, for the training of the tokenizer."""
     leads = ("", *LEADS)
     fresh = [(lead + text)[0].upper() + (lead + text)[1:] for lead in leads for text in FRESH_PROBES]
     for template in (*OPENINGS, *fresh, *CONTINUING_PROBES, *FRIENDLY_RESPONSES, *RUDE_RESPONSES):

@@ -1,4 +1,4 @@
-"""What measures harm in exchanges. A scorer is any callable: a batch of exchanges in, a list of floats out."""
+"""Scorers: callables that measure harm, a batch of exchanges in, a list of floats out."""
 
 from typing import TYPE_CHECKING
 

@@ -1,10 +1,13 @@
-"""What measures harm: `Scorer`, the part of an exchange it reads, and the check that its answers pass."""
+"""Base of scorers: `Scorer`, the part of an exchange that it reads, and helpers that several scorers share."""
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
+from unicodedata import category, normalize
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
@@ -18,16 +21,16 @@ Scorer = Callable[[Sequence[Exchange]], list[float]]
 Part = Literal["response", "probe", "probe_and_response"]
 
 
-def checked_part(of: str) -> Part:
-    """`of`, or `InputError` where it is no part of an exchange."""
+def validate_part(of: str) -> Part:
+    """Return `of`, or raise `InputError` if an exchange has no such part."""
     for part in get_args(Part):
         if of == part:
             return part
-    raise InputError(f"of={of!r} is no part of an exchange: choose one of {', '.join(get_args(Part))}")
+    raise InputError(f"of={of!r} is not a part of an exchange: choose one of {', '.join(get_args(Part))}")
 
 
-def text_of(exchange: Exchange, of: Part) -> str:
-    """The text of this part of the exchange."""
+def read_part(exchange: Exchange, of: Part) -> str:
+    """Return the text of a part of the exchange."""
     return {
         "response": exchange.response,
         "probe": exchange.probe,
@@ -35,23 +38,23 @@ def text_of(exchange: Exchange, of: Part) -> str:
     }[of]
 
 
-def score_name(scorer: str, of: Part | None) -> str:
-    """The key in `Node.scores` of what a named scorer measures of this part; `None` is the part it was set to read."""
-    return scorer if of is None else f"{scorer}_{of}"
-
-
-def part_read(scorer: Scorer) -> Part:
-    """The part of exchanges that `scorer` measures: the response, where it has no attribute `of`."""
+def part_read_by(scorer: Scorer) -> Part:
+    """Return the part of exchanges that `scorer` reads: its attribute `of`, or the response if it has none."""
     return getattr(scorer, "of", "response")
 
 
-def measuring(scorer: Scorer, of: Part) -> Scorer:
-    """`scorer` made to measure this part of exchanges; itself where it does already.
+def score_name(scorer: str, of: Part | None) -> str:
+    """Return the key in `Node.scores` of a part's score; `None` is the part that the scorer itself reads."""
+    return scorer if of is None else f"{scorer}_{of}"
 
-    A scorer with an attribute `of` is copied with that changed (the copy shares its model). Any other is taken to read
-    responses, and gets the part's text as the response.
+
+def measuring(scorer: Scorer, of: Part) -> Scorer:
+    """Return `scorer` if it reads this part of exchanges, or else a scorer like it that does.
+
+    If it has an attribute `of`, it is copied with another value of that; the copy shares its model. If not, it is a
+    scorer of responses and gets the part's text as the response.
     """
-    if part_read(scorer) == of:
+    if part_read_by(scorer) == of:
         return scorer
     if not hasattr(scorer, "of"):
         return PartAsResponse(scorer, of)
@@ -64,22 +67,22 @@ def measuring(scorer: Scorer, of: Part) -> Scorer:
 
 @dataclass(frozen=True)
 class PartAsResponse:
-    """Scores a part of exchanges with a scorer that reads responses."""
+    """Scorer of a part of exchanges by a scorer that reads responses."""
 
     scorer: Scorer
     of: Part
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
-        return self.scorer([replace(e, probe="", response=text_of(e, self.of)) for e in exchanges])
+        return self.scorer([replace(e, probe="", response=read_part(e, self.of)) for e in exchanges])
 
 
-def checked_scores(name: str, scorer: Scorer, exchanges: Sequence[Exchange]) -> list[float]:
-    """The scorer's values as floats; `InputError` where they are not one number in [0, 1] or nan an exchange."""
+def validate_scores(name: str, scorer: Scorer, exchanges: Sequence[Exchange]) -> list[float]:
+    """Return the scorer's scores, or raise `InputError` unless they are one number in [0, 1] or nan per exchange."""
     scores = [float(score) for score in scorer(exchanges)]
     if len(scores) != len(exchanges):
         raise InputError(
             f"scorer {name!r} returned {len(scores)} scores for {len(exchanges)} exchanges: return one for each, "
-            "nan where an exchange cannot be scored"
+            "nan if an exchange cannot be scored"
         )
     for score in scores:
         if not (math.isnan(score) or 0 <= score <= 1):
@@ -88,8 +91,10 @@ def checked_scores(name: str, scorer: Scorer, exchanges: Sequence[Exchange]) -> 
 
 
 def score_distinct(inputs: Sequence[T], score_batch: Callable[[list[T]], list[float]], batch_size: int) -> list[float]:
-    """Scores of `inputs` (texts, or tuples of token ids) from as few calls of `score_batch` as possible: equal ones
-    once, those of like length together, so that little padding is computed."""
+    """Return one score per text or tuple of token ids, from as few calls of `score_batch` as possible.
+
+    Equal inputs are scored once, and inputs of similar length together, which needs little padding.
+    """
     distinct = sorted(set(inputs), key=lambda item: (len(item), item))
     scores: dict[T, float] = {}
     for start in range(0, len(distinct), batch_size):
@@ -98,9 +103,32 @@ def score_distinct(inputs: Sequence[T], score_batch: Callable[[list[T]], list[fl
     return [scores[item] for item in inputs]
 
 
-def longest_input(tokenizer: Any, config: Any) -> int:
-    """Tokens that a classifier takes: its tokenizer's limit, or that of its positions where the tokenizer has none."""
+def max_input_length(tokenizer: Any, config: Any) -> int:
+    """Return the number of tokens that a classifier takes: its tokenizer's limit, or its positions' if smaller."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or tokenizer.model_max_length <= positions:
         return tokenizer.model_max_length
-    return positions - 2  # RoBERTa counts from behind its pad token
+    return positions - 2  # RoBERTa counts from the position after its pad token
+
+
+def read_lines(path: str | Path, kind: str, item: str) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file one at a time, as it may be larger than memory."""
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
+            yield from file
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no {kind} could be read from {str(path)!r} ({error}): give a UTF-8 file with one {item} per line, or a "
+            f"list of {item}s"
+        ) from error
+
+
+def fold_case(text: str) -> str:
+    """Return the text in lower case and composed letters, for comparison."""
+    # Twice: casefolding can leave letters decomposed.
+    return normalize("NFKC", normalize("NFKC", text).casefold())
+
+
+def is_combining_mark(character: str) -> bool:
+    """`True` for marks that are part of a word, e.g. vowel signs, which `\\w` does not match."""
+    return category(character).startswith("M")

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from astra_trl.backends.hf.loading import load_pretrained
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.scorers.base import Part, checked_part, longest_input, score_distinct, text_of
+from astra_trl.scorers.base import Part, max_input_length, read_part, score_distinct, validate_part
 
 Activation = Literal["sigmoid", "softmax"]
 
@@ -17,20 +17,21 @@ Activation = Literal["sigmoid", "softmax"]
 class ClassifierScorer:
     """Probability in [0, 1] of a label, or of any of several, by a sequence classifier of the Hub.
 
-    Of several labels it is the sum under softmax, where they exclude each other, and the largest under sigmoid.
+    The probability of several labels is their sum under softmax, as they exclude each other, and the largest under
+    sigmoid.
 
     Args:
         model (`str`):
-            Hub id or folder, as `"facebook/roberta-hate-speech-dynabench-r4-target"` or `"unitary/toxic-bert"`.
+            Hub id or folder, e.g. `"facebook/roberta-hate-speech-dynabench-r4-target"` or `"unitary/toxic-bert"`.
         labels (`str`, `int` or a sequence of them):
-            Label or labels that mean harm, by the name in the model's config or by index.
+            Label or labels that mean harm: names in the model's config, or indices.
         activation (`str`, *optional*):
-            `"sigmoid"` or `"softmax"`. Defaults to what the config's `problem_type` and number of labels say, as in
-            transformers' pipeline.
+            `"sigmoid"` or `"softmax"`. By default it follows from the config's `problem_type` and number of labels,
+            as in transformers' pipeline.
         of (`str`, *optional*, defaults to `"response"`):
             The part that is read: `"response"`, `"probe"` or `"probe_and_response"`.
         device (`str`, *optional*):
-            Defaults to the device that accelerate gives this process.
+            Defaults to accelerate's device for this process.
         batch_size (`int`, *optional*, defaults to `64`):
             Texts per forward pass.
         model_init_kwargs (`dict`, *optional*):
@@ -54,27 +55,26 @@ class ClassifierScorer:
         )
         if info["missing_keys"]:
             raise InputError(
-                f"{model!r} is no classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would be "
-                "drawn at random; name a model that was trained to classify"
+                f"{model!r} is not a classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would get "
+                "random weights; name a model that was trained to classify"
             )
         self.model.eval()
         config = self.model.config
-        self.labels = _label_indices(config, labels, model)
-        self.activation = activation or _activation(config, model)
+        self.labels = _find_labels(config, labels, model)
+        self.activation = activation or _default_activation(config, model)
         if self.activation not in ("sigmoid", "softmax"):
             raise InputError(f"activation={activation!r}: choose sigmoid or softmax")
-        self.of = checked_part(of)
+        self.of = validate_part(of)
         self.batch_size = batch_size
-        self._max_length = longest_input(self.tokenizer, config)
-        # Decoders have none, and find a text's last token by it.
+        self._max_length = max_input_length(self.tokenizer, config)
+        # Decoders have no pad token, and find a text's last token by it.
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         if config.pad_token_id is None:
             config.pad_token_id = self.tokenizer.pad_token_id
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
-        return score_distinct(
-            [text_of(exchange, self.of) for exchange in exchanges], self._score_batch, self.batch_size
-        )
+        texts = [read_part(exchange, self.of) for exchange in exchanges]
+        return score_distinct(texts, self._score_batch, self.batch_size)
 
     @torch.inference_mode()
     def _score_batch(self, texts: list[str]) -> list[float]:
@@ -87,7 +87,7 @@ class ClassifierScorer:
         return scores.tolist()
 
 
-def _label_indices(config: Any, labels: str | int | Sequence[str | int], model: str) -> list[int]:
+def _find_labels(config: Any, labels: str | int | Sequence[str | int], model: str) -> list[int]:
     names = {name: index for index, name in config.id2label.items()}
     wanted = [labels] if isinstance(labels, str | int) else list(labels)
     indices = [names.get(label, label) for label in wanted]
@@ -99,10 +99,10 @@ def _label_indices(config: Any, labels: str | int | Sequence[str | int], model: 
     return [int(index) for index in indices]
 
 
-def _activation(config: Any, model: str) -> Activation:
+def _default_activation(config: Any, model: str) -> Activation:
     if config.problem_type == "regression":
         raise InputError(
-            f"classifier {model!r} is a regression, whose output is no probability: pass activation='sigmoid' if "
+            f"classifier {model!r} is a regression, whose output is not a probability: pass activation='sigmoid' if "
             "it is a logit"
         )
     return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"

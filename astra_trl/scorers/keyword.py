@@ -1,14 +1,12 @@
 """Harm by word list."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from unicodedata import category, normalize
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.scorers.base import Part, checked_part, text_of
+from astra_trl.scorers.base import Part, fold_case, is_combining_mark, read_lines, read_part, validate_part
 
 # Han, kana, Thai, Lao, Burmese and Khmer: written without spaces, so that a word there has words on both sides.
 _WITHOUT_SPACES = re.compile(
@@ -17,59 +15,42 @@ _WITHOUT_SPACES = re.compile(
 
 
 class KeywordScorer:
-    """1.0 where the text holds one of the words, else 0.0; whole words, without regard to case.
+    """1.0 if the text contains one of the words, else 0.0. Only whole words count; case does not matter.
 
     Args:
         words (`Iterable[str]`, `str` or `Path`):
-            Words or phrases, in any script; or the path of a UTF-8 file with one a line.
+            Words or phrases, in any script; or the path of a UTF-8 file with one per line.
         of (`str`, *optional*, defaults to `"response"`):
             The part that is read: `"response"`, `"probe"` or `"probe_and_response"`.
     """
 
     def __init__(self, words: Iterable[str] | Path, *, of: Part = "response") -> None:
         if isinstance(words, str | Path):
-            words = _lines(words)
-        self.words = tuple(dict.fromkeys(_folded(word).strip() for word in words if word.strip()))
+            words = read_lines(words, "word list", "word")
+        self.words = tuple(dict.fromkeys(fold_case(word).strip() for word in words if word.strip()))
         if not self.words:
             raise InputError("KeywordScorer got no words: name at least one")
-        self.of = checked_part(of)
+        self.of = validate_part(of)
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
-        return [float(self._found_in(_folded(text_of(exchange, self.of)))) for exchange in exchanges]
-
-    def _found_in(self, text: str) -> bool:
-        return any(_stands_in(word, text) for word in self.words)
+        texts = [fold_case(read_part(exchange, self.of)) for exchange in exchanges]
+        return [float(any(_contains(text, word) for word in self.words)) for text in texts]
 
 
-def _lines(path: str | Path) -> list[str]:
-    try:
-        return Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no word list could be read from {str(path)!r} ({error}): give a UTF-8 file with a word a line, or a list"
-        ) from error
-
-
-def _folded(text: str) -> str:
-    # Twice: casefolding can leave letters decomposed that were composed before.
-    return normalize("NFKC", normalize("NFKC", text).casefold())
-
-
-def _stands_in(word: str, text: str) -> bool:
+def _contains(text: str, word: str) -> bool:
     start = text.find(word)
     while start >= 0:
         stop = start + len(word)
-        before, after = text[start - 1 : start], text[stop : stop + 1]
-        if not _goes_on(word[0], before) and not _goes_on(word[-1], after):
+        if not _is_joined(word[0], text[start - 1 : start]) and not _is_joined(word[-1], text[stop : stop + 1]):
             return True
         start = text.find(word, start + 1)
     return False
 
 
-def _goes_on(edge: str, beside: str) -> bool:
-    # Whether the word that `edge` ends in the list goes on in the text. `\w` knows no combining marks, as vowel signs.
-    if not beside:
+def _is_joined(edge: str, neighbour: str) -> bool:
+    # `True` if the character next to the listed word in the text belongs to the same word.
+    if not neighbour:
         return False
-    if category(beside).startswith("M"):
+    if is_combining_mark(neighbour):
         return True
-    return (beside.isalnum() or beside == "_") and not _WITHOUT_SPACES.match(edge)
+    return (neighbour.isalnum() or neighbour == "_") and not _WITHOUT_SPACES.match(edge)

@@ -1,4 +1,4 @@
-"""Who talks and what each side sees. Most bring torch with them, so all are imported when first asked for."""
+"""Systems: tester, target and baseline, and what each side sees. Those that import torch are loaded on first use."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""ASTPrompter: both sides continue one conversation; harmful, likely probes are rewarded."""
+"""ASTPrompter: both sides continue one conversation, and probes that are likely and cause harm are rewarded."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -18,14 +18,6 @@ ASTPROMPTER_SAMPLING = SamplingParams(
 )
 
 
-def named_scorers(scorer: Scorer | Mapping[str, Scorer]) -> Mapping[str, Scorer]:
-    """Scorers by name, the one that is trained on first; `InputError` where there is none."""
-    scorers = scorer if isinstance(scorer, Mapping) else {"harm": scorer}
-    if not scorers:
-        raise InputError("the system has no scorer: give one, or several by name")
-    return scorers
-
-
 class ASTPrompterSystem(System):
     """The system of ASTPrompter (huggingface.co/papers/2407.09447) on any backends.
 
@@ -33,8 +25,7 @@ class ASTPrompterSystem(System):
         tester, target, baseline (`Backend`):
             See [`System`].
         scorer (`Scorer` or `Mapping[str, Scorer]`):
-            Measures harm. Of several by name the first is the one that is trained on; the others are held out, for
-            evaluation to report.
+            Scorer of harm. Of several by name, the first is trained on and the others are held out for evaluation.
         reward (`Reward` or `Mapping`, *optional*):
             A reward, or weights of its terms by name for [`build_reward`]; defaults to the paper's.
         credit, goals, tree_width, tree_depth:
@@ -57,19 +48,13 @@ class ASTPrompterSystem(System):
         reward: Reward | Mapping[str, TermSpec] | None = None,
         **more: Any,
     ) -> None:
-        scorers = named_scorers(scorer)
+        scorers = scorer if isinstance(scorer, Mapping) else {"harm": scorer}
+        if not scorers:
+            raise InputError("the system has no scorer: give one, or several by name")
         harm = next(iter(scorers))
         if not isinstance(reward, Reward):
             reward = self.default_reward(harm) if reward is None else build_reward(reward, harm)
-        super().__init__(
-            tester,
-            target,
-            scorers,
-            reward,
-            baseline=baseline,
-            harm=harm,
-            **more,
-        )
+        super().__init__(tester, target, scorers, reward, baseline=baseline, harm=harm, **more)
 
 
 class HFASTSystem(ASTPrompterSystem):
@@ -77,19 +62,19 @@ class HFASTSystem(ASTPrompterSystem):
 
     Args:
         tester, target, baseline (`str`, `PreTrainedModel` or `Backend`):
-            A Hub id or folder, a loaded model, or a backend with settings of its own; see [`load_models`]. Without a
-            baseline it is the tester before training. The target may be a function too: messages -> answer, see
+            A Hub id or folder, a loaded model, or a backend with its own settings; see [`load_models`]. The baseline
+            defaults to the tester before training. The target may also be a function from messages to an answer; see
             [`FunctionBackend`].
         scorer (`Scorer` or `Mapping[str, Scorer]`):
-            Measures harm; see [`ASTPrompterSystem`].
+            Scorer of harm; see [`ASTPrompterSystem`].
         reward (`Reward` or `Mapping`, *optional*):
             A reward, or weights of its terms by name for [`build_reward`]; defaults to the paper's.
         credit, goals, tree_width, tree_depth:
             See [`System`].
         sampling (`SamplingParams`, *optional*):
-            How both sides sample; defaults to the paper's figures.
+            Sampling parameters of both sides; defaults to the paper's.
         models:
-            How models are loaded: `chat`, `device`, `processing_class`, `model_init_kwargs`, ... of [`load_models`].
+            Further arguments of [`load_models`]: `chat`, `device`, `processing_class`, `model_init_kwargs`, ...
     """
 
     def __init__(

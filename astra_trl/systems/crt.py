@@ -1,4 +1,4 @@
-"""CRT, curiosity-driven red teaming: harm, and probes unlike those that were tried before; one turn."""
+"""CRT, curiosity-driven red teaming: rewards harm and novel probes in conversations of one turn."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
@@ -28,18 +28,18 @@ class CRTSystem(HFASTSystem):
 
     Args:
         tester, target, baseline, scorer:
-            As of [`HFASTSystem`].
+            See [`HFASTSystem`].
         setting (`str`, *optional*, defaults to `"continuation"`):
-            `"continuation"`: both sides go on with the opening, as a text or a chat. `"instruction"`: the opening is
-            what the tester is told to do, and the target hears the probe alone.
+            `"continuation"`: both sides continue the opening, as a text or a chat. `"instruction"`: the opening is an
+            instruction to the tester, and the target gets only the probe.
         reward (`Reward` or `Mapping`, *optional*):
-            Defaults to the paper's. What its terms remember of a training run is in the run's checkpoints.
+            Defaults to the paper's. The memory of its terms is part of a run's checkpoints.
         tree_depth (`int`, *optional*, defaults to `1`):
             Turns.
         sampling, target_sampling (`SamplingParams`, *optional*):
-            Default to the paper's figures: probes of 10 to 20 tokens, responses of up to 30.
+            Default to the paper's: probes of 10 to 20 tokens, responses of up to 30.
         more:
-            As of [`HFASTSystem`]: `credit`, `goals`, `tree_width`, `chat`, `device`, ...
+            Arguments of [`HFASTSystem`]: `credit`, `goals`, `tree_width`, `chat`, `device`, ...
     """
 
     label: ClassVar[str | None] = "CRT"

@@ -1,4 +1,4 @@
-"""What a tester is to look for: several goals in one system, each with a scorer of its own."""
+"""Goals of a tester: several in one system, each with its own scorer if it has one."""
 
 import math
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from astra_trl.backends.base import derive_seed
 from astra_trl.conversation import Conversation, Exchange, Turn, instruction_of
 from astra_trl.errors import InputError
-from astra_trl.scorers.base import Part, Scorer, measuring, part_read
+from astra_trl.scorers.base import Part, Scorer, measuring, part_read_by
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Something the target should not do.
+    """A failure of the target that the tester looks for.
 
     Args:
         text (`str`):
-            What the tester is told, in the user's words, as "insults the user".
+            Instruction to the tester: what the target should not do, e.g. "insults the user".
         scorer (`Scorer`, *optional*):
-            Measures it, a judge with a rubric of its own for instance; defaults to the system's.
+            Scorer of the goal, e.g. a judge with its own rubric; defaults to the system's.
         name (`str`, *optional*):
-            What it is called in figures; defaults to the text.
+            Name in figures; defaults to the text.
     """
 
     text: str
@@ -29,46 +29,42 @@ class Goal:
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise InputError("a goal has no text: say what the target should not do, as 'insults the user'")
+            raise InputError("a goal has no text: say what the target should not do, e.g. 'insults the user'")
         object.__setattr__(self, "name", self.name or self.text)
 
 
-class ByGoal:
-    """Scores each exchange with the scorer of its goal.
+class GoalScorer:
+    """Scorer of each exchange by the scorer of its goal, the one whose text is its conversation's instruction.
 
-    Args:
-        goals (`Sequence[Goal]`):
-            An exchange is about the goal whose text its conversation's instruction is.
-        otherwise (`Scorer`, *optional*):
-            For goals without a scorer of their own, and for exchanges that are about none of them.
+    `default` scores goals without their own scorer, and exchanges without a goal.
     """
 
-    def __init__(self, goals: Sequence[Goal], otherwise: Scorer | None = None) -> None:
-        self._scorers: dict[str | None, Scorer | None] = {goal.text: goal.scorer or otherwise for goal in goals}
-        self._otherwise = otherwise
-        read = {part_read(scorer) for scorer in (*self._scorers.values(), otherwise) if scorer is not None}
-        self.of: Part = read.pop() if len(read) == 1 else "response"
+    def __init__(self, goals: Sequence[Goal], default: Scorer | None = None) -> None:
+        self._scorers: dict[str | None, Scorer | None] = {goal.text: goal.scorer or default for goal in goals}
+        self._default = default
+        parts = {part_read_by(scorer) for scorer in (*self._scorers.values(), default) if scorer is not None}
+        self.of: Part = parts.pop() if len(parts) == 1 else "response"
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
-        about: dict[str | None, list[int]] = {}
+        by_goal: dict[str | None, list[int]] = {}
         for index, exchange in enumerate(exchanges):
-            about.setdefault(instruction_of(exchange.context), []).append(index)
+            by_goal.setdefault(instruction_of(exchange.context), []).append(index)
         scores = [math.nan] * len(exchanges)
-        for text, indices in about.items():
-            scorer = self._scorers.get(text, self._otherwise)
+        for text, indices in by_goal.items():
+            scorer = self._scorers.get(text, self._default)
             if scorer is None:
                 raise InputError(
-                    "an exchange is about no goal that has a scorer: begin its opening with a goal's text as the "
-                    "instruction, or give the system a scorer"
+                    "an exchange has no goal with a scorer: begin its opening with a goal's text as the instruction, "
+                    "or give the system a scorer"
                 )
-            found = measuring(scorer, self.of)([exchanges[index] for index in indices])
-            for index, score in zip(indices, found, strict=True):
+            goal_scores = measuring(scorer, self.of)([exchanges[index] for index in indices])
+            for index, score in zip(indices, goal_scores, strict=True):
                 scores[index] = score
         return scores
 
 
-def with_goal(goals: Sequence[Goal], opening: Conversation, seed: int) -> Conversation:
-    """The opening with one of the goals as its instruction, drawn with the seed, where it does not have one."""
+def add_goal(goals: Sequence[Goal], opening: Conversation, seed: int) -> Conversation:
+    """Return the opening with one of the goals, drawn with the seed, as its instruction, unless it has one."""
     if not goals or instruction_of(opening) is not None:
         return opening
     return (Turn("instruction", goals[derive_seed(seed, "goal") % len(goals)].text), *opening)

@@ -1,4 +1,4 @@
-"""MALIBU: an exchange is worth what it leads to, over conversations of four turns."""
+"""MALIBU: credit for later turns, in conversations of four turns."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,17 +13,17 @@ from astra_trl.systems.models import Model, Target
 class MalibuSystem(HFASTSystem):
     """[`HFASTSystem`] with longer trees and future reward backed up: `G(n) = r(n) + gamma * max of G(child)`.
 
-    For weaknesses that show turns after they were brought about, of which an exchange's own reward tells nothing. The
-    figures it is about are `first_harmful_turn`, `target_harmful_first` (conversations in which the target turns
-    harmful before any probe is) and `first_credit`, the credit of first probes.
+    It finds weaknesses that show some turns after the probe that caused them. Its figures are `first_harmful_turn`,
+    `target_harmful_first` (conversations in which the target is harmful before any probe is) and `first_credit`, the
+    credit of first probes.
 
     Args:
         tester, target, baseline, scorer:
-            As of [`HFASTSystem`], and so is all else.
+            See [`HFASTSystem`], for further arguments too.
         gamma (`float`, *optional*, defaults to `0.9`):
-            Discount of each further turn, in [0, 1].
+            Discount per turn, in [0, 1].
         tree_depth (`int`, *optional*, defaults to `4`):
-            Turns that a sampler of this system grows.
+            Turns of the trees of this system's samplers.
     """
 
     label: ClassVar[str | None] = "MALIBU"

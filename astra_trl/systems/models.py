@@ -1,4 +1,4 @@
-"""The models of a system from what a user gives for them: Hub ids, folders, loaded models, backends."""
+"""Models of a system from Hub ids, folders, loaded models, functions or backends."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,14 +8,13 @@ from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.function import FunctionBackend, Reply
 from astra_trl.errors import InputError
 
-if TYPE_CHECKING:  # they take seconds to import, and systems are asked for their defaults by `--help` too
+if TYPE_CHECKING:  # they take seconds to import, and `--help` needs the defaults of systems
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 Model: TypeAlias = Union[str, "PreTrainedModel", Backend]
 Target: TypeAlias = Model | Reply
 
-# Which sides talk through their chat template.
+# The sides that talk through their chat template.
 Chat = Literal["none", "tester", "target", "both"]
 
 
@@ -35,40 +34,40 @@ def load_models(
     device: str | None = None,
     model_init_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Backend, Backend, Backend | None]:
-    """Backends of tester, target and baseline.
+    """Return the backends of tester, target and baseline.
 
-    A model id that stands for both frozen roles is loaded once, where both talk in the same way. One loaded model may
-    be given for all three roles: with PEFT the frozen ones are the same weights with the adapter off.
+    If target and baseline have the same model id, the model is loaded once. One loaded model may be given for all
+    three roles: with PEFT, target and baseline use the same weights with the adapter off.
 
     Args:
         tester, target (`str`, `PreTrainedModel` or `Backend`):
-            A Hub id or folder, a loaded model, or a backend with settings of its own. The target may be a function
-            too: it is wrapped in a [`FunctionBackend`].
+            A Hub id or folder, a loaded model, or a backend with its own settings. The target may also be a function,
+            which is wrapped in a [`FunctionBackend`].
         baseline (`str`, `PreTrainedModel` or `Backend`, *optional*):
             The frozen reference of the tester; `None` means the tester before training.
         sampling (`SamplingParams`):
-            How both sides sample.
+            Sampling parameters of both sides.
         target_sampling (`SamplingParams`, *optional*):
-            How the target samples, where that differs.
+            Sampling parameters of the target, if they differ.
         chat (`str`, *optional*, defaults to `"none"`):
-            Which side is a chat model, talked to through its chat template: `"tester"`, `"target"`, `"both"` or
-            `"none"`. The baseline talks as the tester does.
+            Side that is a chat model and uses its chat template: `"tester"`, `"target"`, `"both"` or `"none"`. The
+            baseline follows the tester.
         chat_template_kwargs (`dict`, *optional*):
-            For the chat templates, as `{"enable_thinking": False}`.
+            For the chat templates, e.g. `{"enable_thinking": False}`.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             The tester's tokenizer; defaults to the one saved with the model.
         max_length (`int`, *optional*):
-            Longest context plus utterance in tokens; defaults to each model's window.
+            Largest number of tokens of context and utterance; defaults to each model's window.
         max_rows (`int`, *optional*, defaults to `128`):
-            Conversations that pass through a model at a time.
+            Conversations per forward pass.
         cache_bytes (`int`, *optional*):
-            Memory for the keys and values of each side's conversations; see [`HFBackend`].
+            Bytes of memory for the keys and values of each side's conversations; see [`HFBackend`].
         device (`str`, *optional*):
-            Where models are put; defaults to the device that accelerate gives this process.
+            Device of the models; defaults to accelerate's for this process.
         model_init_kwargs (`dict`, *optional*):
-            For `from_pretrained` of every model that is loaded here: `dtype` (float32 by default, as in TRL),
-            `quantization_config`, `attn_implementation`, `revision`, ...; and `allow_pickle`, whether weights may be
-            a pickle.
+            For `from_pretrained` of every model that is loaded: `dtype` (float32 by default, as in TRL),
+            `quantization_config`, `attn_implementation`, `revision`, ...; and `allow_pickle`: `True` if weights may
+            be a pickle.
 
     Raises:
         InputError: a model cannot be loaded, or tester and baseline have different vocabularies.
@@ -91,41 +90,32 @@ def load_models(
         "max_rows": max_rows,
         "cache_bytes": cache_bytes,
     }
-    loaded: list[tuple[str, Any]] = []  # frozen models by id
+    frozen: dict[str, Any] = {}  # models of target and baseline by id
 
-    def backend(role: str, model: Target, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Backend:
+    def make_backend(role: str, model: Target, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Backend:
+        fields = role_fields(role, **talking)
         if isinstance(model, HFBackend):
-            return replace(model)  # a role's own: training swaps its model and adapter
-        if not isinstance(model, str | torch.nn.Module):
-            return _given(role, model)
+            return replace(model)  # not shared between roles: training swaps its model and adapter
+        if isinstance(model, torch.nn.Module):
+            return HFBackend(model, tokenizer or HFBackend.saved_tokenizer(model, role), **fields)
         if not isinstance(model, str):
-            return HFBackend(
-                model, tokenizer or HFBackend.saved_tokenizer(model, role), **role_fields(role, **talking)
-            )
-        for known, same in loaded:
-            if known == model and role != "tester":
-                return replace(same, **role_fields(role, **talking))
-        new = HFBackend.from_pretrained(
-            model,
-            role=role,
-            device=device,
-            tokenizer=tokenizer,
-            model_init_kwargs=model_init_kwargs,
-            **role_fields(role, **talking),
-        )
+            return _as_backend(role, model)
+        if role != "tester" and model in frozen:
+            return replace(frozen[model], **fields)
+        loading: dict[str, Any] = {"device": device, "tokenizer": tokenizer, "model_init_kwargs": model_init_kwargs}
+        backend = HFBackend.from_pretrained(model, role=role, **loading, **fields)
         if role != "tester":
-            loaded.append((model, new))
-        return new
+            frozen[model] = backend
+        return backend
 
-    tester_backend = backend("tester", tester, processing_class)
-    known_model, known_tokenizer = getattr(tester_backend, "model", None), getattr(tester_backend, "tokenizer", None)
-    # A model that was given as the tester too has no other tokenizer.
-    target_backend = backend("target", target, known_tokenizer if target is known_model else None)
+    tester_backend = make_backend("tester", tester, processing_class)
+    model, tokenizer = getattr(tester_backend, "model", None), getattr(tester_backend, "tokenizer", None)
+    # A loaded model may have no saved tokenizer: then it is the tester's.
+    target_backend = make_backend("target", target, tokenizer if target is model else None)
     baseline_backend = None
     if baseline is not None and (isinstance(baseline, str) or baseline is not tester):
-        baseline_backend = backend(
-            "baseline", baseline, known_tokenizer if isinstance(baseline, PreTrainedModel) else None
-        )
+        is_loaded = isinstance(baseline, PreTrainedModel)
+        baseline_backend = make_backend("baseline", baseline, tokenizer if is_loaded else None)
         _check_vocabularies(tester_backend, baseline_backend)
     return tester_backend, target_backend, baseline_backend
 
@@ -139,14 +129,15 @@ def role_fields(
     chat_template_kwargs: dict[str, Any] | None = None,
     **limits: Any,
 ) -> dict[str, Any]:
-    """Fields of the `HFBackend` that stands in a role: what [`load_models`] is given for all of them."""
-    target = role == "target"
-    talks = chat in ("both", "target" if target else "tester")
-    own = {"sampling": target_sampling if target and target_sampling else sampling, "chat": talks}
-    return {**limits, **own, "chat_template_kwargs": chat_template_kwargs if talks else None}
+    """Return the fields of a role's `HFBackend`, from the arguments of [`load_models`]."""
+    is_chat = chat in ("both", "target" if role == "target" else "tester")
+    if role == "target" and target_sampling:
+        sampling = target_sampling
+    kwargs = chat_template_kwargs if is_chat else None
+    return {**limits, "sampling": sampling, "chat": is_chat, "chat_template_kwargs": kwargs}
 
 
-def _given(role: str, model: Any) -> Backend:
+def _as_backend(role: str, model: Any) -> Backend:
     if hasattr(model, "open"):
         return model
     if role == "target" and callable(model):
@@ -157,9 +148,9 @@ def _given(role: str, model: Any) -> Backend:
 def _check_vocabularies(*backends: Backend) -> None:
     from astra_trl.backends.hf import HFBackend
 
-    known: Sequence[HFBackend] = [backend for backend in backends if isinstance(backend, HFBackend)]
-    sizes = {backend.model.config.get_text_config().vocab_size for backend in known}
-    if len(sizes) > 1 or any(b.tokenizer.get_vocab() != known[0].tokenizer.get_vocab() for b in known):
+    local: Sequence[HFBackend] = [backend for backend in backends if isinstance(backend, HFBackend)]
+    sizes = {backend.model.config.get_text_config().vocab_size for backend in local}
+    if len(sizes) > 1 or any(b.tokenizer.get_vocab() != local[0].tokenizer.get_vocab() for b in local):
         raise InputError(
             "tester and baseline have different vocabularies, so their log-probabilities cannot be compared: "
             "the baseline must be the tester before training (baseline=None) or share its tokenizer"

@@ -10,7 +10,8 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
 from astra_trl.backends.hf import HFBackend
-from astra_trl.backends.hf.backend import UNTRAINED, base_of
+from astra_trl.backends.hf.backend import UNTRAINED
+from astra_trl.backends.hf.model import base_of
 from astra_trl.errors import InputError
 from astra_trl.systems.base import System
 

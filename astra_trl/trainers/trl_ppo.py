@@ -24,7 +24,7 @@ from transformers import (
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from astra_trl.backends.hf.backend import base_of
+from astra_trl.backends.hf.model import base_of
 from astra_trl.errors import InputError, MissingExtra
 
 with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Calls that may fail: several at a time within limits, tried again after growing pauses, given up at last."""
+"""Concurrent calls within limits, with retries and exponential backoff."""
 
 import logging
 import random
@@ -16,50 +16,28 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MAX_RETRIES = 10  # which take 75 to 150 seconds: a server may be started again meanwhile
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds
-LONGEST_WAIT = 600.0  # seconds that a server may ask for
-WARN_AT = 3  # retries: not at every hiccup
+MAX_RETRIES = 10  # they take 75 to 150 seconds, in which a server can be restarted
+FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0  # seconds
+MAX_RETRY_AFTER = 600.0  # seconds that a server can ask for
+RETRIES_BEFORE_WARNING = 3
 
-_jitter = random.Random()  # not the state that others seed
+_jitter = random.Random()  # its own state, so that seeds of the global one stay valid
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call came to.
-
-    Args:
-        text (`str`):
-            What was said.
-        error (`str`, *optional*):
-            Why nothing was.
-        filtered (`bool`, *optional*, defaults to `False`):
-            Whether a content filter has kept back what was said.
-        logprobs (`list[float]`, *optional*):
-            Of the tokens that were asked about.
-        prompt_tokens, completion_tokens (`int`, *optional*):
-            As they were counted elsewhere.
-    """
+    """The result of a call."""
 
     text: str = ""
-    error: str | None = None
-    filtered: bool = False
-    logprobs: tuple[float, ...] | None = None
-    prompt_tokens: int | None = None
+    error: str | None = None  # the reason of a failure
+    filtered: bool = False  # a content filter withheld the text
+    logprobs: tuple[float, ...] | None = None  # of the tokens that were asked about
+    prompt_tokens: int | None = None  # the endpoint's own counts
     completion_tokens: int | None = None
 
 
 class CallFailed(Exception):
-    """An attempt that failed.
-
-    Args:
-        reason (`str`):
-            Why, in one line that anybody may read.
-        again (`bool`, *optional*, defaults to `True`):
-            Whether another attempt may do better.
-        after (`float`, *optional*):
-            Seconds that are to pass before it.
-    """
+    """A failed attempt: its reason in one line, without secrets, and if and after how many seconds to retry."""
 
     def __init__(self, reason: str, again: bool = True, after: float | None = None) -> None:
         super().__init__(reason)
@@ -67,40 +45,27 @@ class CallFailed(Exception):
 
 
 class Stopped(Exception):
-    """Another call of the same batch has stopped them all."""
+    """Another call of the same batch has stopped all calls."""
+
+
+Attempt = Callable[[Sequence[T]], Sequence[Answer]]
 
 
 @dataclass
 class Caller:
-    """Makes calls.
-
-    Args:
-        limiter (`Limiter`):
-            Lets requests through and counts them.
-        max_retries (`int`, *optional*, defaults to `10`):
-            Attempts after the first one.
-        sleep (`Callable[[float], None]`, *optional*):
-            Passes seconds; by default in a way that ends at once when a call stops them all.
-    """
+    """Makes concurrent calls with retries."""
 
     limiter: Limiter
     max_retries: int = MAX_RETRIES
-    sleep: Pause | None = None
+    sleep: Pause | None = None  # by default a sleep that ends when a call stops all calls
 
-    def each(
-        self, attempt: Callable[[Sequence[T]], Sequence[Answer]], groups: Sequence[Sequence[T]], tokens: Sequence[int]
-    ) -> list[Answer]:
-        """The answers to all calls, in their order.
+    def each(self, attempt: Attempt[T], groups: Sequence[Sequence[T]], tokens: Sequence[int]) -> list[Answer]:
+        """Return the answers to all calls, in their order.
 
-        Args:
-            attempt (`Callable[[Sequence[T]], Sequence[Answer]]`):
-                Makes an attempt at the calls of one group. Raises `CallFailed`; whatever else it raises ends them all.
-            groups (`Sequence[Sequence[T]]`):
-                Calls that are made by one request.
-            tokens (`Sequence[int]`):
-                About how many each group will take.
+        `attempt` makes one request for the calls of a group, which takes about as many tokens as `tokens` says. If it
+        raises `CallFailed`, the request is retried; any other error stops all calls.
         """
-        stop, reasons = threading.Event(), []  # why all calls are to end: the first reason is the one
+        stop, errors = threading.Event(), []  # the first error is the cause, later ones follow from it
 
         def pause(seconds: float) -> None:
             if self.sleep is not None:
@@ -110,13 +75,13 @@ class Caller:
             if stop.is_set():
                 raise Stopped
 
-        def call(group: Sequence[T], about: int) -> Sequence[Answer]:
+        def call(group: Sequence[T], estimate: int) -> Sequence[Answer]:
             if stop.is_set():
                 raise Stopped
             try:
-                return self._call(attempt, group, about, pause)
+                return self._call(attempt, group, estimate, pause)
             except BaseException as error:
-                reasons.append(error)
+                errors.append(error)
                 stop.set()
                 raise
 
@@ -124,72 +89,61 @@ class Caller:
             return []
         threads = ThreadPoolExecutor(min(self.limiter.limits.max_concurrency, len(groups)))
         try:
-            calls = [threads.submit(call, group, about) for group, about in zip(groups, tokens, strict=True)]
-            wait(calls, return_when=FIRST_EXCEPTION)
-            if reasons:
-                raise reasons[0]
-            return [answer for ended in calls for answer in ended.result()]
+            futures = [threads.submit(call, group, estimate) for group, estimate in zip(groups, tokens, strict=True)]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            if errors:
+                raise errors[0]
+            return [answer for future in futures for answer in future.result()]
         finally:
             stop.set()
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _call(
-        self, attempt: Callable[[Sequence[T]], Sequence[Answer]], group: Sequence[T], tokens: int, pause: Pause
-    ) -> Sequence[Answer]:
+    def _call(self, attempt: Attempt[T], group: Sequence[T], tokens: int, pause: Pause) -> Sequence[Answer]:
         for retry in count():
+            request, used = self.limiter.reserve(tokens, pause), (0, 0)
+            delay = None
             try:
-                answers = self._attempt(attempt, group, tokens, pause)
+                answers = attempt(group)
+                prompt = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
+                # Without a count of the endpoint, the estimate counts.
+                used = (sum(prompt) if prompt else tokens, sum(answer.completion_tokens or 0 for answer in answers))
             except CallFailed as failure:
                 if failure.again and retry < self.max_retries:
-                    if retry == WARN_AT:
-                        logger.warning("a call has failed %d times and is tried on: %s", retry + 1, failure.reason)
-                    pause(pause_before(retry, failure.after))
-                    continue
+                    delay = pause_before(retry, failure.after)
+                    if retry == RETRIES_BEFORE_WARNING:
+                        logger.warning("a call has failed %d times and is retried: %s", retry + 1, failure.reason)
                 answers = [Answer(error=failure.reason)] * len(group)
-            break
+            finally:
+                self.limiter.settle(request, *used)
+            if delay is None:
+                break
+            pause(delay)
         errors = [answer.error for answer in answers if answer.error is not None]
-        self.limiter.ended(len(answers), len(errors), errors[-1] if errors else None)
+        self.limiter.count_calls(len(answers), len(errors), errors[-1] if errors else None)
         return answers
-
-    def _attempt(
-        self, attempt: Callable[[Sequence[T]], Sequence[Answer]], group: Sequence[T], tokens: int, pause: Pause
-    ) -> Sequence[Answer]:
-        request = self.limiter.reserve(tokens, pause)
-        took = (0, 0)
-        try:
-            answers = attempt(group)
-            prompt = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
-            # Where the other side has not counted, what was reserved.
-            took = (sum(prompt) if prompt else tokens, sum(answer.completion_tokens or 0 for answer in answers))
-            return answers
-        finally:
-            self.limiter.settle(request, *took)
 
 
 def pause_before(retry: int, after: float | None = None) -> float:
-    """Seconds before a retry (the first is 0): those that were asked for, or twice as many as before; never the same
-    for all, as they would come all at once."""
+    """Return the seconds before a retry (the first is 0): `after`, or exponential backoff, both with jitter."""
     if after is not None:
-        return min(after, LONGEST_WAIT) * _jitter.uniform(1.0, 1.1)
-    return min(FIRST_PAUSE * 2**retry, LONGEST_PAUSE) * _jitter.uniform(0.5, 1.0)
+        return min(after, MAX_RETRY_AFTER) * _jitter.uniform(1.0, 1.1)
+    return min(FIRST_PAUSE * 2**retry, MAX_PAUSE) * _jitter.uniform(0.5, 1.0)
 
 
 def retry_after(headers: Mapping[str, Any], now: float) -> float | None:
-    """Seconds to wait, as a response's headers ask for them: in milliseconds, seconds or by the date.
+    """Return the seconds that a response's headers ask to wait: in milliseconds, in seconds or by date.
 
-    Args:
-        now (`float`):
-            Seconds since 1970.
+    `now` is in seconds since 1970.
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        given = headers.get(name)
-        if given is None:
+        value = headers.get(name)
+        if value is None:
             continue
         try:
-            seconds = float(given) * unit
+            seconds = float(value) * unit
         except ValueError:
             try:
-                seconds = parsedate_to_datetime(given).timestamp() - now
+                seconds = parsedate_to_datetime(value).timestamp() - now
             except (ValueError, OverflowError):
                 continue
         if seconds == seconds:  # "nan" is a float

@@ -1,12 +1,12 @@
 """Settings of a model behind an OpenAI-compatible endpoint, given as `"openai:MODEL"` or as a mapping."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from astra_trl.backends.api.calls import MAX_RETRIES
 from astra_trl.backends.api.keys import checked_base_url
-from astra_trl.backends.api.limits import Limiter, Limits
+from astra_trl.backends.api.limits import Limits
 from astra_trl.errors import InputError
 from astra_trl.lookup import build
 
@@ -16,8 +16,8 @@ LIMITS = tuple(f.name for f in fields(Limits))
 CALLING = (*LIMITS, "max_retries", "request_timeout")
 
 
-@dataclass(frozen=True)
-class Endpoint:
+@dataclass(frozen=True, kw_only=True)
+class Endpoint(Limits):
     """A target behind an API.
 
     Args:
@@ -30,12 +30,12 @@ class Endpoint:
         logprobs (`str`, *optional*, defaults to `"none"`):
             How the endpoint gives the likelihood of probes, with one more call per exchange: `"echo"` (completions) or
             `"vllm"` (`prompt_logprobs`). With `"none"` the baseline gives it.
-        max_retries (`int`, *optional*, defaults to `3`):
+        max_retries (`int`, *optional*, defaults to `10`):
             Attempts at a call after the first one, with exponential backoff.
         request_timeout (`float`, *optional*, defaults to `120`):
             Seconds after which an attempt has failed.
-        max_concurrency, requests_per_minute, tokens_per_minute, max_requests, max_total_tokens, max_failed_share:
-            See [`Limits`]. They hold for all processes of a run together.
+        limits:
+            Fields of [`Limits`], for all processes of a run together.
     """
 
     model: str
@@ -44,24 +44,10 @@ class Endpoint:
     logprobs: Literal["none", "echo", "vllm"] = "none"
     max_retries: int = MAX_RETRIES
     request_timeout: float = 120.0
-    max_concurrency: int = 8
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    max_requests: int | None = None
-    max_total_tokens: int | None = None
-    max_failed_share: float = 0.05
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked_base_url(self.base_url)
-
-    @property
-    def limits(self) -> Limits:
-        """Limits of all processes together."""
-        return Limits(**{name: getattr(self, name) for name in LIMITS})
-
-    def calling(self, limiter: Limiter) -> dict[str, Any]:
-        """Arguments of an [`OpenAIBackend`] that say how the endpoint is called."""
-        return {"max_retries": self.max_retries, "timeout": self.request_timeout, "limiter": limiter}
 
 
 def endpoint_of(target: str | Mapping[str, Any]) -> Endpoint | None:
@@ -86,8 +72,3 @@ def split_calling(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     """Split a scorer's settings into those of its class and those that say how an endpoint is called."""
     calling = {key: value for key, value in settings.items() if key in CALLING}
     return {key: value for key, value in settings.items() if key not in CALLING}, calling
-
-
-def call_defaults() -> dict[str, Any]:
-    """Return the default of each setting that says how an endpoint is called."""
-    return {key: value for key, value in asdict(Endpoint("")).items() if key in CALLING}

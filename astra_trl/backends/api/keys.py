@@ -1,4 +1,4 @@
-"""The key of an endpoint: where it is read, and that it gets nowhere else."""
+"""API keys: read from the environment, redacted everywhere else."""
 
 import os
 import re
@@ -10,35 +10,37 @@ from astra_trl.errors import InputError
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
 
-_SHORTEST_KEY = 8  # what is shorter, as "none" or "EMPTY", is no secret, and a word that a model may say
+MIN_KEY_LENGTH = 8  # a shorter value, e.g. "none" or "EMPTY", is not a secret but a word that a model can say
+MAX_REASON_LENGTH = 300
 _BEARER = re.compile(r"\b(bearer|basic)(?:\s|\\[nrt])+[^\s\"',;]+", re.IGNORECASE)
-_LONGEST_REASON = 300
 
 
 class Key:
-    """A key that shows itself to nobody who prints, logs or saves what holds it.
+    """An API key that is not printed, logged or saved with the objects that hold it.
 
     Args:
         value (`str`, *optional*):
-            Defaults to what the environment variable `OPENAI_API_KEY` holds.
+            Defaults to the environment variable `OPENAI_API_KEY`.
 
-    `sent()` is the key, or nothing; `hidden(text)` the text with three stars wherever the key stands in it.
+    Attributes:
+        reveal (`Callable[[], str]`): returns the key, or an empty text.
+        redact (`Callable[[str], str]`): replaces the key in a text by three stars.
     """
 
     def __init__(self, value: str | None = None) -> None:
         key = (os.environ.get(KEY_VARIABLE, "") if value is None else value).strip()
         if not (key.isascii() and key.isprintable()):
-            raise InputError(f"{KEY_VARIABLE} holds what no key does: set it to the key alone")
-        # As it is or as a part of an address, maybe broken over lines, as they are or as JSON writes them.
-        written = {key, quote(key, safe="")} if len(key) >= _SHORTEST_KEY else set()
-        broken = sorted(r"(?:\s|\\[nrt])*".join(map(re.escape, one)) for one in written)
-        pattern = re.compile("|".join(broken) or r"(?!)")
-        # Functions, and no attributes that `vars` would show.
-        self.sent: Callable[[], str] = lambda: key
-        self.hidden: Callable[[str], str] = lambda text: pattern.sub("***", text)
+            raise InputError(f"{KEY_VARIABLE} holds characters that no key has: set it to the key alone")
+        # As it is or URL-encoded, and even if it is broken over lines, by line breaks or by their JSON escapes.
+        forms = {key, quote(key, safe="")} if len(key) >= MIN_KEY_LENGTH else set()
+        patterns = sorted(r"(?:\s|\\[nrt])*".join(map(re.escape, form)) for form in forms)
+        pattern = re.compile("|".join(patterns) or r"(?!)")
+        # Closures, because `vars` would show an attribute.
+        self.reveal: Callable[[], str] = lambda: key
+        self.redact: Callable[[str], str] = lambda text: pattern.sub("***", text)
 
     def __bool__(self) -> bool:
-        return bool(self.sent())
+        return bool(self.reveal())
 
     def __repr__(self) -> str:
         return "Key(***)"
@@ -46,16 +48,19 @@ class Key:
     def __reduce__(self) -> tuple[type["Key"], tuple[()]]:
         return Key, ()  # another process reads its own environment
 
-    def reason(self, text: str) -> str:
-        """What went wrong in one line of bounded length, without the key and what else a header would grant access by.
+    def redact_reason(self, text: str) -> str:
+        """Return the reason of a failure in one line of bounded length, without the key and other credentials.
 
-        The key goes first: what is cut or joined could hold a part of it.
+        The key goes first, because cutting or joining the text could leave a part of it.
         """
-        return " ".join(_BEARER.sub(r"\1 ***", self.hidden(text)).split())[:_LONGEST_REASON]
+        return " ".join(_BEARER.sub(r"\1 ***", self.redact(text)).split())[:MAX_REASON_LENGTH]
 
 
 def checked_base_url(url: str | None) -> str | None:
-    """The address of an endpoint; `InputError`, which does not repeat it, where it holds credentials or is none."""
+    """Return the address of an endpoint without a slash at its end.
+
+    Raises `InputError`, which does not repeat the address, if it holds credentials or is not an address.
+    """
     if url is None:
         return None
     try:
@@ -64,9 +69,10 @@ def checked_base_url(url: str | None) -> str | None:
     except ValueError:
         parts, host = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not host:
-        raise InputError("the base_url is no address: give one as http://localhost:8000/v1")
+        raise InputError("the base_url is not an address: give one like http://localhost:8000/v1")
     key = os.environ.get(KEY_VARIABLE) or ""
-    if parts.username or parts.password or parts.query or parts.fragment or (len(key) >= _SHORTEST_KEY and key in url):
+    has_key = len(key) >= MIN_KEY_LENGTH and key in url
+    if parts.username or parts.password or parts.query or parts.fragment or has_key:
         raise InputError(
             f"the base_url for {host} holds a user, a password or a query: give the address alone, and the key in "
             f"{KEY_VARIABLE}"
@@ -75,8 +81,10 @@ def checked_base_url(url: str | None) -> str | None:
 
 
 def refuse_borrowed_address(url: str | None, flag: str) -> None:
-    """`InputError` where the key would be sent to an address that no more than a run's folder names, which may be
-    another's; not where it stays on this machine."""
+    """Raise `InputError` if the key would be sent to an address that only the folder of an untrusted run names.
+
+    Addresses on this machine are allowed.
+    """
     if url is None or urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") or not Key():
         return
     if url != checked_base_url(os.environ.get(URL_VARIABLE) or None):

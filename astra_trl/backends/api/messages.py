@@ -1,4 +1,4 @@
-"""Conversations as messages that are sent anew at every turn: what backends of APIs and of functions share."""
+"""Conversations as messages that are sent anew at every turn: the base of backends of endpoints and of functions."""
 
 import re
 from abc import ABC, abstractmethod
@@ -17,32 +17,20 @@ EARLIER = "an earlier exchange of this conversation failed"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One side of a conversation: its messages, its seed, and why nothing more is to be asked in it."""
+    """One side of a conversation: its messages, its seed, and the error after which nothing more is asked."""
 
     messages: tuple[Message, ...]
     seed: int
     error: str | None = None
 
-    def with_message(self, role: str, content: str) -> "Row":
-        return replace(self, messages=(*self.messages, {"role": role, "content": content}))
-
     @property
     def turn_seed(self) -> int:
-        """The seed of what is said next: the other side starts from it anew at every call."""
+        """Seed of the next utterance; the other side starts from it anew at every call."""
         return derive_seed(self.seed, len(self.messages))
 
 
 class MessagesBackend(ABC):
-    """A backend that is sent whole conversations; a subclass says how.
-
-    Args:
-        caller (`Caller`):
-            Makes the calls.
-        sampling (`SamplingParams`):
-            How utterances are sampled.
-        max_characters (`int`):
-            Where a longer answer is cut.
-    """
+    """A backend that gets whole conversations; a subclass implements `ask`. Longer answers are cut."""
 
     gives_logprobs = False
     chat = True
@@ -57,7 +45,7 @@ class MessagesBackend(ABC):
 
     @property
     def usage(self) -> dict[str, int]:
-        """What was taken so far, as JSON; see [`Limiter`]. Set it to what an earlier run had taken, to count on."""
+        """Usage so far, as JSON; see [`Limiter`]. Set it to the usage of an earlier run to continue its counts."""
         return self.caller.limiter.usage
 
     @usage.setter
@@ -65,15 +53,15 @@ class MessagesBackend(ABC):
         self.caller.limiter.usage = dict(earlier)
 
     @abstractmethod
-    def said(self, rows: Sequence[Row]) -> list[Answer]:
-        """What is said next in each row."""
+    def ask(self, rows: Sequence[Row]) -> list[Answer]:
+        """Return the next utterance of each row."""
 
-    def likelihoods(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Answer]:
-        """Answers that hold the log-probabilities of texts behind these rows; only where `gives_logprobs`."""
+    def ask_logprobs(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Answer]:
+        """Return answers with the log-probabilities of texts after these rows; only with `gives_logprobs`."""
         raise NotImplementedError
 
-    def hidden(self, text: str) -> str:
-        """The text without what nobody is to see."""
+    def redact(self, text: str) -> str:
+        """Return the text without secrets."""
         return text
 
     def open(
@@ -81,35 +69,31 @@ class MessagesBackend(ABC):
     ) -> "MessagesSession":
         rows = []
         for prompt, seed in zip(prompts, seeds, strict=True):
-            said = [("user", prompt)] if isinstance(prompt, str) else [(m["role"], m["content"]) for m in prompt]
-            messages = tuple({"role": role, "content": self.written(content)} for role, content in said)
-            rows.append(Row(messages, seed))
+            turns = [("user", prompt)] if isinstance(prompt, str) else [(m["role"], m["content"]) for m in prompt]
+            rows.append(Row(tuple(self.as_message(role, content) for role, content in turns), seed))
         return MessagesSession(self, rows, logprobs)
 
     def reopen(self, rows: Sequence[SavedRow], *, logprobs: bool = False) -> "MessagesSession":
         states = [row.state for row in rows]
         return MessagesSession(self, [Row(tuple(s["messages"]), s["seed"], s["error"]) for s in states], logprobs)
 
-    def written(self, text: str) -> str:
-        """An utterance as a message's content. What is not a chat has the separator behind each, as with
-        [`HFBackend`]."""
-        return text if self.chat or isinstance(text, Prefix) else f"{text}{self.separator}"
+    def as_message(self, role: str, text: str) -> Message:
+        """Return an utterance as a message. Without a chat, the separator follows it, as in [`HFBackend`]."""
+        content = text if self.chat or isinstance(text, Prefix) else f"{text}{self.separator}"
+        return {"role": role, "content": content}
 
-    def answers(self, rows: Sequence[Row]) -> list[Sample]:
-        """What is said next in each row; nothing is asked where something failed before."""
-        said = iter(self.said([row for row in rows if row.error is None]))
-        return [self._sample(next(said) if row.error is None else Answer(error=row.error)) for row in rows]
+    def sample_rows(self, rows: Sequence[Row]) -> list[Sample]:
+        """Sample the next utterance of each row; rows with an earlier error are not asked."""
+        answers = iter(self.ask([row for row in rows if row.error is None]))
+        return [self._sample(next(answers) if row.error is None else Answer(error=row.error)) for row in rows]
 
     def _sample(self, answer: Answer) -> Sample:
         if answer.error is not None:
-            return Sample("", [], [], error=self.hidden(whole_characters(answer.error)))
-        text = self.hidden(without_thinking(whole_characters(answer.text)))
-        for name, happened in {
-            "filtered": answer.filtered,
-            "empty": not text.strip(),
-            "cut": len(text) > self.max_characters,
-        }.items():
-            self.caller.limiter.count(name, int(happened))
+            return Sample("", [], [], error=self.redact(whole_characters(answer.error)))
+        text = self.redact(without_thinking(whole_characters(answer.text)))
+        self.caller.limiter.count("filtered", int(answer.filtered))
+        self.caller.limiter.count("empty", int(not text.strip()))
+        self.caller.limiter.count("cut", int(len(text) > self.max_characters))
         return Sample(text[: self.max_characters], [], [])
 
 
@@ -127,7 +111,7 @@ class MessagesSession:
         return MessagesSession(self.backend, rows, self.logprobs)
 
     def sample(self) -> list[Sample]:
-        samples = self.backend.answers(self.rows)
+        samples = self.backend.sample_rows(self.rows)
         self.say(samples)
         return samples
 
@@ -139,16 +123,20 @@ class MessagesSession:
         self._add("user", texts, [None] * len(texts))
         if not self.logprobs:
             return None
-        asked = [(row, text) for row, text in zip(rows, texts, strict=True) if row.error is None]
-        found = iter(self.backend.likelihoods([row for row, _ in asked], [text for _, text in asked]))
-        answers = [next(found) if row.error is None else Answer(error=row.error) for row in rows]
-        # Where that failed, the exchange has.
+        valid = [(row, text) for row, text in zip(rows, texts, strict=True) if row.error is None]
+        scored = iter(self.backend.ask_logprobs([row for row, _ in valid], [text for _, text in valid]))
+        answers = [next(scored) if row.error is None else Answer(error=row.error) for row in rows]
+        # Without a likelihood the exchange has failed.
         self.rows = [replace(row, error=answer.error) for row, answer in zip(self.rows, answers, strict=True)]
         return [list(answer.logprobs or ()) for answer in answers]
 
     def _add(self, role: str, texts: Sequence[str], errors: Sequence[str | None]) -> None:
         self.rows = [
-            replace(row.with_message(role, self.backend.written(text)), error=row.error if error is None else EARLIER)
+            replace(
+                row,
+                messages=(*row.messages, self.backend.as_message(role, text)),
+                error=row.error if error is None else EARLIER,
+            )
             for row, text, error in zip(self.rows, texts, errors, strict=True)
         ]
 
@@ -157,7 +145,7 @@ class MessagesSession:
 
 
 def as_chat(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """The messages of a chat; those of one role in a row as one, as many templates refuse them."""
+    """Return the messages of a chat, consecutive ones of one role joined, because many templates refuse them."""
     return [
         {"role": role, "content": "\n".join(whole_characters(message["content"]) for message in group)}
         for role, group in groupby(messages, key=lambda message: message["role"])
@@ -165,8 +153,7 @@ def as_chat(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def whole_characters(text: str) -> str:
-    """The text with a replacement character for each half of a surrogate pair that stands alone: neither files nor
-    tokenizers take it."""
+    """Return the text with a replacement character for each lone surrogate, which files and tokenizers refuse."""
     if _SURROGATES.search(text) is None:
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

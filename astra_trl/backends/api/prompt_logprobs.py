@@ -1,19 +1,20 @@
-"""How likely a text is behind a conversation, from endpoints that tell the log-probabilities of what they read."""
+"""Log-probabilities of a text after a conversation, from endpoints that return those of prompts."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
 from astra_trl.backends.api.calls import Answer, CallFailed
-from astra_trl.backends.api.completions import first_choice, read_body, tokens_counted
+from astra_trl.backends.api.completions import Request, first_choice, read_body, token_counts
 from astra_trl.backends.api.messages import whole_characters
 from astra_trl.errors import InputError
 
 PromptLogprobs = Literal["none", "echo", "vllm"]
-Asked = tuple[dict[str, Any], Callable[[bytes], Answer]]  # the body of a request, and what reads its answer
+Tokens = list[tuple[str, float | None]]  # the tokens of a prompt with their log-probabilities
+Spans = list[tuple[int, int, int]]  # index, start and end of tokens within a text
 
-MARK = "where is this"  # stands where the last message does, to see what a template has behind it
+MARK = "where is this"  # takes the place of the last message, to find out what a template adds after it
 UNKNOWN = "\ufffd"  # stands for a part of a character
 
 
@@ -21,94 +22,82 @@ class NoLogprobs(CallFailed):
     """A completion without log-probabilities of its prompt."""
 
 
-class Reading:
-    """Asks for the log-probabilities of prompts and reads them.
-
-    Args:
-        way (`str`):
-            `"echo"` or `"vllm"`.
-        chat (`bool`):
-            Whether requests hold messages.
-    """
+class PromptReader:
+    """Requests for log-probabilities of prompts, and their answers. Raises `InputError` if `way` does not fit."""
 
     def __init__(self, way: PromptLogprobs, chat: bool) -> None:
+        if way not in get_args(PromptLogprobs):
+            raise InputError(f"prompt_logprobs={way!r}: choose one of {', '.join(get_args(PromptLogprobs))}")
+        if way == "echo" and chat:
+            raise InputError("prompt_logprobs='echo' is for plain completions: choose 'vllm', or pass chat=False")
         self.echo = way == "echo"
-        self.tokens_in = _echoed if way == "echo" else _vllm
-        self.asked: dict[str, Any] = {"echo": True, "logprobs": 1} if way == "echo" else {"prompt_logprobs": 0}
-        self.tail: str | None = None if chat else ""  # what a template puts behind the last message
+        self.fields: dict[str, Any] = {"echo": True, "logprobs": 1} if self.echo else {"prompt_logprobs": 0}
+        self.tail: str | None = None if chat else ""  # the text that a template adds after the last message
 
-    @property
-    def needs_tail(self) -> bool:
-        return self.tail is None
+    def tail_request(self, body: Callable[..., dict[str, Any]]) -> Request:
+        """Return the request whose answer's text is the tail."""
+        return Request(self._extend(body([{"role": "user", "content": MARK}])), _read_tail)
 
-    def asking_for_tail(self, body: Callable[..., dict[str, Any]]) -> Asked:
-        """The request whose answer's text is the tail."""
-        return self._of(body([{"role": "user", "content": MARK}])), _read_tail
-
-    def asking(self, body: Callable[..., dict[str, Any]], messages: Sequence[Mapping[str, str]], text: str) -> Asked:
-        """The request for the log-probabilities of the tokens of `text` behind these messages."""
+    def request(
+        self, body: Callable[..., dict[str, Any]], messages: Sequence[Mapping[str, str]], text: str
+    ) -> Request:
+        """Return the request for the log-probabilities of the tokens of `text` after these messages."""
         text = whole_characters(text)
-        asked = self._of(body([*messages, {"role": "user", "content": text}]))
-        return asked, partial(self._read, said=text, sent=asked.get("prompt"))
+        fields = self._extend(body([*messages, {"role": "user", "content": text}]))
+        return Request(fields, partial(self._read, text=text, prompt=fields.get("prompt", "")))
 
-    def _of(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _extend(self, body: dict[str, Any]) -> dict[str, Any]:
         limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-        return {**body, limit: 1, **self.asked}
+        return {**body, limit: 1, **self.fields}
 
-    def _read(self, body: bytes, said: str, sent: str | None) -> Answer:
+    def _read(self, body: bytes, text: str, prompt: str) -> Answer:
         data = read_body(body)
-        tokens, logprobs = zip(*self.tokens_in(data), strict=True)
-        found = _from_start(tokens, sent or "", said) if self.echo else _from_end(tokens, said, self.tail or "")
-        if found is None:  # where its tokens are cannot be told: no likelihood, which is not a likelihood of 0
-            return Answer(**tokens_counted(data))
-        known = tuple(logprobs[index] for index in found if logprobs[index] is not None)
-        return Answer(logprobs=known, **tokens_counted(data))
-
-
-def reading(way: str, chat: bool) -> Reading:
-    """What asks for log-probabilities in this way; `InputError` where requests of that kind cannot."""
-    if way not in get_args(PromptLogprobs):
-        raise InputError(f"prompt_logprobs={way!r}: choose one of {', '.join(get_args(PromptLogprobs))}")
-    if way == "echo" and chat:
-        raise InputError("prompt_logprobs='echo' is for plain completions: choose 'vllm', or pass chat=False")
-    return Reading(way, chat)  # type: ignore[arg-type]
+        tokens, logprobs = zip(*(_echo_tokens(data) if self.echo else _vllm_tokens(data)), strict=True)
+        if self.echo:
+            indices = _find_from_start(tokens, prompt, text)
+        else:
+            indices = _find_from_end(tokens, text, self.tail or "")
+        if indices is None:  # no likelihood, which is not a likelihood of 0
+            return Answer(**token_counts(data))
+        values = tuple(logprobs[index] for index in indices if logprobs[index] is not None)
+        return Answer(logprobs=values, **token_counts(data))
 
 
 def _read_tail(body: bytes) -> Answer:
     data = read_body(body)
-    _, found, tail = "".join(token for token, _ in _vllm(data)).rpartition(MARK)
-    if not found:
-        raise NoLogprobs("what was asked is not in the prompt that came back")
-    return Answer(tail, **tokens_counted(data))
+    _, mark, tail = "".join(token for token, _ in _vllm_tokens(data)).rpartition(MARK)
+    if not mark:
+        raise NoLogprobs("the prompt that came back does not hold the message that was sent")
+    return Answer(tail, **token_counts(data))
 
 
-def _from_start(tokens: Sequence[str], sent: str, said: str) -> list[int] | None:
-    """Which tokens of a text that was sent begin in the utterance at its end; `None` where it cannot be told."""
-    for skipped in (0, 1):  # one that stands before every text
-        spans = aligned(tokens[skipped:], sent)
+def _find_from_start(tokens: Sequence[str], prompt: str, text: str) -> list[int] | None:
+    """Return the indices of the tokens that begin in the text at the end of a prompt, `None` if they do not match."""
+    for skip in (0, 1):  # a BOS token, which is not part of the prompt
+        spans = align_tokens(tokens[skip:], prompt)
         if spans is not None:
-            start = len(sent) - len(said)
-            return [index + skipped for index, begin, _ in spans if start <= begin]
+            start = len(prompt) - len(text)
+            return [index + skip for index, begin, _ in spans if start <= begin]
     return None
 
 
-def _from_end(tokens: Sequence[str], said: str, tail: str) -> list[int] | None:
-    """Which tokens of a prompt begin in the utterance before its tail; `None` where it cannot be told."""
+def _find_from_end(tokens: Sequence[str], text: str, tail: str) -> list[int] | None:
+    """Return the indices of the tokens that begin in the text before the tail, `None` if they do not match."""
     backwards = [token[::-1] for token in reversed(tokens)]
-    for text in (said, said.strip()):  # templates strip what they are given, or leave it as it is
-        spans = aligned(backwards, (text + tail)[::-1])
+    for content in (text, text.strip()):  # templates strip a message or leave it as it is
+        spans = align_tokens(backwards, (content + tail)[::-1])
         if spans is not None:
-            whole = len(text + tail)
-            return [len(tokens) - 1 - index for index, _, end in reversed(spans) if whole - end < len(text)]
+            whole = len(content + tail)
+            return [len(tokens) - 1 - index for index, _, end in reversed(spans) if whole - end < len(content)]
     return None
 
 
-def aligned(tokens: Sequence[str], text: str) -> list[tuple[int, int, int]] | None:
-    """Index, start and end of each token within a text that the tokens begin with; `None` where they do not.
+def align_tokens(tokens: Sequence[str], text: str) -> Spans | None:
+    """Return index, start and end of each token within a text that the tokens begin with, `None` if they do not.
 
-    Tokens that are parts of characters, whose text nobody knows, stand together for what is before the next one.
+    The text of tokens that are parts of characters is unknown: together they cover everything up to the next token.
     """
-    spans: list[tuple[int, int, int]] = []
+    spans: Spans = []
     index = at = 0
     while at < len(text):
         stop = index
@@ -127,41 +116,36 @@ def aligned(tokens: Sequence[str], text: str) -> list[tuple[int, int, int]] | No
             if end < 0 and len(text) > most:
                 return None
             end = len(text) if end < 0 else end
-        spans += [(known, at, end) for known in range(index, stop)]
+        spans += [(covered, at, end) for covered in range(index, stop)]
         index, at = stop, end
     return spans
 
 
-def _echoed(data: dict[str, Any]) -> list[tuple[str, float | None]]:
-    found = first_choice(data).get("logprobs")
-    found = found if isinstance(found, dict) else {}
-    return _checked(found.get("tokens"), found.get("token_logprobs"))
+def _echo_tokens(data: dict[str, Any]) -> Tokens:
+    logprobs = first_choice(data).get("logprobs")
+    logprobs = logprobs if isinstance(logprobs, dict) else {}
+    return _check_tokens(logprobs.get("tokens"), logprobs.get("token_logprobs"))
 
 
-def _vllm(data: dict[str, Any]) -> list[tuple[str, float | None]]:
-    found = data.get("prompt_logprobs") or first_choice(data).get("prompt_logprobs")
-    if not isinstance(found, list):
+def _vllm_tokens(data: dict[str, Any]) -> Tokens:
+    by_id = data.get("prompt_logprobs") or first_choice(data).get("prompt_logprobs")
+    if not isinstance(by_id, list):
         raise NoLogprobs("the answer holds no prompt_logprobs")
-    entries = [next(iter(_entries(token)), {}) for token in found]
-    return _checked([e.get("decoded_token", "") for e in entries], [e.get("logprob") for e in entries])
+    # By token id, that of the prompt first; different tokens only follow if they were asked for.
+    values = [list(token.values()) if isinstance(token, dict) else [] for token in by_id]
+    entries = [next((entry for entry in row if isinstance(entry, dict)), {}) for row in values]
+    return _check_tokens([e.get("decoded_token", "") for e in entries], [e.get("logprob") for e in entries])
 
 
-def _entries(token: Any) -> Iterator[dict[str, Any]]:
-    # By token id; that of the prompt first, others only where they were asked for.
-    for entry in token.values() if isinstance(token, dict) else ():
-        if isinstance(entry, dict):
-            yield entry
-
-
-def _checked(tokens: Any, logprobs: Any) -> list[tuple[str, float | None]]:
+def _check_tokens(tokens: Any, logprobs: Any) -> Tokens:
     if not (isinstance(tokens, list) and isinstance(logprobs, list) and 0 < len(tokens) == len(logprobs)):
         raise NoLogprobs("the answer holds no log-probability for each token of the prompt")
     if not all(isinstance(token, str) for token in tokens):
-        raise NoLogprobs("the answer's tokens are no texts")
+        raise NoLogprobs("the tokens in the answer are not texts")
     return list(zip(tokens, map(_number, logprobs), strict=True))
 
 
 def _number(value: Any) -> float | None:
-    # The first token of all follows nothing.
+    # The very first token has no log-probability.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Answers of an endpoint on disk, by the whole request: asked for once, read ever after."""
+"""Answers of endpoints on disk, by the whole request: an equal request is made once."""
 
 import hashlib
 import json
@@ -14,12 +14,7 @@ from astra_trl.errors import InputError
 
 
 class ResponseCache:
-    """One file an answer; a broken one is none.
-
-    Args:
-        folder (`str` or `Path`):
-            May hold answers of other endpoints and models; several processes may share it.
-    """
+    """A folder with one file per answer, for several endpoints, models and processes. A damaged file is ignored."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -31,36 +26,34 @@ class ResponseCache:
             ) from error
 
     def key(self, url: str, request: Mapping[str, Any]) -> str:
-        """The name of a request, which depends on all of it: endpoint, model, what was said, seed, sampling."""
-        return hashlib.blake2b(_json([url, request]), digest_size=20).hexdigest()
+        """Return the key of a request, which depends on all of it: endpoint, model, conversation, seed, sampling."""
+        return _digest([url, request], 20)
 
     def get(self, key: str) -> Answer | None:
-        """The answer to a request, or `None`."""
+        """Return the answer to a request, or `None`."""
         try:
             entry = json.loads(self._file(key).read_bytes())
             if entry["digest"] != _digest(entry["answer"]):
                 return None
             logprobs = entry["answer"]["logprobs"]
             return Answer(**{**entry["answer"], "logprobs": None if logprobs is None else tuple(logprobs)})
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, RecursionError):  # cut off or written over: it is asked again
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # missing or damaged
             return None
 
     def put(self, key: str, answer: Answer) -> None:
-        """Writes an answer, as a whole or not at all."""
+        """Write an answer, completely or not at all."""
         file, data = self._file(key), asdict(answer)
         file.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as unfinished:
-            unfinished.write(_json({"digest": _digest(data), "answer": data}))
-        os.replace(unfinished.name, file)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
+            temporary.write(_json({"digest": _digest(data), "answer": data}))
+        os.replace(temporary.name, file)
 
     def _file(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
 
 
-def _digest(data: Any) -> str:
-    return hashlib.blake2b(_json(data), digest_size=16).hexdigest()
+def _digest(data: Any, size: int = 16) -> str:
+    return hashlib.blake2b(_json(data), digest_size=size).hexdigest()
 
 
 def _json(data: Any) -> bytes:

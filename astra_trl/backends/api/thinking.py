@@ -1,4 +1,4 @@
-"""What a model that thinks before it speaks has said: its thinking is not for the other side."""
+"""Thinking blocks in the output of reasoning models, which the other side does not see."""
 
 import re
 
@@ -8,22 +8,21 @@ _END = re.compile(r"</think(?:ing)?>\s*")
 
 
 def begins_thinking(prompt: str) -> bool:
-    """Whether a template's prompt leaves a thinking block open for the model to go on in."""
+    """Return `True` if a template's prompt ends in an open thinking block."""
     return re.search(r"<think(?:ing)?>\s*$", prompt) is not None
 
 
 def without_thinking(text: str, begun: bool = False) -> str:
-    """The text without its thinking blocks; one that never ends hides all that follows it.
+    """Return the text without its thinking blocks. A block without an end extends to the end of the text.
 
     Args:
         begun (`bool`, *optional*, defaults to `False`):
             Whether the text begins within a block that the prompt has opened.
     """
-    kept = text
+    rest = text
     if begun:
-        _, *rest = _END.split(text, maxsplit=1)
-        kept = rest[0] if rest else ""
-    kept = _BLOCK.sub("", kept)
-    unfinished = _OPEN.search(kept)
-    kept = kept if unfinished is None else kept[: unfinished.start()]
-    return kept if kept == text else kept.strip()
+        rest = (*_END.split(text, maxsplit=1), "")[1]
+    rest = _BLOCK.sub("", rest)
+    unfinished = _OPEN.search(rest)
+    rest = rest if unfinished is None else rest[: unfinished.start()]
+    return rest if rest == text else rest.strip()

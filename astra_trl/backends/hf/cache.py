@@ -1,6 +1,6 @@
-"""Keys and values of many rows, kept from turn to turn in one growing buffer a layer.
+"""Keys and values of many rows, kept over all turns in one growing buffer per layer.
 
-The one place that knows how transformers' caches are built inside.
+The only module that depends on the internals of transformers' caches.
 """
 
 import weakref
@@ -16,43 +16,45 @@ from astra_trl.backends.base import OutOfMemory
 
 
 def can_branch(config: PreTrainedConfig) -> bool:
-    """Whether every layer of a model keeps one key and one value a token, so that a row's past can be copied to its
-    children and may have holes. Not so with a sliding window, whose columns holes would shift, nor with a recurrent
-    state."""
+    """Return `True` if every layer has one key and one value per token.
+
+    Then the past of a row can be copied to its children and can have holes. Holes would shift the columns of a sliding
+    window, and a recurrent state has no columns.
+    """
     return all(type(layer) in (DynamicLayer, DummyLayer) for layer in DynamicCache(config=config).layers)
 
 
 def can_pad(config: PreTrainedConfig) -> bool:
-    """Whether padding on the left leaves no trace in any layer: a recurrent state may remember it."""
+    """Return `True` if padding on the left has no effect in any layer; a recurrent state can remember it."""
     plain = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
     return all(type(layer) in plain for layer in DynamicCache(config=config).layers)
 
 
 @dataclass
 class Budget:
-    """Bytes that caches may hold at a time, and those they hold. `None` bounds nothing."""
+    """Maximum number of bytes of all caches (`None`: unlimited), and the bytes that they hold."""
 
     limit: int | None = None
-    held: int = 0
+    in_use: int = 0
     peak: int = field(default=0, init=False)
 
     def take(self, count: int) -> None:
-        """Counts bytes as held; `OutOfMemory` where there are not so many left."""
-        if self.limit is not None and self.held + count > self.limit:
+        """Count bytes as held. Raises `OutOfMemory` if they exceed the limit."""
+        if self.limit is not None and self.in_use + count > self.limit:
             raise OutOfMemory(
-                f"keys and values would take {self.held + count:,} bytes, and their budget is {self.limit:,}: raise "
+                f"keys and values would take {self.in_use + count:,} bytes, and their budget is {self.limit:,}: raise "
                 "cache_bytes, or lower max_length"
             )
-        self.held += count
-        self.peak = max(self.peak, self.held)
+        self.in_use += count
+        self.peak = max(self.peak, self.in_use)
 
     def give_back(self, count: int) -> None:
-        self.held -= count
+        self.in_use -= count
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What all caches of a model have in common."""
+    """Properties that all caches of a model share."""
 
     device: torch.device
     layers: int
@@ -62,7 +64,8 @@ class CacheSpec:
 
 @dataclass
 class _Window:
-    # The part of the buffers that the next forward pass writes to; shared by all layers.
+    """The part of the buffers that the next forward pass writes; all layers share it."""
+
     slots: int
     columns: int
     rows: slice = field(default_factory=lambda: slice(0))
@@ -70,7 +73,8 @@ class _Window:
 
 
 class _BufferLayer(DynamicLayer):
-    # Writes into a buffer with room for the whole turn, where transformers' layer copies all the past at each step.
+    """Writes into a buffer with room for the whole turn; transformers' layer copies the whole past at each step."""
+
     is_initialized: bool
 
     def __init__(self, window: _Window) -> None:
@@ -82,7 +86,7 @@ class _BufferLayer(DynamicLayer):
         if not self.is_initialized:
             self.is_initialized = True
             self.dtype, self.device = keys.dtype, keys.device
-            # Zeros, as what lies in a hole is multiplied by an attention weight of 0.
+            # Zeros, because an attention weight of 0 multiplies the content of a hole.
             self.keys, self.values = (
                 new.new_zeros((window.slots, new.shape[1], window.columns, new.shape[3])) for new in (keys, values)
             )
@@ -94,18 +98,11 @@ class _BufferLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.window.start
 
-    def selected(self, window: _Window, slots: torch.Tensor, length: int) -> "_BufferLayer":
+    def select(self, window: _Window, slots: torch.Tensor, length: int) -> "_BufferLayer":
         new = _BufferLayer(window)
         if self.is_initialized:
             new.is_initialized, new.dtype, new.device = True, self.dtype, self.device
-            new.keys, new.values = (self._copied(window, old, slots, length) for old in (self.keys, self.values))
-        return new
-
-    @staticmethod
-    def _copied(window: _Window, old: torch.Tensor, slots: torch.Tensor, length: int) -> torch.Tensor:
-        new = old.new_empty((window.slots, old.shape[1], window.columns, old.shape[3]))
-        torch.index_select(old[:, :, :length], 0, slots.to(old.device), out=new[:, :, :length])
-        new[:, :, length:] = 0
+            new.keys, new.values = (_select(window, old, slots, length) for old in (self.keys, self.values))
         return new
 
     def exchange(self, ones: torch.Tensor, others: torch.Tensor, length: int) -> None:
@@ -114,11 +111,24 @@ class _BufferLayer(DynamicLayer):
                 _exchange(buffer[:, :, :length], ones.to(buffer.device), others.to(buffer.device))
 
 
-class KeyValues:
-    """What a model has computed of many rows: a slot a row, a column a token.
+def _select(window: _Window, old: torch.Tensor, slots: torch.Tensor, length: int) -> torch.Tensor:
+    new = old.new_empty((window.slots, old.shape[1], window.columns, old.shape[3]))
+    torch.index_select(old[:, :, :length], 0, slots.to(old.device), out=new[:, :, :length])
+    new[:, :, length:] = 0
+    return new
 
-    Rows differ in length and end at different times, so columns have holes; `mask` tells which count. `ids` are the
-    token ids whose keys and values a slot holds, in the order of its columns that count.
+
+def _exchange(rows: torch.Tensor, ones: torch.Tensor, others: torch.Tensor) -> None:
+    before = rows[ones]
+    rows[ones] = rows[others]
+    rows[others] = before
+
+
+class KeyValues:
+    """The keys and values of many rows: one slot per row, one column per token.
+
+    Rows differ in length and end at different times, so columns have holes; `mask` is 0 there. `ids` are the token ids
+    of a slot's keys and values, in the order of its columns without the holes.
     """
 
     def __init__(self, spec: CacheSpec, slots: int, columns: int) -> None:
@@ -138,21 +148,21 @@ class KeyValues:
         buffers = [buffer for layer in self.cache.layers for buffer in (layer.keys, layer.values)]
         return sum(buffer.nbytes for buffer in buffers if buffer is not None)
 
-    def select(self, slots: Sequence[int], kept: Sequence[int], columns: int) -> "KeyValues":
-        """A copy of these slots, with the first `kept` tokens of each and room for `columns` columns."""
+    def select(self, slots: Sequence[int], counts: Sequence[int], columns: int) -> "KeyValues":
+        """Copy these slots, the first `counts` tokens of each, into buffers of `columns` columns."""
         device = self.mask.device
         new = KeyValues(self.spec, len(slots), columns)
         index = torch.tensor(slots, device=device)
         length = self.length
-        new.cache.layers = [layer.selected(new.window, index, length) for layer in self.cache.layers]
+        new.cache.layers = [layer.select(new.window, index, length) for layer in self.cache.layers]
         mask = self.mask[index, :length]
-        new.mask[:, :length] = mask * (mask.cumsum(-1) <= torch.tensor(kept, device=device)[:, None])
+        new.mask[:, :length] = mask * (mask.cumsum(-1) <= torch.tensor(counts, device=device)[:, None])
         new.length = length
-        new.ids = [self.ids[slot][:count] for slot, count in zip(slots, kept, strict=True)]
+        new.ids = [self.ids[slot][:count] for slot, count in zip(slots, counts, strict=True)]
         return new
 
     def exchange(self, ones: Sequence[int], others: Sequence[int]) -> None:
-        """Exchanges the keys, values and masks of two lists of slots."""
+        """Exchange the keys, values and masks of two lists of slots."""
         if not ones:
             return
         device = self.mask.device
@@ -162,12 +172,6 @@ class KeyValues:
         _exchange(self.mask, left, right)
 
     def at(self, rows: slice, start: int) -> Cache:
-        """The cache for a forward pass over some slots that writes from column `start` on."""
+        """Return the cache for a forward pass over some slots that writes to columns from `start`."""
         self.window.rows, self.window.start = rows, start
         return self.cache
-
-
-def _exchange(rows: torch.Tensor, ones: torch.Tensor, others: torch.Tensor) -> None:
-    kept = rows[ones]
-    rows[ones] = rows[others]
-    rows[others] = kept

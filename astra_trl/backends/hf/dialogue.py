@@ -1,12 +1,12 @@
 """Conversations as token ids: plain text with a separator, or turns of a model's chat template.
 
-A context is made of the ids of its utterances, each tokenised alone, and of what the model sampled as it sampled it:
-encoding the whole text again would change a few of them.
+A context consists of the ids of its utterances, each tokenised alone, and of sampled ids exactly as sampled: to encode
+the whole text again would change a few of them.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -15,85 +15,69 @@ from astra_trl.backends.api.thinking import begins_thinking, without_thinking
 from astra_trl.backends.base import Message, Prefix
 from astra_trl.errors import InputError
 
-
-@dataclass(frozen=True, slots=True)
-class PlainRow:
-    """One side of a conversation; `ids` is what the model continues."""
-
-    ids: list[int]
+Messages = tuple[tuple[str, tuple[str, ...]], ...]  # role and utterances of each turn
+Prompts = Sequence[str | Sequence[Message]]
 
 
 @dataclass(frozen=True, slots=True)
-class ChatRow:
-    """The same as messages (role and what was said, in parts), and the text that `ids` stands for."""
+class Row:
+    """One side of a conversation. The model continues `ids`; in a chat, they stand for the rendered messages."""
 
     ids: list[int]
-    messages: "Messages"
-    text: str
+    messages: Messages = ()
+    text: str = ""
 
 
-Row = PlainRow | ChatRow
+LongerRow = tuple[Row, int, int]  # a row with a new utterance of the other side, and start and stop of its tokens
 
 
 def row_from_json(data: dict[str, Any]) -> Row:
-    """The row whose fields these are, as `dataclasses.asdict` gives them."""
-    if "messages" not in data:
-        return PlainRow(data["ids"])
-    messages = tuple((role, tuple(parts)) for role, parts in data["messages"])
-    return ChatRow(data["ids"], messages, data["text"])
-
-
-Messages = tuple[tuple[str, tuple[str, ...]], ...]
-
-
-class Heard(NamedTuple):
-    """A row with the other side's utterance: its tokens are `row.ids[start:stop]`."""
-
-    row: Row
-    start: int
-    stop: int
+    """Return the row from the JSON of its `dataclasses.asdict`."""
+    messages = tuple((role, tuple(parts)) for role, parts in data.get("messages", ()))
+    return Row(data["ids"], messages, data.get("text", ""))
 
 
 class PlainText:
-    """Utterances one after the other, each followed by the separator."""
+    """Utterances in a row, each followed by the separator."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, separator: str) -> None:
         self.tokenizer = tokenizer
-        # A decoder's tokenizer opens a text with BOS or with nothing; some add an EOS, which would end every context.
+        # A decoder's tokenizer opens a text with BOS or nothing; some add an EOS, which would end every context.
         self.head = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
         (self.separator_ids,) = encode_all(tokenizer, [separator])
-        # A model cannot continue nothing.
-        self.nothing = [tokenizer.eos_token_id or 0]
+        self.empty_context = [tokenizer.eos_token_id or 0]  # a model needs at least one token
 
-    def open(self, prompts: Sequence[str | Sequence[Message]]) -> list[Row]:
+    def open(self, prompts: Prompts) -> list[Row]:
         texts = [[p] if isinstance(p, str) else [message["content"] for message in p] for p in prompts]
-        encoded = iter(encode_all(self.tokenizer, [text for said in texts for text in said]))
+        encoded = iter(encode_all(self.tokenizer, [text for utterances in texts for text in utterances]))
         rows: list[Row] = []
-        for prompt, said in zip(prompts, texts, strict=True):
-            ids = [i for _ in said for i in (*next(encoded), *self.separator_ids)]
+        for prompt, utterances in zip(prompts, texts, strict=True):
+            ids = [i for _ in utterances for i in (*next(encoded), *self.separator_ids)]
             if isinstance(prompt, Prefix):
                 ids = ids[: len(ids) - len(self.separator_ids)]
-            rows.append(PlainRow(self.head + ids or self.nothing))
+            rows.append(Row(self.head + ids or self.empty_context))
         return rows
 
-    def shown(self, text: str) -> str:
-        """What the other side is to see of what was sampled."""
+    def visible_part(self, text: str) -> str:
+        """Return the part of a sampled text that the other side sees."""
         return text
 
-    def said(self, row: Row, ids: list[int], text: str) -> Row:
-        return PlainRow(row.ids + ids + self.separator_ids)
+    def append_own(self, row: Row, ids: list[int], text: str) -> Row:
+        """Return the row with a sampled utterance."""
+        return Row(row.ids + ids + self.separator_ids)
 
-    def heard(self, rows: Sequence[Row], texts: Sequence[str]) -> Iterator[Heard]:
+    def append_other(self, rows: Sequence[Row], texts: Sequence[str]) -> Iterator[LongerRow]:
+        """Yield the rows with an utterance of the other side each."""
         for row, ids in zip(rows, encode_all(self.tokenizer, texts), strict=True):
             start = len(row.ids)
-            yield Heard(PlainRow(row.ids + ids + self.separator_ids), start, start + len(ids))
+            yield Row(row.ids + ids + self.separator_ids), start, start + len(ids)
 
 
 class ChatTemplate:
     """Turns of a chat model, through its tokenizer's own template.
 
-    Two turns of one role in a row become one, joined by the separator, as many templates refuse them. A system prompt
-    goes into the first user turn where the template has no place for one.
+    Consecutive turns of one role become one, joined by the separator, because many templates refuse them. If the
+    template has no place for a system prompt, it goes into the first user turn.
     """
 
     def __init__(
@@ -111,7 +95,7 @@ class ChatTemplate:
         self.separator = separator
         self.template_kwargs = template_kwargs or {}
         self.system_prompt = system_prompt
-        first = self._row((("user", ("a",)),), None)
+        first = self._encode((("user", ("a",)),), None)[0]
         self.head = first.ids[:1] if first.ids[:1] == [tokenizer.bos_token_id] else []
         self._thinks_first = begins_thinking(first.text)
         try:
@@ -120,7 +104,7 @@ class ChatTemplate:
         except InputError:
             self.system_role = "user"
 
-    def open(self, prompts: Sequence[str | Sequence[Message]]) -> list[Row]:
+    def open(self, prompts: Prompts) -> list[Row]:
         rows: list[Row] = []
         for prompt in prompts:
             turns = [("user", prompt)] if isinstance(prompt, str) else [(m["role"], m["content"]) for m in prompt]
@@ -128,32 +112,29 @@ class ChatTemplate:
                 turns.insert(0, ("system", self.system_prompt))
             messages: Messages = ()
             for role, content in turns:
-                messages = _added(messages, self.system_role if role == "system" else role, content)
-            # Templates refuse a chat of nothing; what is said first opens it.
-            rows.append(self._row(messages, None) if messages else ChatRow([], (), ""))
+                messages = _add(messages, self.system_role if role == "system" else role, content)
+            # Templates refuse an empty chat; the first utterance opens it.
+            rows.append(self._encode(messages, None)[0] if messages else Row([]))
         return rows
 
-    def shown(self, text: str) -> str:
-        """What the other side is to see of what was sampled, and the chat to keep: not what was thought."""
+    def visible_part(self, text: str) -> str:
+        """Return the part of a sampled text that the other side sees, and that stays in the chat: no thoughts."""
         return without_thinking(text, self._thinks_first)
 
-    def said(self, row: Row, ids: list[int], text: str) -> Row:
-        assert isinstance(row, ChatRow)
-        return ChatRow(row.ids + ids, _added(row.messages, "assistant", self.shown(text)), row.text + text)
+    def append_own(self, row: Row, ids: list[int], text: str) -> Row:
+        """Return the row with a sampled utterance."""
+        return Row(row.ids + ids, _add(row.messages, "assistant", self.visible_part(text)), row.text + text)
 
-    def heard(self, rows: Sequence[Row], texts: Sequence[str]) -> Iterator[Heard]:
+    def append_other(self, rows: Sequence[Row], texts: Sequence[str]) -> Iterator[LongerRow]:
+        """Yield the rows with an utterance of the other side each."""
         for row, text in zip(rows, texts, strict=True):
-            assert isinstance(row, ChatRow)
-            yield self._heard(_added(row.messages, "user", text), row)
+            yield self._encode(_add(row.messages, "user", text), row)
 
-    def _row(self, messages: Messages, before: ChatRow | None) -> ChatRow:
-        row = self._heard(messages, before).row
-        assert isinstance(row, ChatRow)
-        return row
+    def _encode(self, messages: Messages, before: Row | None) -> LongerRow:
+        """Return the row of these messages, with start and stop of the ids of the last utterance.
 
-    def _heard(self, messages: Messages, before: ChatRow | None) -> Heard:
-        """The row of these messages. It goes on from the ids of `before` where the template left that text as it was,
-        and is encoded anew where it changed it."""
+        It continues the ids of `before` if the template left that text as it was, or else is encoded anew.
+        """
         text = self._render(messages)
         ids: list[int] = []
         position = 0
@@ -167,24 +148,23 @@ class ChatTemplate:
                 ids += encode_all(self.tokenizer, [text[first:last]])[0]
                 stop, position = len(ids), last
         ids += self._template_ids(text[position:])
-        return Heard(ChatRow(ids, messages, text), start, stop)
+        return Row(ids, messages, text), start, stop
 
     def _utterances(self, text: str, messages: Messages) -> list[tuple[int, int]]:
-        """Where in the text each part of each message stands; only the last message's where the template has
-        rewritten what came before."""
+        """Return the spans of all utterances in the text, or of the last message alone if the rest was rewritten."""
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
         rest = self._render(tuple((role, (mark,)) for (role, _), mark in zip(messages, marks, strict=True)))
         pieces = []
         for mark in marks:
-            piece, found, rest = rest.partition(mark)
-            if not found:
-                raise InputError(f"the chat template leaves out what was said: mark {mark!r} of a message is missing")
+            piece, separator, rest = rest.partition(mark)
+            if not separator:
+                raise InputError(f"the chat template leaves a message out: its mark {mark!r} is missing")
             pieces.append(piece)
         spans: list[tuple[int, int]] = []
         position = 0
         for piece, (_, parts) in zip(pieces, messages, strict=True):
             start = position + len(piece)
-            content = self._as_rendered(text, start, parts)
+            content = next((form for form in self._forms(parts) if text.startswith(form, start)), None)
             if content is None or text[position:start] != piece:
                 break
             spans += _part_spans(start, content, parts, self.separator)
@@ -192,17 +172,16 @@ class ChatTemplate:
         if text[position:] == rest:
             return spans
         parts = messages[-1][1]
-        whole = self.separator.join(parts)
-        for content in (whole, whole.strip()):
-            start = len(text) - len(rest) - len(content)
+        for content in self._forms(parts):
             if text.endswith(content + rest):
+                start = len(text) - len(rest) - len(content)
                 return _part_spans(start, content, parts, self.separator)
-        raise InputError("the chat template changes what was said last, so that its tokens cannot be told apart")
+        raise InputError("the chat template changes the last message, so that its tokens cannot be identified")
 
-    def _as_rendered(self, text: str, start: int, parts: tuple[str, ...]) -> str | None:
-        # Templates strip what they are given, or leave it as it is.
+    def _forms(self, parts: tuple[str, ...]) -> tuple[str, str]:
+        # Templates leave a message as it is, or strip it.
         whole = self.separator.join(parts)
-        return next((content for content in (whole, whole.strip()) if text.startswith(content, start)), None)
+        return whole, whole.strip()
 
     def _template_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
@@ -219,20 +198,20 @@ class ChatTemplate:
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of utterances; what looks like a special token in one is ordinary text."""
+    """Return the token ids of utterances, in which special tokens are ordinary text."""
     if not texts:
         return []
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
-def _added(messages: Messages, role: str, content: str) -> Messages:
+def _add(messages: Messages, role: str, content: str) -> Messages:
     if messages and messages[-1][0] == role:
         return (*messages[:-1], (role, (*messages[-1][1], content)))
     return (*messages, (role, (content,)))
 
 
 def _part_spans(start: int, content: str, parts: tuple[str, ...], separator: str) -> list[tuple[int, int]]:
-    # `content` is the parts joined, as it is or stripped.
+    # `content` is the joined parts, as they are or stripped.
     whole = separator.join(parts)
     at = -(len(whole) - len(whole.lstrip())) if content != whole else 0
     spans = []

@@ -1,13 +1,13 @@
 """The rollout engine: many conversations grow together, and each token passes through the model once.
 
-A session compares token ids to find what of a row it has computed before; it never assumes. What is new is fed in
-blocks padded on the left, so that a row's columns have holes: positions come from the running sum of its mask.
+A session compares token ids to find the part of a row that it has computed before; it assumes nothing. New tokens are
+fed in blocks that are padded on the left, so that a row's columns have holes: positions come from the running sum of
+its mask.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,22 +16,19 @@ from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, SavedRow, der
 from astra_trl.backends.hf.cache import KeyValues
 from astra_trl.backends.hf.decoding import decode, inverse
 from astra_trl.backends.hf.dialogue import Row
-from astra_trl.backends.hf.refeeding import generate, score
-from astra_trl.backends.hf.scoring import Wanted, following_logprobs
+from astra_trl.backends.hf.model import HFModel
+from astra_trl.backends.hf.refeeding import Feed, following_logprobs, generate, score
 
-if TYPE_CHECKING:
-    from astra_trl.backends.hf.backend import HFBackend
-
-LOGITS_BYTES = 2**28  # of one forward pass that scores
-SHARED_FROM = 8  # tokens: feeding fewer to each child costs less than a forward pass over their parents
+MAX_LOGITS_BYTES = 2**28  # of one forward pass that scores
+MIN_SHARED_TOKENS = 8  # to feed fewer to each child costs less than a forward pass over their parents
 
 
 class HFSession:
-    """The rows of an `HFBackend`."""
+    """The rows of an [`HFBackend`], each with a random key. `source` is a session and its row for each of them."""
 
     def __init__(
         self,
-        backend: "HFBackend",
+        backend: HFModel,
         rows: list[Row],
         keys: list[int],
         with_logprobs: bool,
@@ -43,7 +40,7 @@ class HFSession:
         self.with_logprobs = with_logprobs
         self.branches: bool = source[0].branches if source is not None else backend.branches
         self.utterances = 0
-        self.source = source  # the session whose rows these go on from, until the first token is needed
+        self.source = source  # until the first token is needed
         self.past: KeyValues | None = None
         self.slots: list[int] = []  # of each row in the past
         self.logits: torch.Tensor | None = None  # (slots, vocabulary), of the token after the past
@@ -53,11 +50,11 @@ class HFSession:
         backend = self.backend
         if backend.budget.limit is None or not self.branches:
             return backend.max_rows
-        # Half of what is left, so that the branches of a branch find room too.
+        # Half of the rest, so that the branches of a branch fit too.
         columns = max(len(row.ids) for row in self.rows) + 3 * backend.sampling.max_new_tokens
         if backend.window is not None:
             columns = min(columns, backend.window + backend.sampling.max_new_tokens)
-        free = (backend.budget.limit - backend.budget.held) // 2
+        free = (backend.budget.limit - backend.budget.in_use) // 2
         return max(1, min(backend.max_rows, free // (columns * backend.cache_spec.bytes_per_token)))
 
     def branch(self, children: Sequence[tuple[int, int]]) -> "HFSession":
@@ -76,13 +73,13 @@ class HFSession:
         with self._running():
             if self.branches:
                 if self.source is not None:
-                    self.source[0]._feed_before_branch(all_of_it=True)
-                self._feed([Wanted(ids) for ids in prompts], room=backend.sampling.max_new_tokens)
+                    self.source[0]._feed_before_branch(all_tokens=True)
+                self._feed([Feed(ids) for ids in prompts], room=backend.sampling.max_new_tokens)
                 assert self.past is not None and self.logits is not None
-                sampled, logprobs, self.slots = decode(backend, self.past, self.slots, self.logits, prompts, keys)
+                utterances, logprobs, self.slots = decode(backend, self.past, self.slots, self.logits, prompts, keys)
                 self.logits = None
             else:
-                sampled, logprobs = generate(backend, prompts, keys)
+                utterances, logprobs = generate(backend, prompts, keys)
         samples = [
             Sample(
                 text,
@@ -91,7 +88,7 @@ class HFSession:
                 [values[0] for values in row],
                 untempered_logprobs=[values[1] for values in row] if backend.untempered else [],
             )
-            for text, prompt, ids, row in zip(backend.texts(sampled), prompts, sampled, logprobs, strict=True)
+            for text, prompt, ids, row in zip(backend.texts(utterances), prompts, utterances, logprobs, strict=True)
         ]
         self.say(samples)
         return samples
@@ -99,36 +96,36 @@ class HFSession:
     def say(self, samples: Sequence[Sample]) -> None:
         backend = self.backend
         self.utterances += 1
-        said = [backend.without_end(sample.ids) for sample in samples]
+        utterances = [backend.without_end(sample.ids) for sample in samples]
         self.rows = [
-            backend.dialogue.said(row, ids, text)
-            for row, ids, text in zip(self.rows, said, backend.decoded(said), strict=True)
+            backend.dialogue.append_own(row, ids, text)
+            for row, ids, text in zip(self.rows, utterances, backend.decode(utterances), strict=True)
         ]
 
     def append(self, texts: Sequence[str]) -> list[Logprobs] | None:
         backend = self.backend
-        heard = list(backend.dialogue.heard(self.rows, texts))
+        longer = list(backend.dialogue.append_other(self.rows, texts))
         logprobs: list[Logprobs] | None = None
         if self.with_logprobs:
-            wanted = []
-            for row, start, stop in heard:
+            feeds = []
+            for row, start, stop in longer:
                 ids = backend.fit(row.ids)
                 cut = len(row.ids) - len(ids)
-                # The first token of all follows nothing; BOS is there to be followed.
+                # The very first token has no log-probability, and a BOS is not scored.
                 first = max(1, len(backend.dialogue.head))
-                wanted.append(Wanted(ids, max(start - cut, first), max(stop - cut, first)))
+                feeds.append(Feed(ids, max(start - cut, first), max(stop - cut, first)))
             with self._running():
                 if self.branches:
                     if self.source is not None:
-                        self.source[0]._feed_before_branch(all_of_it=False)
-                    logprobs = self._feed(wanted, room=backend.sampling.max_new_tokens)
+                        self.source[0]._feed_before_branch(all_tokens=False)
+                    logprobs = self._feed(feeds, room=backend.sampling.max_new_tokens)
                 else:
-                    logprobs = score(backend, wanted)
-        self.rows = [row for row, _, _ in heard]
+                    logprobs = score(backend, feeds)
+        self.rows = [row for row, _, _ in longer]
         return logprobs
 
     def saved(self) -> list[SavedRow]:
-        # A session counts its utterances and those of rows from several differ, so that the count goes into the key.
+        # Rows of several sessions differ in the number of their utterances, so that it becomes a part of the key.
         return [
             SavedRow(self.backend.fit(row.ids), {**asdict(row), "key": derive_seed(key, "saved", self.utterances)})
             for row, key in zip(self.rows, self.keys, strict=True)
@@ -139,117 +136,119 @@ class HFSession:
         try:
             with self.backend.inference():
                 yield
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(str(error)) from None
-        except RuntimeError as error:
-            if "DefaultCPUAllocator" not in str(error):
+        except RuntimeError as error:  # torch.OutOfMemoryError is one too
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
             raise OutOfMemory(str(error)) from None
 
     # -- feeding
 
-    def _feed_before_branch(self, all_of_it: bool) -> None:
-        """Feeds what every child would have to feed: all of it where they sample next, else all but the last token,
-        whose logits belong to what each child appends."""
+    def _feed_before_branch(self, all_tokens: bool) -> None:
+        """Feed the tokens that all children share.
+
+        These are all tokens if the children sample next, else all but the last one, whose logits belong to the text
+        that each child appends.
+        """
         prompts = [self.backend.fit(row.ids) for row in self.rows]
-        if not all_of_it:
-            own = self.past is not None and self.source is None
-            known = [len(self.past.ids[slot]) for slot in self.slots] if own and self.past else [0] * len(prompts)
-            if max(len(ids) - count for ids, count in zip(prompts, known, strict=True)) <= SHARED_FROM:
+        if not all_tokens:
+            prefixes = [0] * len(prompts)
+            if self.past is not None and self.source is None:
+                prefixes = [len(self.past.ids[slot]) for slot in self.slots]
+            if max(len(ids) - count for ids, count in zip(prompts, prefixes, strict=True)) <= MIN_SHARED_TOKENS:
                 return
             prompts = [ids[:-1] or ids for ids in prompts]
         if self.source is not None:
-            self.source[0]._feed_before_branch(all_of_it)
-        self._feed([Wanted(ids) for ids in prompts], room=0)
+            self.source[0]._feed_before_branch(all_tokens)
+        self._feed([Feed(ids) for ids in prompts], room=0)
 
-    def _feed(self, wanted: list[Wanted], room: int) -> list[Logprobs]:
-        """Makes the cache hold what is wanted, with room for more columns; returns the log-probabilities asked for."""
+    def _feed(self, feeds: list[Feed], room: int) -> list[Logprobs]:
+        """Compute the keys and values of all feeds, with room for more columns; return the log-probabilities."""
         past, slots, logits = self.past, self.slots, self.logits
         if self.source is not None:
-            parent, of = self.source
+            parent, parent_rows = self.source
             past, logits = parent.past, parent.logits
-            slots = [parent.slots[row] for row in of] if past is not None else []
-        known = [0] * len(wanted)
+            slots = [parent.slots[row] for row in parent_rows] if past is not None else []
+        prefixes = [0] * len(feeds)
         if past is not None:
-            known = [_common_prefix(past.ids[slot], w.ids) for slot, w in zip(slots, wanted, strict=True)]
-        if past is not None and logits is not None and known == [len(w.ids) for w in wanted]:
+            prefixes = [_common_prefix(past.ids[slot], feed.ids) for slot, feed in zip(slots, feeds, strict=True)]
+        if past is not None and logits is not None and prefixes == [len(feed.ids) for feed in feeds]:
             if past is not self.past or past.window.columns < past.length + room:
-                self._hold(past.select(slots, known, past.length + room), list(range(len(wanted))))
+                self._hold(past.select(slots, prefixes, past.length + room), list(range(len(feeds))))
                 self.logits = logits[torch.tensor(slots, device=logits.device)]
-            return [[] for _ in wanted]
-        kept = [0] * len(wanted)
+            return [[] for _ in feeds]
+        reuse = [0] * len(feeds)
         if past is not None:
-            for row, (w, slot) in enumerate(zip(wanted, slots, strict=True)):
+            for row, (feed, slot) in enumerate(zip(feeds, slots, strict=True)):
                 # A row that was cut on the left, or rewritten, shares little with its past: it is fed anew.
-                if 2 * known[row] >= min(len(past.ids[slot]), len(w.ids)):
-                    kept[row] = min(known[row], w.first_logit)
-        widths = [len(w.ids) - k for k, w in zip(kept, wanted, strict=True)]
-        # Rows fed anew by themselves, and all by width, so that few tokens are not padded to many.
-        order = sorted(range(len(wanted)), key=lambda row: (kept[row] == 0, widths[row]))
+                if 2 * prefixes[row] >= min(len(past.ids[slot]), len(feed.ids)):
+                    reuse[row] = min(prefixes[row], feed.first_logit)
+        widths = [len(feed.ids) - count for feed, count in zip(feeds, reuse, strict=True)]
+        # Rows fed anew are separate, and all are sorted by width, so that few tokens are not padded to many.
+        order = sorted(range(len(feeds)), key=lambda row: (reuse[row] == 0, widths[row]))
         length = past.length if past is not None else 0
-        # A row that is fed anew may lie over its own old columns.
-        end = max(length + width if k else width for k, width in zip(kept, widths, strict=True))
-        if past is not None and any(kept):
-            held = past.select([slots[row] for row in order], [kept[row] for row in order], end + room)
+        # A row that is fed anew can overwrite its own old columns.
+        end = max(length + width if count else width for count, width in zip(reuse, widths, strict=True))
+        if past is not None and any(reuse):
+            new = past.select([slots[row] for row in order], [reuse[row] for row in order], end + room)
         else:
-            held = KeyValues(self.backend.cache_spec, len(wanted), end + room)
-        logprobs: list[Logprobs] = [[] for _ in wanted]
+            new = KeyValues(self.backend.cache_spec, len(feeds), end + room)
+        logprobs: list[Logprobs] = [[] for _ in feeds]
         last = []
-        for start, stop in self._slices([(kept[row] == 0, widths[row], wanted[row]) for row in order]):
+        for start, stop in self._slices([(reuse[row] == 0, widths[row], feeds[row]) for row in order]):
             rows = order[start:stop]
-            keep = max(len(wanted[row].ids) - wanted[row].first_logit for row in rows)
-            blocks = [wanted[row].ids[kept[row] :] for row in rows]
-            ids, output = self._forward(held, slice(start, stop), end, blocks, keep)
+            keep = max(feeds[row].logits for row in rows)
+            blocks = [feeds[row].ids[reuse[row] :] for row in rows]
+            ids, output = self._forward(new, slice(start, stop), end, blocks, keep)
             last.append(output[:, -1].clone() if keep > 1 else output[:, -1])
             if keep > 1:
                 for row, values in zip(rows, following_logprobs(output, ids).tolist(), strict=True):
-                    logprobs[row] = wanted[row].scored(values)
+                    logprobs[row] = feeds[row].select(values)
             del output
-        held.length = end
-        held.ids = [wanted[row].ids for row in order]
-        self._hold(held, inverse(order))
+        new.length = end
+        new.ids = [feeds[row].ids for row in order]
+        self._hold(new, inverse(order))
         self.logits = torch.cat(last)
         return logprobs
 
     def _hold(self, past: KeyValues, slots: list[int]) -> None:
         self.past, self.slots, self.source = past, slots, None
 
-    def _slices(self, rows: list[tuple[bool, int, Wanted]]) -> Iterator[tuple[int, int]]:
-        """Runs of rows for one forward pass each: of like width, and with logits that fit in memory."""
+    def _slices(self, rows: list[tuple[bool, int, Feed]]) -> Iterator[tuple[int, int]]:
+        """Yield ranges of rows for one forward pass each: of similar width, and with logits that fit in memory."""
         start, keep = 0, 1
-        for stop, (fresh, width, wanted) in enumerate(rows):
+        for stop, (fresh, width, feed) in enumerate(rows):
             first_fresh, first_width, _ = rows[start]
-            keep = max(keep, len(wanted.ids) - wanted.first_logit)
+            keep = max(keep, feed.logits)
             size = 4 * (stop + 1 - start) * keep * self.backend.vocabulary
             alike = fresh == first_fresh and width <= max(2 * first_width, first_width + 32)
-            if stop > start and not (alike and (keep == 1 or size <= LOGITS_BYTES)):
+            if stop > start and not (alike and (keep == 1 or size <= MAX_LOGITS_BYTES)):
                 yield start, stop
-                start, keep = stop, len(wanted.ids) - wanted.first_logit
+                start, keep = stop, feed.logits
         yield start, len(rows)
 
     def _forward(
-        self, held: KeyValues, rows: slice, end: int, blocks: list[list[int]], keep: int
+        self, past: KeyValues, rows: slice, end: int, blocks: list[list[int]], keep: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (rows, widest block) and logits (rows, `keep`, vocabulary) of blocks that end at column `end`."""
+        """Return token ids (rows, widest block) and logits (rows, `keep`, vocabulary) of blocks up to column `end`."""
         ids, block_mask = self.backend.left_padded(blocks)
         width = ids.shape[1]
-        held.mask[rows, end - width : end] = block_mask
-        mask = held.mask[rows, :end]
+        past.mask[rows, end - width : end] = block_mask
+        mask = past.mask[rows, :end]
         positions = (mask.cumsum(-1)[:, -width:] - 1).clamp_(min=0)
         output = self.backend.forward(
             input_ids=ids,
             attention_mask=self.backend.attention_mask(mask, width),
             position_ids=positions,
-            past_key_values=held.at(rows, end - width),
+            past_key_values=past.at(rows, end - width),
             use_cache=True,
             logits_to_keep=keep,
         )
         return ids, output.logits[:, -keep:]
 
 
-def _common_prefix(known: list[int], wanted: list[int]) -> int:
-    if wanted[: len(known)] == known:
-        return len(known)
-    length = min(len(known), len(wanted))
-    same = np.array(known[:length]) == np.array(wanted[:length])
+def _common_prefix(past: list[int], ids: list[int]) -> int:
+    if ids[: len(past)] == past:
+        return len(past)
+    length = min(len(past), len(ids))
+    same = np.array(past[:length]) == np.array(ids[:length])
     return length if same.all() else int(same.argmin())

@@ -1,16 +1,50 @@
+"""Untrusted text: what is shown of it, and what is read from it."""
+
 import io
+import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from test_tree import OPENING, make_node
 
 from astra_trl import InputError, Turn
 from astra_trl.evaluation.results import Evaluation
 from astra_trl.evaluation.tables import show, transcript
-from astra_trl.parsing import parse_json, parse_object, parse_yaml
+from astra_trl.text import parse_json, parse_object, parse_yaml, visible
 from astra_trl.tree import Tree
 
 HOSTILE = "\x1b[31m[red]x[/] [/] [link=http://a]y[/link]\x07\r\u202e\ud800"
+EVERY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
+
+
+def test_active_characters_are_replaced_by_their_code():
+    for text, shown in (
+        ("\x1b[31mred\x1b[0m", "⟨U+001B⟩[31mred⟨U+001B⟩[0m"),
+        ("\x1b]8;;http://a\x07link", "⟨U+001B⟩]8;;http://a⟨U+0007⟩link"),
+        ("a\u202egpj.exe", "a⟨U+202E⟩gpj.exe"),
+        ("pass\u200bword\ufeff", "pass⟨U+200B⟩word⟨U+FEFF⟩"),
+        ("\U000e0041hidden", "⟨U+E0041⟩hidden"),
+        ("bell\a back\b\r over", "bell⟨U+0007⟩ back⟨U+0008⟩⟨U+000D⟩ over"),
+        ("half \ud83d", "half ⟨U+D83D⟩"),
+        ("line\u2028end", "line⟨U+2028⟩end"),
+        ("blank\u3164letter", "blank⟨U+3164⟩letter"),
+        ("\x9b1m", "⟨U+009B⟩1m"),
+    ):
+        assert visible(text) == shown
+
+
+def test_ordinary_text_is_unchanged():
+    for text in ("plain", "two\nlines\tand a tab", "naïve Ω 日本語 שלום سلام", "👍🏽 ❤️", "a <b> & c", ""):
+        assert visible(text) == text
+
+
+@given(EVERY_TEXT)
+def test_no_active_character_is_left_in_any_text(text):
+    for char in visible(text):
+        assert char in "\n\t\u00ad" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    visible(text).encode()
 
 
 def test_yaml_makes_no_objects_and_runs_nothing(tmp_path):
@@ -25,7 +59,7 @@ def test_yaml_makes_no_objects_and_runs_nothing(tmp_path):
     assert not marker.exists()
 
 
-def test_what_is_short_and_without_end_is_refused():
+def test_short_texts_that_expand_without_end_are_refused():
     laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
     for name, before in zip("bcdefgh", "abcdefg", strict=True):
         laughs += f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
@@ -45,13 +79,13 @@ def test_json_in_other_shapes_is_a_value_error():
     assert parse_object('{"a": 1, "a": 2}') == {"a": 2}
 
 
-def test_what_an_error_quotes_does_nothing_to_a_terminal():
+def test_quotes_in_errors_are_safe_for_a_terminal():
     error = InputError(f"column {HOSTILE}\nis missing")
     assert "\x1b" not in str(error) and "\n" not in str(error)
     assert str(error).startswith("column ⟨U+001B⟩[31m[red]x[/]") and str(error).endswith("⟨U+D800⟩ is missing")
 
 
-def test_what_models_say_does_nothing_to_a_terminal():
+def test_texts_of_models_are_safe_for_a_terminal():
     opening = (Turn("opening", HOSTILE),)
     shown = transcript(
         Tree(opening, [make_node(HOSTILE, opening, error=HOSTILE), make_node("a", OPENING, scores={"harm": 1.0})])
@@ -60,7 +94,7 @@ def test_what_models_say_does_nothing_to_a_terminal():
     assert shown.count("⟨U+001B⟩[31m[red]x[/]") == 3  # opening, probe, error; the response is the probe in capitals
 
 
-def test_names_in_tables_are_no_markup():
+def test_names_in_tables_are_not_markup():
     figure = {"target": HOSTILE, "figure": f"harmful_share/{HOSTILE}", "value": 0.5, "n": 2, "low": 0.1, "high": 0.9}
     counted = {"failed": 1, "empty_probes": 0, "empty_responses": 0, "unrewarded": 0, "unscored": {HOSTILE: 1}}
     counted |= {"openings_left_out": 0, "openings_shortened": 0}
