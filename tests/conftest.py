@@ -31,8 +31,9 @@ CORPUS = [
 EOS = "<|endoftext|>"
 
 
-def pytest_collection_finish():
-    # TRL's PPO collects garbage several times per step, which takes half a second with all that is imported here.
+@pytest.fixture(autouse=True, scope="module")
+def cheap_garbage_collection():
+    # TRL's PPO collects garbage several times per step: half a second each with all that is imported here.
     gc.collect()
     gc.freeze()
 
