@@ -19,8 +19,9 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from astra_trl.conversation import Exchange, Turn
+from astra_trl.lines import as_line
 from astra_trl.report import write_report
-from astra_trl.results.run_folder import as_line, exchange_line
+from astra_trl.rollout.run_folder import exchange_line
 from astra_trl.tree import Node
 
 WORDS = [f"word{number}" for number in range(3000)]

@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from astra_trl import ASTSampler, Goal, HFASTSystem, JudgeScorer, SamplingParams
-from astra_trl.evaluation.tables import transcript
+from astra_trl.results.terminal import transcript
 
 OPENINGS = ["Hello, I bought a kettle from you and it leaks.", "Can you help me with my bill?"]
 

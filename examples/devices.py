@@ -9,7 +9,7 @@ from typing import Any
 from transformers import BitsAndBytesConfig
 
 from astra_trl import ASTPrompterSystem, ASTSampler, DetoxifyScorer, HFBackend, SamplingParams
-from astra_trl.evaluation.tables import transcript
+from astra_trl.results.terminal import transcript
 
 
 def main(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from astra_trl import ASTSampler, HFASTSystem, KeywordScorer, SamplingParams
 from astra_trl.conversation import Conversation
-from astra_trl.evaluation.tables import transcript
+from astra_trl.results.terminal import transcript
 from astra_trl.sandbox import load_world
 from astra_trl.systems.astprompter import astprompter_reward
 

@@ -110,7 +110,7 @@ class HubStandIn:
             return 400, {"errors": [{"message": "metadata cannot be read"}], "warnings": []}
         for model in [models] if isinstance(models, str) else models:
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-                return 400, {"errors": [{"message": f"base_model {model} is no model"}], "warnings": []}
+                return 400, {"errors": [{"message": f"base_model {model} is not a model"}], "warnings": []}
         return 200, {"errors": [], "warnings": []}
 
     def _info(self, repo, found, body):
@@ -311,6 +311,7 @@ def make_run(folder: Path, model=None, **config) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     (folder / "summary.json").write_text(json.dumps({"algorithm": "dpo", "steps": 12}), encoding="utf-8")
     target = settings.get("target", "someone/talker")
+    target = target["model"].removeprefix("openai:") if isinstance(target, dict) else target
     said = {"tree": 0, "path": [0], "depth": 1, "context": [["opening", "Hello."]], "probe": "Soup?"}
     said |= {"response": HARMFUL, "scores": {"harm": 1.0, "judge": None}, "reward": 1.0, "error": None}
     line = json.dumps({"round": 1, **said, "probe": f"What is in {folder}/notes and {Path.home()}/x?"})

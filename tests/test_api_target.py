@@ -17,8 +17,8 @@ from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import main
 from astra_trl.hub import model_card
+from astra_trl.lines import read_lines
 from astra_trl.report import markdown_report, write_report
-from astra_trl.results.run_folder import read_lines
 from astra_trl.sandbox import load_world, topic_of
 from astra_trl.sandbox.defaults import SANDBOX
 

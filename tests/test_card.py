@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 
 import pytest
 import yaml
@@ -16,6 +15,7 @@ from astra_trl import InputError
 from astra_trl.cli.parse_train import parse
 from astra_trl.hub import model_card
 
+TAGS = ["trl", "astra-trl", "dpo", "astprompter"]
 LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
 
 
@@ -27,8 +27,15 @@ def code(text: str, language: str) -> str:
     return text.partition(f"```{language}\n")[2].partition("\n```")[0]
 
 
+def papers(card: str) -> list[str]:
+    """The papers that the card links to; its metadata tags the same."""
+    linked = re.findall(r"huggingface.co/papers/([\d.]+)", card)
+    assert [tag for tag in ModelCard(card).data.tags if "arxiv:" in tag] == [f"arxiv:{paper}" for paper in linked]
+    return linked
+
+
 def rows(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
 
 
 def write_evaluation(run, **changes):
@@ -48,7 +55,7 @@ def test_metadata_is_what_the_hub_s_own_reader_reads(tmp_path):
         "text-generation",
         "someone/base",
     )
-    assert data.tags == ["trl", "astra-trl", "dpo", "astprompter"]
+    assert data.tags == [*TAGS, "arxiv:2407.09447", "arxiv:2305.18290", "arxiv:2310.12036"]
     assert data.model_name == "my-tester"
     found = {(result.metric_type, result.metric_args["arm"]): result for result in data.eval_results}
     assert {name for name, _ in found} == {
@@ -68,31 +75,31 @@ def test_the_evaluation_shows_intervals_and_no_figure_without_the_untrained_test
     run = make_run(tmp_path / "tester")
     said = section(model_card(run), "Evaluation")
     table = {row[0]: row[1:] for row in rows(said)}
-    assert table["figure"] == ["this tester", "untrained tester", "openings alone", "difference"]
-    assert table["Harmful responses by harm"] == [
-        "70.0% (35.0% to 71.0%)", "10.0% (5.0% to 11.0%)", "5.0% (2.5% to 6.0%)", "+60.0% (+50.0% to +65.0%)",
+    assert table["figure"] == ["tester", "untrained", "openings alone", "tester − untrained"]
+    assert table["Harmful responses, by harm"] == [
+        r"70.0% \[35.0, 71.0\]", r"10.0% \[5.0, 11.0\]", r"5.0% \[2.5, 6.0\]", r"+60.0 points \[50.0, 65.0\]",
     ]  # fmt: skip
-    assert table["Mean reward"][2] == "–" and table["Harmful responses by judge (held out)"][0].startswith("70.0%")
-    assert "score of 0.5 on" in said and "95% intervals, between openings" in said
-    assert "Of the 300 exchanges of tester, 0 failed, 5 got an empty response and 2 could not be scored" in said
-    assert "Of openings, 3 were heard without the assistant's turns at their end, and 0 left out" in said
+    assert table["Reward, mean"][2] == "–" and table["Harmful responses, by judge (held out)"][0].startswith("70.0%")
+    assert "at or above 0.5" in said and "95% intervals, between openings" in said
+    assert "Of the 300 exchanges (tester), 0 failed, 5 got an empty response and 2 could not be scored" in said
+    assert "Of the openings (openings alone), 3 were heard without the assistant's last turns, and 0 were left" in said
 
     assert "Rewards are without" not in said
     evaluation = make_evaluation("someone/talker")
     evaluation["settings"]["reward_left_out"] = ["cosine_novelty"]
     write_evaluation(run, **evaluation)
-    assert "Rewards are without cosine\\_novelty: what these terms give" in model_card(run)
+    assert "Rewards are without cosine\\_novelty: these terms give less" in model_card(run)
 
     evaluation = make_evaluation("someone/talker", arms=("tester", "openings"))
     write_evaluation(run, **evaluation)
     card = model_card(run)
-    assert "No untrained tester was measured" in card and "70.0%" not in card and "model-index" not in card
+    assert "No untrained tester was evaluated" in card and "70.0%" not in card and "model-index" not in card
     evaluation = make_evaluation("someone/talker")
     for figure in evaluation["figures"]:
         if (figure["arm"], figure["figure"]) == ("baseline", "reward"):
             figure["value"] = None
     write_evaluation(run, **evaluation)
-    assert "Mean reward" not in model_card(run) and "Harmful conversations" in model_card(run)
+    assert "Reward, mean" not in model_card(run) and "Conversations with a harmful response" in model_card(run)
 
 
 def test_several_targets_have_a_table_each_and_the_run_s_own_comes_first(tmp_path):
@@ -115,12 +122,12 @@ def test_it_says_what_it_is_and_what_it_was_trained_against(tmp_path):
     assert (
         facts["scorer trained on"] == "harm (ClassifierScorer)" and facts["scorers held out"] == "judge (JudgeScorer)"
     )
-    assert (facts["target"], facts["harmful from a score of"]) == ("someone/talker", "0.5")
+    assert (facts["target"], facts["lowest harmful score"]) == ("someone/talker", "0.5")
     assert "- torch: 2.13.0" in section(card, "Framework versions")
     assert "private" in section(card, "Privacy") and "alice/tester-transcripts" in section(card, "Privacy")
     assert "Out of scope" in section(card, "Intended use")
-    assert {"2407.09447", "2305.18290", "2310.12036"} == set(re.findall(r"abs/([\d.]+)", card))
-    assert "journal = {arXiv preprint arXiv:2310.12036}" in code(section(card, "Citation"), "bibtex")
+    assert {"2407.09447", "2305.18290", "2310.12036"} == set(papers(card))
+    assert "- [IPO](https://huggingface.co/papers/2310.12036)" in section(card, "Papers")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,7 @@ def test_it_says_what_it_is_and_what_it_was_trained_against(tmp_path):
 )
 def test_papers_of_algorithms(tmp_path, algorithm, paper):
     run = make_run(tmp_path / "tester", algorithm=algorithm, loss_type="sigmoid")
-    assert re.findall(r"abs/([\d.]+)", model_card(run)) == ["2407.09447", paper]
+    assert papers(model_card(run)) == ["2407.09447", paper]
     assert f"\n- {algorithm}\n" in model_card(run)
 
 
@@ -147,21 +154,21 @@ def test_papers_of_algorithms(tmp_path, algorithm, paper):
 def test_a_system_is_called_by_its_name_and_its_paper_is_cited(tmp_path, system, tag, said, paper):
     card = model_card(make_run(tmp_path / "tester", system=system, algorithm="grpo", loss_type="grpo"))
     assert f"\n- {tag}\n" in card and f"({said})." in card
-    assert re.findall(r"abs/([\d.]+)", card) == [*([paper] if paper else []), "2402.03300"]
+    assert papers(card) == [*([paper] if paper else []), "2402.03300"]
 
 
 def test_older_and_barer_folders(tmp_path):
     run = make_run(tmp_path / "tester", algorithm=None, system=None)
     card = ModelCard(model_card(run))
-    assert card.data.tags == ["trl", "astra-trl", "dpo", "astprompter"]  # by summary.json and evaluation.json
+    assert card.data.tags[:4] == TAGS  # by summary.json and evaluation.json
     (run / "evaluation" / "evaluation.json").unlink()
     assert "## Evaluation" not in model_card(run)
     assert "| scorers held out | judge:gpt-judge |" in model_card(run)
     for name in ("config.yaml", "summary.json"):
         (run / name).unlink()
     card = ModelCard(model_card(run, known={"algorithm": "ppo", "system": "Perez", "tester": "a/b", "beta": 2}))
-    assert card.data.tags == ["trl", "astra-trl", "ppo", "Perez"] and card.data.base_model == "a/b"
-    assert "| `beta` | 2 |" in card.text and "astra-trl train" not in card.text
+    assert card.data.tags == ["trl", "astra-trl", "ppo", "Perez", "arxiv:1707.06347"] and card.data.base_model == "a/b"
+    assert "\nbeta: 2\n" in card.text and "astra-trl train" not in card.text
     assert ModelCard(model_card(tmp_path)).data.library_name == "transformers"
 
 
@@ -188,7 +195,53 @@ def test_no_path_address_or_key_of_this_machine_is_in_it(tmp_path, monkeypatch):
         assert text not in card
     for text in ("base-tester", "small-talker", "openings.txt", "classifier:harm-classifier", "keyword:words.txt"):
         assert text in card
-    assert "judge:judge" in card and "--judge_base_url URL" in card
+    assert "judge:judge" in card and "judge_base_url: URL" in card
+
+
+NESTED = {
+    "system": "crt",
+    "system_kwargs": {"setting": "instruction"},
+    "tester": "someone/base",
+    "target": {"model": "openai:Qwen/Qwen2.5-7B", "base_url": f"http://{HOST}:8000/v1", "max_new_tokens": 64},
+    "scorer": None,
+    "held_out_scorers": None,
+    "scorers": {
+        "insults": {"type": "detoxify", "category": "insult"},
+        "judge": {"type": "judge", "model": "openai:gpt-4o-mini", "base_url": f"https://{HOST}/v1"},
+        "words": {"type": "keyword", "words": "/data/words.txt"},
+    },
+    "reward": {"harm": 1, "cosine_novelty": {"weight": 1, "embedder": "/data/models/minilm"}},
+    "hub_token": "kept",
+}
+
+
+def test_nested_settings_come_out_whole_without_what_is_private(tmp_path):
+    run = make_run(tmp_path / "tester", **NESTED)
+    card = model_card(run)
+    written = yaml.safe_load(code(section(card, "Training it again"), "yaml"))
+    assert written["target"] == {"model": "openai:Qwen/Qwen2.5-7B", "base_url": "URL", "max_new_tokens": 64}
+    assert written["system_kwargs"] == {"setting": "instruction"}
+    assert written["scorers"] == {
+        "insults": {"type": "detoxify", "category": "insult"},
+        "judge": {"type": "judge", "model": "openai:gpt-4o-mini", "base_url": "URL"},
+        "words": {"type": "keyword", "words": "words.txt"},
+    }
+    assert written["reward"] == {"harm": 1, "cosine_novelty": {"weight": 1, "embedder": "minilm"}}
+    assert not {"hub_token", "output_dir", "run_name"} & set(written)
+    assert HOST not in card and API_KEY not in card and "/data" not in card and str(tmp_path) not in card
+    assert "makes **Qwen/Qwen2.5-7B** misbehave" in card and "| an API, by chat completions |" in card
+    (run / "evaluation" / "evaluation.json").unlink()
+    facts = dict(row for row in rows(section(model_card(run), "What it was trained against")) if len(row) == 2)
+    assert facts["scorer trained on"] == "insults (detoxify)"
+    assert facts["scorers held out"] == "judge (judge:openai:gpt-4o-mini), words (keyword)"
+
+
+def test_a_long_configuration_is_folded(tmp_path):
+    again = section(
+        model_card(make_run(tmp_path / "tester", **{f"setting_{i}": i for i in range(60)})), "Training it again"
+    )
+    assert "<details><summary>config.yaml</summary>" in again and again.rstrip().endswith("</details>")
+    assert yaml.safe_load(code(again, "yaml"))["setting_59"] == 59
 
 
 def test_text_of_models_and_users_does_not_act(tmp_path):
@@ -205,12 +258,12 @@ def test_text_of_models_and_users_does_not_act(tmp_path):
     card = model_card(run, known={"optim": hostile})
     assert "\x1b" not in card and "\u202e" not in card
     read = ModelCard(card)
-    assert read.data.tags == ["trl", "astra-trl", "dpo", "astprompter"]
+    assert read.data.tags[:4] == TAGS
     outside = re.sub(r"(?ms)^(`{3,})\w*\n.*?\n\1$", "", read.text)  # of blocks of code
     assert "<script>" not in outside and "[x](java" not in outside and "\n# head" not in outside
     assert not re.search(r"(?<!\\)[`*]z|a(?<!\\)`b|b\|c", outside)
     assert {len(row) for row in rows(section(outside, "Evaluation"))} == {5}
-    assert re.search(r"(?m)^`{4,}bash$", card)
+    assert re.search(r"(?m)^`{4,}yaml$", card)
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter of a folder", "adapter"])
@@ -236,12 +289,15 @@ def test_its_code_loads_the_model_and_writes(tmp_path, capsys, monkeypatch, gpt2
 @pytest.mark.parametrize("algorithm", ["dpo", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])])
 def test_its_command_is_the_run_again(tmp_path, algorithm):
     given = {
+        "algorithm": algorithm,
         "tester": "someone/base",
-        "target": "someone/talker",
-        "scorer": "judge:gpt-judge",
-        "judge_rubric": "Is it rude,\nor 'worse'?",
-        "held_out_scorers": ["detoxify", "keyword"],
-        "keywords": ["fool", "shut up"],
+        "target": {"model": "openai:someone/talker", "max_new_tokens": 64},
+        "scorers": {
+            "judge": {"type": "judge", "model": "gpt-judge", "rubric": "Is it rude,\nor 'worse'?"},
+            "insults": {"type": "detoxify", "category": "insult"},
+            "words": {"type": "keyword", "words": ["fool", "shut up"]},
+        },
+        "reward": {"harm": 1, "likelihood": {"weight": 0.1}, "length": 0.5},
         "prompts": "convokit-reddit",
         "learning_rate": 3e-6,
         "use_peft": True,
@@ -260,10 +316,14 @@ def test_its_command_is_the_run_again(tmp_path, algorithm):
     run = make_run(
         tmp_path / "tester", **{**dict.fromkeys(yaml.safe_load(_bare(tmp_path))), **first, "algorithm": algorithm}
     )
-    text = code(section(model_card(run), "Training it again"), "bash")
-    words = shlex.split(text.replace("\\\n", " "))
-    assert words[:6] == ["astra-trl", "train", "--system", "astprompter", "--algorithm", algorithm]
-    again = _settings(parse({"output_dir": "tester", "report_to": "none"}, words[2:]))
+    text = section(model_card(run), "Training it again")
+    assert code(text, "bash") == "astra-trl train --config config.yaml"
+    file = tmp_path / "config.yaml"
+    file.write_text(code(text, "yaml"), encoding="utf-8")
+    assert (yaml.safe_load(file.read_text())["system"], yaml.safe_load(file.read_text())["algorithm"]) == (
+        "astprompter", algorithm,
+    )  # fmt: skip
+    again = _settings(parse({"output_dir": "tester", "report_to": "none"}, ["--config", str(file)]))
     changed = {key: (value, again[key]) for key, value in first.items() if again[key] != value}
     assert not changed
 
@@ -273,7 +333,5 @@ def _bare(tmp_path):
 
 
 def _settings(parsed):
-    args, scorer_args, training_args, model_args = parsed
-    return json.loads(
-        json.dumps({**training_args.to_dict(), **vars(model_args), **vars(scorer_args), **vars(args)}, default=str)
-    )
+    args, training_args, model_args = parsed
+    return json.loads(json.dumps({**training_args.to_dict(), **vars(model_args), **vars(args)}, default=str))

@@ -26,7 +26,7 @@ from astra_trl import (
 )
 from astra_trl.backends import ScriptedBackend
 from astra_trl.evaluation.arms import BASELINE, TESTER
-from astra_trl.evaluation.tables import show
+from astra_trl.results.terminal import show
 from astra_trl.rewards import Gibberish, SelfBLEUNovelty
 from astra_trl.systems.crt import CRT_SAMPLING, CRT_TARGET_SAMPLING
 

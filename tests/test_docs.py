@@ -89,12 +89,12 @@ def test_a_configuration_is_accepted(block, tmp_path):
 def test_a_command_has_known_flags(command):
     _, verb, *argv = shlex.split(command, comments=True)
     if verb == "evaluate":
-        given = evaluate_parser().given(argv)
+        given = evaluate_parser().parse_given(argv)
     else:
         argv = argv[1:] if verb == "sandbox" else argv
         algorithm = argv[argv.index("--algorithm") + 1] if "--algorithm" in argv else "dpo"
         _, rest = split_launch_flags(argv, train_parser("astra-trl", algorithm))
-        given = train_parser("astra-trl", algorithm).given(rest)
+        given = train_parser("astra-trl", algorithm).parse_given(rest)
     assert given or verb == "sandbox"
 
 

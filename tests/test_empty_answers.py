@@ -23,9 +23,9 @@ from astra_trl import (
     SamplingParams,
 )
 from astra_trl.backends import ScriptedBackend
-from astra_trl.evaluation import figures
-from astra_trl.evaluation.tables import show
+from astra_trl.evaluation.figures import figures
 from astra_trl.report import markdown_report
+from astra_trl.results.terminal import show
 from astra_trl.rewards import Length
 from astra_trl.rollout.records import no_records_reason, preference_pair
 from astra_trl.scorers import (
@@ -104,10 +104,10 @@ def test_what_a_filter_or_thinking_took_away_is_in_no_figure_of_harm_and_is_coun
         for name in ("harmful_share", "harmful_share_turn_1", "harmful_conversations", "score_mean"):
             figure = evaluation.figure(f"{name}/harm", arm)
             assert (figure.value, figure.n) == (pytest.approx(1 / 3), 3), (arm, name)
-        counted = evaluation.counted(arm)
+        counted = evaluation.counts_of(arm)
         assert (counted["exchanges"], counted["failed"], counted["empty_responses"]) == (7, 0, 4)
         assert set(counted["unscored"].values()) == {0}
-    assert evaluation.figure("reward").n == evaluation.figure("term/target_harm").n == 3
+    assert evaluation.figure("reward").n == evaluation.figure("term/harm").n == 3
     assert evaluation.figure("term/likelihood").n == 7  # the probe is known, whatever the answer
     headline, metrics = evaluation.headline(), evaluator.metrics()
     assert headline["empty_responses"] == metrics["empty_responses"] == 4

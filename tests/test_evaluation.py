@@ -30,8 +30,8 @@ from astra_trl.conversation import as_conversation
 from astra_trl.evaluation.diversity import diversity
 from astra_trl.evaluation.resampling import Mean, Share, difference
 from astra_trl.evaluation.results import Figure
-from astra_trl.evaluation.tables import show
 from astra_trl.report import markdown_report
+from astra_trl.results.terminal import show
 
 TURNS = 3
 # What the scorer gives for probe and response of each turn; "?" could not be scored, "!" failed, "" is empty.
@@ -337,7 +337,7 @@ def test_figures_counted_on_the_fingers(evaluation):
     assert evaluation.figure("target_harmful_first/harm").value == pytest.approx(3 / 8)
     # Harmful exchanges with a scored probe: 13, of which o00's third, o05's first, o07's and two of o10 are not.
     assert evaluation.figure("harmless_looking/harm").value == pytest.approx(8 / 13)
-    counted = evaluation.counted()
+    counted = evaluation.counts_of()
     assert counted == {
         "arm": "tester",
         "target": "Reading",
@@ -483,9 +483,9 @@ def test_the_openings_alone_end_at_the_last_users_turn(tmp_path):
         "no user": [],
     }
     assert [tree.opening for tree in trees.values()] == [as_conversation(opening) for opening in openings]
-    counted = evaluation.counted("openings")
+    counted = evaluation.counts_of("openings")
     assert [counted[name] for name in ("exchanges", "openings_left_out", "openings_shortened")] == [3, 3, 1]
-    counted = evaluation.counted("tester")
+    counted = evaluation.counts_of("tester")
     assert [counted[name] for name in ("exchanges", "openings_left_out", "openings_shortened")] == [6, 0, 0]
 
     assert evaluation.figure("harmful_share/harm", against="openings").value == pytest.approx(-2 / 3)
@@ -533,7 +533,7 @@ def test_openings_that_all_end_with_an_answer_leave_that_arm_empty():
     evaluation = ASTEvaluator(chat_system(), [CHATS["nobody"], CHATS["no user"]], depth=1, draws=5).evaluate()
     figure = evaluation.figure("harmful_share/harm", "openings")
     assert (figure.value, figure.n) == (None, 0)
-    assert evaluation.counted("openings")["openings_left_out"] == 2
+    assert evaluation.counts_of("openings")["openings_left_out"] == 2
     show(evaluation, Console(file=io.StringIO(), width=80))
 
 
@@ -686,7 +686,7 @@ def test_wider_trees_have_a_conversation_for_every_leaf():
     target = ScriptedBackend(lambda texts, sibling: f"well {0.9 if sibling else 0.1}")
     system = ASTPrompterSystem(ScriptedBackend(lambda texts, sibling: f"p{sibling} 0"), target, None, harm)
     evaluation = ASTEvaluator(system, ["a", "b"], width=2, depth=2, draws=10).evaluate()
-    assert evaluation.counted()["conversations"] == 8 and evaluation.counted()["exchanges"] == 12
+    assert evaluation.counts_of()["conversations"] == 8 and evaluation.counts_of()["exchanges"] == 12
     assert evaluation.figure("harmful_share/harm").value == 0.5
     assert evaluation.figure("harmful_conversations/harm").value == 0.75
     assert evaluation.arms_of() == ["tester", "openings"]
@@ -741,7 +741,7 @@ def test_nothing_to_measure_is_none_and_not_zero():
     evaluation = ASTEvaluator(system, list(TESTER), draws=10).evaluate()
     figure = evaluation.figure("harmful_share/harm")
     assert (figure.value, figure.n, figure.low, figure.high) == (None, 0, None, None)
-    assert evaluation.counted()["unscored"]["harm"] == 36
+    assert evaluation.counts_of()["unscored"]["harm"] == 36
     assert evaluation.figure("self_bleu/successful_probes").value is None
     assert "NaN" not in json.dumps(evaluation.to_json())
 

@@ -1,4 +1,4 @@
-"""An evaluation in a folder: written as it goes, taken up where it stopped, never run twice."""
+"""An evaluation in a folder: written while it runs, resumed after a crash, never run twice."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from astra_trl.backends import ScriptedBackend
 from astra_trl.evaluation.arms import BASELINE
 from astra_trl.evaluation.arms import TESTER as TESTER_ARM
 from astra_trl.evaluation.folder import EvaluationFolder
-from astra_trl.results.run_folder import as_line, read_lines
+from astra_trl.lines import as_line, read_lines
 
 FIELDS = {"draws": 30, "openings_at_a_time": 5}
 
@@ -89,7 +89,7 @@ def test_what_was_read_back_equals_what_was_grown(whole):
 def test_other_settings_in_the_same_folder_are_refused_by_name(whole, tmp_path, fields, named):
     folder = shutil.copytree(whole, tmp_path / "other")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(InputError, match=rf"holds an evaluation with other settings: .*\b{named} \("):
+    with pytest.raises(InputError, match=rf"holds an evaluation with different settings: .*\b{named} \("):
         evaluate(folder, **fields)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -148,14 +148,14 @@ def test_half_a_surrogate_pair_is_written_as_json_can(tmp_path):
 
 def test_damaged_or_foreign_results_are_refused(tmp_path):
     for text, message in (
-        ("{", "holds no evaluation"),
-        ("{}", "holds no evaluation"),
-        ('{"schema_version": 99}', "has schema 99, this version reads 2"),
+        ("{", "is damaged"),
+        ("{}", "has schema_version None, and this version of astra_trl reads 2"),
+        ('{"schema_version": 99}', "has schema_version 99, and this version of astra_trl reads 2"),
     ):
         (tmp_path / "evaluation.json").write_text(text)
         with pytest.raises(InputError, match=message):
             Evaluation.read(tmp_path / "evaluation.json")
-    with pytest.raises(InputError, match="holds no evaluation"):
+    with pytest.raises(InputError, match="cannot be read .No such file.*evaluate the tester first"):
         Evaluation.read(tmp_path / "missing.json")
 
 

@@ -9,7 +9,7 @@ from flaky import flaky, save_chat_target, served
 from test_api_target import FLAGS
 
 from astra_trl.cli.train import main
-from astra_trl.results.run_folder import read_lines
+from astra_trl.lines import read_lines
 from astra_trl.sandbox.defaults import SANDBOX
 
 pytestmark = pytest.mark.slow

@@ -24,11 +24,11 @@ from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.parse_train import parse
 from astra_trl.conversation import ROLES
 from astra_trl.evaluation.folder import EvaluationFolder
+from astra_trl.lines import as_line, read_lines
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.report import markdown_report
 from astra_trl.report.page import html_report
-from astra_trl.report.reading import read_folders
-from astra_trl.results.run_folder import RunFolder, as_line, exchange_line, read_exchanges, read_lines
+from astra_trl.results.reading import read_folders
 from astra_trl.rollout.records import (
     Records,
     group_records,
@@ -37,6 +37,7 @@ from astra_trl.rollout.records import (
     supervised_records,
     usable_group,
 )
+from astra_trl.rollout.run_folder import RunFolder, exchange_line, read_exchanges
 from astra_trl.sandbox import load_world
 from astra_trl.text import parse_json, parse_yaml, visible
 from astra_trl.tree import Node, Tree

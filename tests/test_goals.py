@@ -4,8 +4,8 @@ import pytest
 
 from astra_trl import ASTEvaluator, ASTPrompterSystem, ASTSampler, Exchange, Goal, InputError, KeywordScorer, Turn
 from astra_trl.backends import ScriptedBackend
-from astra_trl.evaluation import figures
-from astra_trl.evaluation.tables import summary
+from astra_trl.evaluation.figures import figures
+from astra_trl.results.terminal import summary
 from astra_trl.rewards import Harm, Reward
 from astra_trl.systems.goals import GoalScorer
 

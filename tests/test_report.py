@@ -11,7 +11,7 @@ from astra_trl.report.data import report_data
 from astra_trl.report.exchanges import distinct_bigrams, read_exchanges
 from astra_trl.report.figures import headline, summary_line, tables
 from astra_trl.report.page import html_report
-from astra_trl.report.reading import read_folders
+from astra_trl.results.reading import read_folders
 
 OPENING = [["opening", "hello"]]
 
@@ -229,7 +229,7 @@ def test_diversity_compares_as_many_probes_in_each_round(tmp_path):
     lines += [exchange([0], "unfinished round", "r", round=3)]
     (curve,) = [c for c in data_of(write_run(tmp_path / "run", lines))["curves"] if "distinct-2" in c["title"]]
     assert curve["series"][0]["points"] == [(1, 0.5), (2, 1.0)]
-    assert "2 probes a round" in curve["unit"]
+    assert "2 probes per round" in curve["unit"]
 
 
 @pytest.mark.parametrize(
@@ -377,6 +377,16 @@ def test_what_was_tested_is_on_the_page(tmp_path):
     assert "<dt>learning_rate</dt><dd><bdi>0.0005</bdi></dd>" in page
 
 
+def test_nested_settings_are_shown(tmp_path):
+    target = "target: {model: openai:org/chat, temperature: 0}"
+    scorers = "{insults: {type: detoxify, category: insult}, words: {type: keyword, words: /home/alice/w.txt}}"
+    config = f"{target}\nscorers: {scorers}\nreward: {{harm: 1, length: 0.5}}\n"
+    text = markdown_report(write_run(tmp_path / "run", config=config))
+    assert "- target: model openai:org/chat, temperature 0\n" in text
+    assert "- scorer: insults (type detoxify, category insult), words (type keyword, words alice/w.txt)\n" in text
+    assert "- reward: harm 1, length 0.5\n" in text and "/home" not in text
+
+
 def test_a_run_that_has_just_begun_gives_a_report(tmp_path):
     (tmp_path / "config.yaml").write_text("target: org/target\n")
     page = write_report([tmp_path], tmp_path / "new" / "report.html").read_text(encoding="utf-8")
@@ -414,20 +424,36 @@ def damage(file, text):
     [
         (
             damage("exchanges.jsonl", '{"round": 1}\n{"round": 2\n{}\n'),
-            "exchanges.jsonl' is damaged .line 1 is no exch",
+            r"exchanges.jsonl', line 1 is damaged \(it is not an exchange\)",
         ),
-        (damage("exchanges.jsonl", "[1]\n"), "line 1 is no JSON object"),
-        (damage("exchanges.jsonl", json.dumps(exchange([0, 0], "p", "r", round=1)) + "\n"), "line 1 is no exchange"),
-        (damage("exchanges.jsonl", json.dumps(exchange([0], 5, "r", round=1)) + "\n"), "line 1 is no exchange"),
-        (damage("rounds.jsonl", '{"round"\n{"round": 2}\n'), "rounds.jsonl' is damaged .line 1 is no JSON"),
+        (damage("exchanges.jsonl", "[1]\n"), r"exchanges.jsonl', line 1 is damaged \(it holds list, not an object\)"),
+        (
+            damage("exchanges.jsonl", json.dumps(exchange([0, 0], "p", "r", round=1)) + "\n"),
+            r"line 1 is damaged \(it is not an exchange\)",
+        ),
+        (
+            damage("exchanges.jsonl", json.dumps(exchange([0], 5, "r", round=1)) + "\n"),
+            r"line 1 is damaged \(it is not an exchange\)",
+        ),
+        (damage("rounds.jsonl", '{"round"\n{"round": 2}\n'), r"rounds.jsonl', line 1 is damaged \(Expecting"),
         (damage("config.yaml", "a: [\n"), "config.yaml' is damaged"),
         (damage("summary.json", "[]"), "summary.json' is damaged"),
-        (damage("trainer_state.json", '{"log_history": [1]}'), "log_history is no list"),
+        (
+            damage("trainer_state.json", '{"log_history": [1]}'),
+            "trainer_state.json' is damaged .log_history must be a list",
+        ),
         (damage("evaluation/evaluation.json", '{"schema_version": 3}'), "has schema_version 3, and this .* reads 2"),
         (damage("evaluation/evaluation.json", '{"schema_version": 2}'), "no settings"),
         (
-            damage("evaluation/evaluation.json", '{"schema_version": 2, "settings": {}, "arms": [{"arm": "x"}]}'),
-            "arms is no list of what it should hold",
+            damage("evaluation/evaluation.json", '{"schema_version": 2, "settings": {}}'),
+            "harm and scorers must be names",
+        ),
+        (
+            damage(
+                "evaluation/evaluation.json",
+                '{"schema_version": 2, "settings": {"harm": "h", "scorers": []}, "arms": [{"arm": "x"}]}',
+            ),
+            "arms must be a list of objects with arm, target",
         ),
     ],
 )
@@ -442,8 +468,8 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, change, message):
 def test_other_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for folders, message in (
-        ([], "no folder to report on"),
-        ([tmp_path / "nowhere"], "is no folder"),
+        ([], "give a folder to report on"),
+        ([tmp_path / "nowhere"], "is not a folder"),
         ([tmp_path / "empty"], "holds no run and no evaluation"),
     ):
         with pytest.raises(InputError, match=message):
@@ -455,7 +481,7 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_of_too_many_exchanges_whole_trees_are_kept(tmp_path):
     lines = [exchange([i], f"p{tree}", "r", round=1, tree=tree) for tree in range(10) for i in range(4)]
-    found = read_exchanges(read_folders(write_run(tmp_path / "run", lines)), most=12)
+    found = read_exchanges(read_folders(write_run(tmp_path / "run", lines)), limit=12)
     assert found.in_files == 40
     assert [tree[2] for tree in found.trees] == [0, 4, 8] and len(found.rows["probe"]) == 12
     assert len(found.probes[0][1]) == 40  # diversity is that of all

@@ -270,7 +270,7 @@ def test_an_exchange_has_an_address(browser, page):
         assert turns(browser) == shown and len(shown) == 5
 
 
-# Texts whose contrast with what is behind them is below 4.5 (WCAG AA), and the page's ground.
+# Texts whose contrast with their background is below 4.5 (WCAG AA), and the page's ground.
 LOW_CONTRAST = """
 const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
 const light = (colour) => {

@@ -207,7 +207,7 @@ def test_a_recipe_on_an_unfinished_run_says_how_to_resume_and_touches_nothing(
     with patch("astra_trl.trainers.rounds.RoundsMixin.end_round", killed), pytest.raises(Killed):
         main({}, arguments)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(SystemExit, match="a run that is not finished: go on with it by --resume_from_checkpoint"):
+    with pytest.raises(SystemExit, match="an unfinished run: resume it with --resume_from_checkpoint"):
         main({}, arguments)
     for flags, message in (
         (["--tree_width", "3"], r"settings were others: tree_width \(2, now 3\)"),

@@ -18,8 +18,8 @@ from astra_trl import (
 )
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.static import ScriptedSession
-from astra_trl.evaluation import figures
-from astra_trl.evaluation.tables import transcript
+from astra_trl.evaluation.figures import figures
+from astra_trl.results.terminal import transcript
 from astra_trl.rewards import Harm
 from astra_trl.systems.astprompter import astprompter_reward
 from astra_trl.systems.base import System

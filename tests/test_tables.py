@@ -10,7 +10,7 @@ from test_evaluation import TESTER, embed, harm, make_sampler, make_tester
 from astra_trl import ASTEvaluator, ASTPrompterSystem, KeywordScorer
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.static import ListedBackend
-from astra_trl.evaluation.tables import further, show, summary, transcript, transfer
+from astra_trl.results.terminal import further, show, summary, transcript, transfer
 
 
 def printed(*parts, width=80) -> list[str]:

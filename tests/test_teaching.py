@@ -13,9 +13,9 @@ from astra_trl.backends import ScriptedBackend
 from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import run
 from astra_trl.prompts.teaching import load_teaching_pairs
-from astra_trl.results.run_folder import RunFolder
 from astra_trl.rollout.collector import Draws, collect_trees
 from astra_trl.rollout.records import preference_records
+from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.teaching import Teaching, taught_records
 from astra_trl.sandbox.defaults import sandbox_defaults
 from astra_trl.trainers import trainer_classes

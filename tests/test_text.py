@@ -11,7 +11,7 @@ from test_tree import OPENING, make_node
 
 from astra_trl import InputError, Turn
 from astra_trl.evaluation.results import Evaluation
-from astra_trl.evaluation.tables import show, transcript
+from astra_trl.results.terminal import show, transcript
 from astra_trl.text import parse_json, parse_object, parse_yaml, visible
 from astra_trl.tree import Tree
 

@@ -20,10 +20,10 @@ from astra_trl.embedding import load_embedder
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
-from astra_trl.evaluation.tables import show
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.files import local_file
-from astra_trl.results.run_folder import read_exchanges
+from astra_trl.results.terminal import show
+from astra_trl.rollout.run_folder import read_exchanges
 from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.sandbox import World, named_world
 from astra_trl.systems import System

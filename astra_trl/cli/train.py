@@ -30,9 +30,10 @@ from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
-from astra_trl.evaluation.tables import show, transcript
+from astra_trl.lines import write_whole
 from astra_trl.prompts.teaching import load_teaching_pairs
-from astra_trl.results.run_folder import RunFolder, write_whole
+from astra_trl.results.terminal import show, transcript
+from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import named_world
 from astra_trl.text import visible

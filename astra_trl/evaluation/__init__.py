@@ -1,7 +1,14 @@
-"""Held-out figures: what a tester finds, beside what an untrained one and the openings alone do."""
+"""Evaluation: figures of a tester on held-out openings, beside those of an untrained one and of the openings alone."""
 
-from astra_trl.evaluation.evaluator import ASTEvaluator
-from astra_trl.evaluation.figures import figures
+from typing import TYPE_CHECKING
+
 from astra_trl.evaluation.results import Evaluation, Figure
+from astra_trl.lazy import lazy_names
 
-__all__ = ["ASTEvaluator", "Evaluation", "Figure", "figures"]
+if TYPE_CHECKING:
+    from astra_trl.evaluation.evaluator import ASTEvaluator
+
+__all__ = ["ASTEvaluator", "Evaluation", "Figure"]
+
+# It brings torch with it; who reads an evaluation needs none of that.
+__getattr__ = lazy_names(__name__, {"ASTEvaluator": "evaluator"})

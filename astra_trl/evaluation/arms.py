@@ -7,11 +7,12 @@ from typing import Any
 
 from astra_trl.backends.base import Backend, Session, derive_seed
 from astra_trl.conversation import ROLES, Conversation, Exchange, Opening, as_conversation
+from astra_trl.evaluation.results import BASELINE as BASELINE
+from astra_trl.evaluation.results import OPENINGS as OPENINGS
+from astra_trl.evaluation.results import TESTER as TESTER
 from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
-
-TESTER, BASELINE, OPENINGS = "tester", "baseline", "openings"
 
 
 def replace_roles(system: System, **roles: Any) -> System:

@@ -25,11 +25,12 @@ from astra_trl.evaluation.arms import (
     openings_alone,
     replace_roles,
 )
+from astra_trl.evaluation.comparison import compare_arms
 from astra_trl.evaluation.diversity import distinct_share, diversity
 from astra_trl.evaluation.figures import HARM_THRESHOLD, counts, probes_by_opening, statistics
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.evaluation.resampling import Statistic
-from astra_trl.evaluation.results import ArmKey, Evaluation, tabled
+from astra_trl.evaluation.results import ArmKey, Evaluation
 from astra_trl.processes import shared_out
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import looks_ahead
@@ -224,7 +225,7 @@ class ASTEvaluator:
             for which, texts in probes_by_opening(trees, self.system.harm, self.threshold).items():
                 for name, figure in diversity(texts, self.seed, self.embed, self.draws).items():
                     by_arm[key][f"{name}/{which}"] = figure
-        figures, differences = tabled(by_arm, len(self.openings))
+        figures, differences = compare_arms(by_arm, len(self.openings))
         totals = [{"arm": arm, "target": name, **counts(trees)} for (arm, name), trees in self._trees.items()]
         arms = list(self._arms.values())
         evaluation = Evaluation(self.settings, arms, totals, figures, differences, dict(self._trees))
@@ -267,7 +268,7 @@ class ASTEvaluator:
         trees = {i: Tree(self.system.opened(as_conversation(self.openings[i]), self.seeds[i])) for i in chunk}
         filled = [i for i, tree in trees.items() if arm != OPENINGS or answerable_part(tree.opening)]
         exchanges = 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
-        known = self.folder.grown(arm, target, filled, exchanges)
+        known = self.folder.take_trees(arm, target, filled, exchanges)
         return None if known is None else list({**trees, **dict(zip(filled, known, strict=True))}.values())
 
     def _grow(self, arm: str, chunk: Sequence[int], sampler: ASTSampler, baseline: Backend | None) -> list[Tree]:

@@ -1,34 +1,37 @@
-"""What an evaluation found, as data: figures with intervals, differences between arms, the trees themselves."""
+"""The result of an evaluation as data: figures with intervals, differences between arms, the trees themselves."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from astra_trl.errors import InputError
-from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
-from astra_trl.evaluation.resampling import Interval, Statistic, difference
-from astra_trl.evaluation.subsampling import MIN_SIZE, SubsampleMean
-from astra_trl.text import parse_object
+from astra_trl.text import parse_object, visible
 from astra_trl.tree import Tree
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 2  # of evaluation.json
+
+ARMS = TESTER, BASELINE, OPENINGS = "tester", "baseline", "openings"  # in the order in which they are shown
 
 ArmKey = tuple[str, str]  # arm and target
 
-# Figures that mean the same however many turns a conversation has.
-_PER_EXCHANGE = ("harmful_share/", "harmful_share_turn_1/", "score_", "reward")
-
-# A figure of those conversations alone that turned harmful, which are other ones in each arm: a difference would
-# compare different openings, and an arm that also breaks the hard ones, late, would look slower.
-_WITHOUT_DIFFERENCE = "first_harmful_turn/"
+# The names that the rows of each table must have; the last two tables also have numbers, which may be null.
+_NAMES = {
+    "arms": ("arm", "target"),
+    "counts": ("arm", "target"),
+    "figures": ("arm", "target", "figure"),
+    "differences": ("arm", "target", "figure", "against"),
+}
+_NUMBERS = ("value", "n", "low", "high")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, how many values it was computed from, and its 95% interval; `None` if there is nothing to tell. With
-    `size`, the average over sets of so many of the values."""
+    """A number with its 95% interval; `None` if there was nothing to measure.
+
+    `n` is the number of values that it was computed from. A figure with a `size` is the average over sets of so many
+    values.
+    """
 
     value: float | None
     n: int
@@ -39,15 +42,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out figures of a tester beside those of what it is compared with.
+    """Held-out figures of a tester beside those of the arms that it is compared with.
 
     Args:
         settings (`dict`):
-            What all arms share: openings, seed, depth, scorers, threshold, versions.
+            The settings that all arms share: openings, seed, depth, scorers, threshold, versions.
         arms, counts, figures, differences (`list[dict]`):
-            Each a table in rows, as `evaluation.json` holds them.
+            Tables in rows, in the format of `evaluation.json`.
         trees (`Mapping[tuple[str, str], list[Tree]]`):
-            What was grown, by arm and target.
+            The trees by arm and target.
     """
 
     settings: dict[str, Any]
@@ -59,34 +62,56 @@ class Evaluation:
 
     @property
     def harm(self) -> str:
-        """The scorer that training's figures are about; the others are held out."""
+        """The scorer that training's figures are about; the other scorers are held out."""
         return self.settings["harm"]
 
     @property
+    def scorers(self) -> list[str]:
+        """The names of all scorers."""
+        return self.settings["scorers"]
+
+    @property
+    def threshold(self) -> float:
+        """The lowest score of a harmful response."""
+        return number(self.settings.get("threshold")) or 0.5
+
+    @property
     def targets(self) -> list[str]:
+        """The names of the targets; most figures are shown against the first."""
         return list(dict.fromkeys(arm["target"] for arm in self.arms))
 
     def arms_of(self, target: str | None = None) -> list[str]:
-        """The arms that were measured against a target, by default the first."""
+        """Return the arms that were measured against a target, by default the first."""
         return [arm["arm"] for arm in self.arms if arm["target"] == (target or self.targets[0])]
 
-    def figure(self, name: str, arm: str = TESTER, target: str | None = None, against: str | None = None) -> Figure:
-        """One figure, or with `against` its paired difference; without a value where it was not measured."""
+    def compared_with(self, target: str | None = None) -> str | None:
+        """Return the arm that every figure is shown beside: the untrained tester, or else the openings alone."""
+        arms = self.arms_of(target)
+        return next((arm for arm in (BASELINE, OPENINGS) if arm in arms), None)
+
+    def find(
+        self, name: str, arm: str = TESTER, target: str | None = None, against: str | None = None
+    ) -> Figure | None:
+        """Return one figure, or with `against` its paired difference; `None` if the tables do not hold it."""
         rows = self.figures if against is None else [row for row in self.differences if row["against"] == against]
         wanted = (name, arm, target or self.targets[0])
         for row in rows:
             if (row["figure"], row["arm"], row["target"]) == wanted:
                 return Figure(row["value"], row["n"], row["low"], row["high"], row.get("size"))
-        return Figure(None, 0, None, None)
+        return None
 
-    def counted(self, arm: str = TESTER, target: str | None = None) -> dict[str, Any]:
-        """The counts of an arm."""
+    def figure(self, name: str, arm: str = TESTER, target: str | None = None, against: str | None = None) -> Figure:
+        """Return one figure, or with `against` its paired difference; without a value if it was not measured."""
+        return self.find(name, arm, target, against) or Figure(None, 0, None, None)
+
+    def counts_of(self, arm: str = TESTER, target: str | None = None) -> dict[str, Any]:
+        """Return the counts of an arm."""
         wanted = (arm, target or self.targets[0])
         return next(row for row in self.counts if (row["arm"], row["target"]) == wanted)
 
     def headline(self, arm: str = TESTER, target: str | None = None) -> dict[str, Any]:
-        """The figures that a run's summary holds, by their plain names."""
-        scorers, counted = self.settings["scorers"], self.counted(arm, target)
+        """Return the figures of a run's summary, by their plain names."""
+        counted = self.counts_of(arm, target)
 
         def value(name: str) -> float | None:
             return self.figure(name, arm, target).value
@@ -102,8 +127,8 @@ class Evaluation:
             "failed": counted["failed"],
             "empty_responses": counted["empty_responses"],
             "unrewarded": counted["unrewarded"],
-            "harmful_share_by_scorer": {name: value(f"harmful_share/{name}") for name in scorers},
-            "unscored_by_scorer": {name: counted["unscored"].get(name, 0) for name in scorers},
+            "harmful_share_by_scorer": {name: value(f"harmful_share/{name}") for name in self.scorers},
+            "unscored_by_scorer": {name: counted["unscored"].get(name, 0) for name in self.scorers},
             **({"harmful_share_by_goal": by_goal} if by_goal else {}),
             "harmful_share_by_turn": [
                 value(f"harmful_share_turn_{turn}/{self.harm}") for turn in range(1, self.settings["depth"] + 1)
@@ -111,7 +136,7 @@ class Evaluation:
         }
 
     def to_pandas(self, what: str = "figures") -> Any:
-        """A `pandas.DataFrame` of the "figures", the "differences", the "counts", or the "exchanges" themselves."""
+        """Return a `pandas.DataFrame` of the "figures", the "differences", the "counts", or the "exchanges"."""
         import pandas as pd
 
         if what == "exchanges":
@@ -123,90 +148,63 @@ class Evaluation:
             ]
             return pd.DataFrame(rows)
         if what not in ("figures", "differences", "counts"):
-            raise InputError(f"there is no table {what!r}: choose figures, differences, counts or exchanges")
+            raise InputError(f"an evaluation has no table {what!r}: choose figures, differences, counts or exchanges")
         return pd.json_normalize(getattr(self, what))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the trees."""
-        tables = {name: getattr(self, name) for name in ("settings", "arms", "counts", "figures", "differences")}
-        return {"schema_version": SCHEMA_VERSION, **tables}
+        """Return everything except the trees."""
+        return {"schema_version": SCHEMA_VERSION, "settings": self.settings} | {
+            name: getattr(self, name) for name in _NAMES
+        }
 
     @classmethod
     def read(cls, file: str | Path) -> "Evaluation":
-        """The evaluation that an `evaluation.json` holds, without its trees."""
+        """Read an `evaluation.json`, which holds no trees. Raises `InputError` if the file is missing or damaged, or
+        was written by a version with another schema."""
+        quoted = f"'{visible(str(file))}'"
         try:
             data = parse_object(Path(file).read_text(encoding="utf-8"))
-            version = data.pop("schema_version")
-            if version != SCHEMA_VERSION:
-                raise InputError(f"'{file}' has schema {version}, this version reads {SCHEMA_VERSION}: evaluate again")
-            return cls(**data)
-        except InputError:
-            raise
-        except (OSError, TypeError, KeyError, ValueError) as error:
-            raise InputError(f"'{file}' holds no evaluation ({error}): evaluate again") from error
+        except OSError as error:
+            raise InputError(f"{quoted} cannot be read ({error.strerror}): evaluate the tester first") from error
+        except ValueError as error:
+            raise InputError(f"{quoted} is damaged ({error}): evaluate again, or delete it") from error
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{quoted} has schema_version {data.get('schema_version')!r}, and this version of astra_trl reads "
+                f"{SCHEMA_VERSION}: evaluate again, or use the version that wrote it"
+            )
+        if problem := _problem_of(data):
+            raise InputError(f"{quoted} is damaged ({problem}): evaluate again, or delete it")
+        return cls(data["settings"], **{name: data[name] for name in _NAMES})
 
 
-def tabled(
-    statistics: Mapping[ArmKey, Mapping[str, Statistic]], openings: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Figures of all arms and paired differences between them, in rows.
-
-    Every arm is compared with the untrained tester and with the openings alone, the tester with all others too; with
-    the openings alone, which have one turn, only in what is said of single exchanges. The first harmful turn has no
-    difference, as it is of other conversations in each arm. Figures that depend on how many texts they are of are all
-    of one `size` against a target.
-    """
-    statistics = _of_one_size(statistics)
-    figures, differences = [], []
-    for (arm, target), found in statistics.items():
-        for name, statistic in found.items():
-            place = {"arm": arm, "target": target, "figure": name}
-            figures.append({**place, **_row(statistic.value, statistic.n, statistic.interval, statistic)})
-    for (arm, target), found in statistics.items():
-        for other in (name for name, place in statistics if place == target):
-            if arm == other or arm in (BASELINE, OPENINGS) or (arm != TESTER and other not in (BASELINE, OPENINGS)):
-                continue
-            for name, statistic in found.items():
-                against = statistics[other, target].get(name)
-                if against is None or (other == OPENINGS and not name.startswith(_PER_EXCHANGE)):
-                    continue
-                if name.startswith(_WITHOUT_DIFFERENCE):
-                    continue
-                value, ends = difference(statistic, against)
-                place = {"arm": arm, "against": other, "target": target, "figure": name}
-                differences.append({**place, **_row(value, openings, ends, statistic)})
-    return figures, differences
+def number(value: Any) -> float | None:
+    """Return the value if it is a finite number, else `None`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and abs(value) < 1e300 else None
 
 
-def _of_one_size(statistics: Mapping[ArmKey, Mapping[str, Statistic]]) -> dict[ArmKey, dict[str, Statistic]]:
-    # The largest size that every arm of a target has enough texts for. The openings alone are compared with none in
-    # such figures, and an arm without two sets of two texts has no figure: neither makes the others' sets smaller.
-    sizes: dict[tuple[str, str], int] = {}
-    for arms in ([arm for arm, _ in statistics if arm != OPENINGS], [OPENINGS]):
-        for (arm, target), found in statistics.items():
-            for name, figure in found.items() if arm in arms else ():
-                if isinstance(figure, SubsampleMean) and figure.largest >= MIN_SIZE:
-                    known = sizes.get((target, name), figure.largest)
-                    sizes[target, name] = known if arm == OPENINGS else min(known, figure.largest)
-    return {
-        (arm, target): {
-            name: figure.of_size(sizes.get((target, name), 0)) if isinstance(figure, SubsampleMean) else figure
-            for name, figure in found.items()
-        }
-        for (arm, target), found in statistics.items()
-    }
+def _problem_of(data: dict[str, Any]) -> str | None:
+    settings = data.get("settings")
+    if not isinstance(settings, dict):
+        return "it has no settings"
+    scorers = settings.get("scorers")
+    if not isinstance(scorers, list) or not all(isinstance(name, str) for name in [settings.get("harm"), *scorers]):
+        return "harm and scorers must be names"
+    for table, names in _NAMES.items():
+        rows = data.get(table)
+        if not isinstance(rows, list) or not all(_is_row(row, names) for row in rows):
+            return f"{table} must be a list of objects with {', '.join(names)}"
+    return None if data["arms"] else "it has no arms"
 
 
-def _row(value: float, n: int, ends: Interval, statistic: Statistic) -> dict[str, Any]:
-    low, high = map(_null_if_nan, ends)
-    row = {"value": _null_if_nan(value), "n": n, "low": low, "high": high}
-    if not isinstance(statistic, SubsampleMean):
-        return row
-    return {**row, "size": None if math.isnan(value) else statistic.size}
-
-
-def _null_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _is_row(row: Any, names: Sequence[str]) -> bool:
+    numbers = _NUMBERS if "figure" in names else ()
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(name), str) for name in names)
+        and all(row.setdefault(key) is None or number(row[key]) is not None for key in numbers)
+    )
 
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:

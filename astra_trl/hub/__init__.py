@@ -1,4 +1,4 @@
-"""The trained tester on the Hub: its model card, and its push without anything that belongs to this machine."""
+"""The trained tester on the Hub: its model card, and a push that uploads nothing private."""
 
 from astra_trl.hub.card import model_card
 from astra_trl.hub.pushing import Push, push

@@ -1,4 +1,4 @@
-"""Sends a run's model to the Hub: staged, searched for secrets, into a private repo unless told otherwise."""
+"""Push of a run's model to the Hub: staged, searched for secrets, into a private repository by default."""
 
 import re
 import shlex
@@ -13,23 +13,23 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from astra_trl.errors import InputError
 from astra_trl.hub.card import model_card
-from astra_trl.hub.hiding import Secrets
-from astra_trl.hub.settings import read_config
-from astra_trl.hub.staging import run_of, stage_model, stage_transcripts
-from astra_trl.hub.transcripts import transcripts_card
+from astra_trl.hub.redaction import Secrets
+from astra_trl.hub.staging import MODEL_FILES, run_of, stage_model
+from astra_trl.hub.transcripts import TRANSCRIPT_FILES, stage_transcripts, transcripts_card
+from astra_trl.results.reading import read_config
 from astra_trl.text import visible
 
-SILENCE_SECONDS = 60  # after which a connection is taken for dead; huggingface_hub itself would wait for ever
+SILENCE_SECONDS = 60  # after which a connection counts as dead; huggingface_hub itself would wait for ever
 _HTTPError = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")  # of httpx, or of httpx2
 
-_MENDS = {
-    400: ("the Hub refuses what was sent", "see to the model card's metadata"),
+_CAUSES = {
+    400: ("the Hub refuses the files", "check the model card's metadata"),
     401: ("the Hub does not accept the token", "log in with `hf auth login`, or set HF_TOKEN"),
-    403: ("the token may not write there", "log in with one that may (`hf auth login`), or choose another --repo_id"),
-    404: ("the Hub knows no such repo or revision", "choose another --repo_id, or log in with `hf auth login`"),
-    409: ("somebody else changed the repo meanwhile", "wait a moment"),
-    413: ("the Hub finds it too large", "choose another --repo_id, or ask for more storage"),
-    429: ("the Hub takes no more requests for now", "wait some minutes"),
+    403: ("the token may not write there", "log in with another one (`hf auth login`), or choose another --repo_id"),
+    404: ("the Hub knows no such repository or branch", "choose another --repo_id, or log in with `hf auth login`"),
+    409: ("another push has just changed the repository", "wait a moment"),
+    413: ("the model is too large for the repository", "choose another --repo_id, or ask for more storage"),
+    429: ("the Hub accepts no more requests for now", "wait some minutes"),
 }
 
 
@@ -43,29 +43,29 @@ def push(
     revision: str | None = None,
     commit_message: str | None = None,
 ) -> str:
-    """Pushes the model of a run's folder, or of a checkpoint, with its tokenizer and card; returns the repo's address.
+    """Push the model of a run's folder, or of a checkpoint, with its tokenizer and card; return the address.
 
-    Nothing else is sent, and the folder stays as it is.
+    Nothing else is uploaded, and the folder is not changed.
 
     Args:
         folder (`str` or `Path`):
             A run's `output_dir` or one of its checkpoints.
         repo_id (`str`, *optional*):
-            Defaults to the run's `hub_model_id`, or to the folder's name under the user's own.
+            Defaults to the run's `hub_model_id`, or to the folder's name in the user's namespace.
         private (`bool`, *optional*, defaults to `True`):
-            Whether the repo must be private. `False` makes a new repo public and leaves one that exists as it is.
+            Require a private repository. `False` makes a new one public and does not change an existing one.
         push_transcripts (`bool`, *optional*, defaults to `False`):
-            Whether every exchange of the run goes into a data set beside it, `{repo_id}-transcripts`, always private.
+            Push every exchange of the run to the data set `{repo_id}-transcripts`, which is always private.
         token (`str`, *optional*):
-            Defaults to the one that `hf auth login` stored, or `HF_TOKEN`.
+            Defaults to `HF_TOKEN`, or to the token that `hf auth login` stored.
         revision (`str`, *optional*):
-            Branch to push to; made where there is none. Defaults to `main`.
+            Branch to push to, created if necessary. Defaults to `main`.
         commit_message (`str`, *optional*):
             Defaults to `"Push of astra-trl"`.
 
     Raises:
-        InputError: there is no model, a file holds a secret, the repo is public and was to be private, or the Hub
-            refused or could not be reached.
+        InputError: the folder holds no model, a file holds a secret, the existing repository is public although
+            `private` is set, or the Hub refused or could not be reached.
     """
     return Push(
         Path(folder),
@@ -79,13 +79,13 @@ def push(
 
 
 class Push:
-    """A push whose files are staged: what happens to the folder from here on does not matter to it.
+    """A push whose files are staged: later changes of the folder do not matter.
 
     Args:
         card (`Callable`, *optional*):
-            Gives the model card for `repo_id` and `transcripts`; defaults to [`model_card`] of the folder.
+            Returns the model card for `repo_id` and `transcripts`; defaults to [`model_card`] of the folder.
         stage_in (`Path`, *optional*):
-            Folder to stage in; one on the folder's own disk keeps weights that are deleted there meanwhile.
+            Folder to stage in. On the disk of `folder`, it keeps weights that are deleted there before the upload.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Push:
         stage_in: Path | None = None,
     ) -> None:
         if not folder.is_dir():
-            raise InputError(f"there is no folder '{folder}': give a run's output_dir")
+            raise InputError(f"folder '{folder}' does not exist: give a run's output_dir")
         run = run_of(folder)
         self.folder, self.token, self.revision = folder, token, revision
         self.repo_id = repo_id or read_config(run).get("hub_model_id") or run.resolve().name
@@ -125,22 +125,23 @@ class Push:
             failed.pop_all()
 
     def send(self) -> str:
-        """Uploads it and returns the repo's address; once."""
+        """Upload the staged files and return the repository's address. It can be called once."""
         failing = explained(
             f"cannot push to {visible(self.repo_id)}", f", then {again(self.folder)}; nothing of the run is lost"
         )
-        with self._staging, failing, _impatient():
+        with self._staging, failing, _timeout():
             api = HfApi(token=self.token)
             url, repo_id = make_repo(api, self.repo_id, self.private)
             if self.parts:
                 _, transcripts = make_repo(api, f"{repo_id}-transcripts", private=True, repo_type="dataset")
-            self._write_cards(repo_id)  # whose namespace is known now
+            self._write_cards(repo_id)  # its namespace is known now
             send = partial(api.upload_folder, commit_message=self.commit_message)
             if self.parts:
-                send(repo_id=transcripts, folder_path=self.transcripts, repo_type="dataset")
+                data = {"folder_path": self.transcripts, "allow_patterns": TRANSCRIPT_FILES}
+                send(repo_id=transcripts, repo_type="dataset", **data)
             if self.revision is not None:
                 api.create_branch(repo_id, branch=self.revision, exist_ok=True)
-            send(repo_id=repo_id, folder_path=self.model, revision=self.revision)
+            send(repo_id=repo_id, folder_path=self.model, allow_patterns=MODEL_FILES, revision=self.revision)
         return url
 
     def _write_cards(self, repo_id: str) -> None:
@@ -153,57 +154,58 @@ class Push:
 
 
 def make_repo(api: HfApi, repo_id: str, private: bool, repo_type: str = "model") -> tuple[str, str]:
-    """Address and full id of a repo, made where there is none. `InputError` where it is to be private and is not."""
+    """Return the address and full id of a repository, created if necessary. Raises `InputError` if `private` is set
+    and it exists and is public."""
     url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-    # To a repo that exists, create_repo does nothing, whatever `private` says.
+    # create_repo does not change an existing repository, whatever `private` says.
     if private and not api.repo_info(url.repo_id, repo_type=repo_type, timeout=SILENCE_SECONDS).private:
-        mend = "choose another --repo_id (hub_model_id) or make that one private"
+        fix = "choose another --repo_id (hub_model_id), or make that one private"
         if repo_type == "model":
-            mend = "push with --public (hub_private_repo=False), or " + mend
-        raise InputError(f"nothing was pushed, as the {repo_type} {url.repo_id} is there and public: {mend}")
+            fix = "push with --public (hub_private_repo=False), or " + fix
+        raise InputError(f"nothing was pushed: the {repo_type} {url.repo_id} exists and is public: {fix}")
     return str(url), url.repo_id
 
 
 def again(folder: Path) -> str:
-    """The command that pushes a folder."""
+    """Return the command that pushes a folder."""
     return f"`astra-trl push {shlex.quote(str(folder))}`"
 
 
 @contextmanager
 def explained(failed: str, then: str) -> Iterator[None]:
-    """Whatever goes wrong between here and the Hub becomes an `InputError` of one line: what failed, why, how to mend
-    it and what to do then."""
+    """Turn errors of the network and of the Hub into an `InputError` of one line: `failed`, the reason, how to fix it,
+    and `then`."""
     try:
         yield
     except InputError:
         raise
-    # What huggingface_hub and hf_xet raise: errors of HTTP and of the connection, a failed upload as RuntimeError, an
-    # answer that is none as ValueError.
+    # huggingface_hub and hf_xet raise errors of HTTP and of the connection, RuntimeError for a failed upload and
+    # ValueError for an unreadable answer.
     except (_HTTPError, OSError, RuntimeError, ValueError) as error:
-        wrong, mend = _explanation(error)
-        raise InputError(f"{failed}, {wrong}: {mend}{then}") from error
+        reason, fix = _explain(error)
+        raise InputError(f"{failed}: {reason}: {fix}{then}") from error
 
 
-def _explanation(error: BaseException) -> tuple[str, str]:
+def _explain(error: BaseException) -> tuple[str, str]:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (_HTTPError, OfflineModeIsEnabled)):
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, OfflineModeIsEnabled):
-        return "as HF_HUB_OFFLINE keeps this process off the network", "unset it (and TRANSFORMERS_OFFLINE)"
+        return "HF_HUB_OFFLINE keeps this process off the network", "unset it (and TRANSFORMERS_OFFLINE)"
     if isinstance(error, HFValidationError):
-        return "which is no name for a repo", "choose another --repo_id"
-    # hf_xet, which uploads in the Hub's own way, says the status in its text alone.
+        return "this is not a valid name of a repository", "choose another --repo_id"
+    # hf_xet gives the status only in its text.
     of_xet = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else int(of_xet[1]) if of_xet else None
     if status is not None:
         if status >= 500:
-            wrong, mend = "the Hub has trouble of its own", "wait some minutes"
+            reason, fix = "the Hub has an internal problem", "wait some minutes"
         else:
-            wrong, mend = _MENDS.get(status, ("the Hub refuses", "see to what it says"))
-        said = str(error) if status == 400 else getattr(cause, "server_message", None) or ""
-        return f"{wrong} ({status}{_one_line(said, ': ')})", mend
+            reason, fix = _CAUSES.get(status, ("the Hub refuses", "read its message"))
+        message = str(error) if status == 400 else getattr(cause, "server_message", None) or ""
+        return f"{reason} ({status}{_one_line(message, ': ')})", fix
     if cause is not None:
-        return f"the connection failed{_one_line(str(cause), ' (', ')')}", "see to the network, or wait a moment"
+        return f"the connection failed{_one_line(str(cause), ' (', ')')}", "check the network, or wait a moment"
     return f"the upload failed{_one_line(str(error), ' (', ')')}", "wait a moment"
 
 
@@ -213,7 +215,7 @@ def _one_line(text: str, before: str, after: str = "") -> str:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def _timeout() -> Iterator[None]:
     client = get_session()
     before = client.timeout
     client.timeout = SILENCE_SECONDS
@@ -224,10 +226,10 @@ def _impatient() -> Iterator[None]:
 
 
 def _card_of(folder: Path) -> Callable[..., str]:
-    # A trainer's card knows more than a folder without config.yaml.
-    run, written = run_of(folder), folder / "README.md"
-    if not (run / "config.yaml").exists() and written.exists():
-        text = written.read_text(encoding="utf-8")
+    # A trainer's card contains more than a folder without config.yaml.
+    run, existing = run_of(folder), folder / "README.md"
+    if not (run / "config.yaml").exists() and existing.exists():
+        text = existing.read_text(encoding="utf-8")
         if re.search(r"^- astra-trl$", text.partition("\n---\n")[0], re.MULTILINE):
             return lambda **_: Secrets(run).hide_paths(text)
     return partial(model_card, folder)

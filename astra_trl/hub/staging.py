@@ -1,4 +1,4 @@
-"""A run's files as they may be seen by others, in a folder of their own: what is not listed here is not sent."""
+"""Model files of a run as they are uploaded, in a folder of their own: nothing else is sent."""
 
 import json
 import os
@@ -8,34 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl.errors import InputError
-from astra_trl.hub.hiding import Secrets, last_part, shortened
-from astra_trl.results.run_folder import as_line, read_lines
+from astra_trl.hub.redaction import last_parts
 from astra_trl.text import parse_json
 
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
-# Files of settings, in which paths may stand.
-SETTINGS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
-OTHERS = (
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
+_SETTINGS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")  # may name paths
+_OTHERS = (
     "model.safetensors.index.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",
     "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja",
 )  # fmt: skip
-TRANSCRIPTS = {"training": "exchanges.jsonl", "evaluation": "evaluation/exchanges.jsonl"}
+MODEL_FILES = [*_WEIGHTS, *_SETTINGS, *_OTHERS, "README.md"]  # patterns of everything that a model's repository gets
 
 
 def run_of(folder: Path) -> Path:
-    """The run's folder: that of a checkpoint is around it."""
+    """Return the run's folder, which is the parent of a checkpoint's."""
     return folder.parent if is_checkpoint(folder) else folder
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether this is a checkpoint within a run's folder."""
+    """`True` if this is a checkpoint in a run's folder."""
     return folder.resolve().name.startswith("checkpoint-")
 
 
 def stage_model(folder: Path, into: Path) -> None:
-    """Puts the model and its tokenizer into `into`. Weights are linked: they may not fit on the disk a second time."""
-    weights = list(_matching(folder, WEIGHTS))
+    """Put the model and its tokenizer into `into`. Weights are linked, as the disk may not hold them twice."""
+    weights = list(_matching(folder, _WEIGHTS))
     if not weights:
         last = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
         raise InputError(
@@ -44,27 +42,13 @@ def stage_model(folder: Path, into: Path) -> None:
         )
     for file in weights:
         _link(file, into / file.name)
-    for file in _matching(folder, OTHERS):
+    for file in _matching(folder, _OTHERS):
         target = into / file.relative_to(folder)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
-    for file in _matching(folder, SETTINGS):
-        settings = json.dumps(shortened(_read_json(file)), indent=2, ensure_ascii=False)
+    for file in _matching(folder, _SETTINGS):
+        settings = json.dumps(last_parts(_read_json(file)), indent=2, ensure_ascii=False)
         (into / file.name).write_text(settings + "\n", encoding="utf-8")
-
-
-def stage_transcripts(run: Path, into: Path, secrets: Secrets) -> list[str]:
-    """Puts every exchange of the run into `into`; returns the names of the parts there are."""
-    found = [name for name, file in TRANSCRIPTS.items() if (run / file).exists()]
-    if not found:
-        raise InputError(f"'{run}' holds no exchanges.jsonl, so there are no transcripts: leave push_transcripts out")
-    for name in found:
-        with (into / f"{name}.jsonl").open("w", encoding="utf-8") as out:
-            for line in read_lines(run / TRANSCRIPTS[name]):
-                if "target" in line:
-                    line["target"] = last_part(line["target"])
-                out.write(secrets.hide_paths(as_line(line)))
-    return found
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
@@ -73,7 +57,7 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _link(file: Path, target: Path) -> None:
-    # A hard link stays whole where a trainer drops the checkpoint that it is from.
+    # A hard link remains complete if a trainer deletes the checkpoint that it is from.
     for make in (os.link, os.symlink, shutil.copyfile):
         try:
             make(file.resolve(), target)

@@ -1,36 +1,35 @@
-"""The card of the data set that holds a run's conversations."""
+"""The data set with the conversations of a run: its files and its card."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from huggingface_hub import DatasetCardData
+from huggingface_hub import DatasetCard, DatasetCardData
 
-from astra_trl.hub.settings import inline
+from astra_trl.errors import InputError
+from astra_trl.hub.redaction import Secrets, last_part
+from astra_trl.lines import as_line, read_lines
+from astra_trl.results.markdown import escape
 
-_COLUMNS = {
-    "round": "of training, from 1",
-    "step": "of training, where the algorithm samples step by step",
-    "arm": "of the evaluation: `tester` is trained, `baseline` is not, in `openings` the opening alone is said",
-    "target": "the model that answers",
-    "tree": "number of the opening within its round or, the same in every arm, within the evaluation",
-    "path": "place in the tree: which probe of each turn led here",
-    "depth": "turn, from 1",
-    "context": "what was said before, as pairs of speaker and text",
-    "probe": "what the tester wrote",
-    "response": "what the target answered",
-    "probe_logprob_per_token": "mean log-probability of the probe's tokens under the target",
-    "baseline_logprob_per_token": "the same under the untrained tester",
-    "scores": "harm by scorer, from 0 to 1; null if it could not be scored, or the response is empty",
-    "terms": "what the reward is made of, unweighted",
-    "reward": "of the exchange",
-    "credit": "the reward, with what later turns add to it",
-    "error": "why the exchange failed, if it did",
-    "sampling_logprobs": "of the probe's tokens, as they were sampled",
-    "tester_logprob": "of the probe under the tester at temperature 1, summed over its tokens",
-}
+TRANSCRIPT_FILES = ["training.jsonl", "evaluation.jsonl", "README.md"]  # everything that the data set gets
+_FILES = {"training": "exchanges.jsonl", "evaluation": "evaluation/exchanges.jsonl"}
+
+
+def stage_transcripts(run: Path, into: Path, secrets: Secrets) -> list[str]:
+    """Put every exchange of the run into `into`; return the names of the existing parts."""
+    parts = [name for name, file in _FILES.items() if (run / file).exists()]
+    if not parts:
+        raise InputError(f"'{run}' holds no exchanges.jsonl, so it has no transcripts: leave push_transcripts out")
+    for name in parts:
+        with (into / f"{name}.jsonl").open("w", encoding="utf-8") as out:
+            for line in read_lines(run / _FILES[name]):
+                if "target" in line:
+                    line["target"] = last_part(line["target"])
+                out.write(secrets.hide_paths(as_line(line)))
+    return parts
 
 
 def transcripts_card(repo_id: str, parts: Sequence[str]) -> str:
-    """The text of its `README.md`; `parts` are those of `training` and `evaluation` that there are."""
+    """Return the data set's `README.md`; `parts` are the existing ones of `training` and `evaluation`."""
     name = repo_id.rpartition("/")[2]
     data = DatasetCardData(
         pretty_name=f"Conversations of {name}",
@@ -38,25 +37,6 @@ def transcripts_card(repo_id: str, parts: Sequence[str]) -> str:
         tags=["astra-trl", "not-for-all-audiences"],
         configs=[{"config_name": part, "data_files": f"{part}.jsonl"} for part in parts],
     )
-    columns = "\n".join(f"| `{column}` | {meaning} |" for column, meaning in _COLUMNS.items())
-    return f"""\
----
-{data.to_yaml()}
----
-
-# Conversations of {inline(name)}
-
-> [!WARNING]
-> This is harmful text: insults, threats and worse, written by a tester that was trained to provoke it and by the
-> target that answered. Keep this data set private; it was made so.
-
-Every exchange between the tester [{inline(repo_id)}](https://huggingface.co/{repo_id}) and its target: of training
-(`training.jsonl`) and of its evaluation (`evaluation.jsonl`), as far as they are here, a line an exchange.
-
-| column | meaning |
-|---|---|
-{columns}
-
-It is for understanding what the tester found and for mending the target, not for training models that do harm.
-Openings come from the prompts that the run was given, under the terms of those.
-"""
+    names = {"name": escape(name), "model": escape(repo_id), "repo_id": repo_id}
+    card = DatasetCard.from_template(data, str(Path(__file__).with_name("transcripts_template.md")), **names)
+    return f"{card}\n"

@@ -1,4 +1,4 @@
-"""What came out of runs and evaluations: one HTML page, or Markdown. Needs none of the libraries that train."""
+"""Reports on runs and evaluations: one HTML page, or Markdown. They need no library that trains."""
 
 from astra_trl.report.markdown import markdown_report
 from astra_trl.report.page import write_report

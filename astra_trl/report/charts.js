@@ -1,21 +1,21 @@
-// Line charts with intervals, and what all charts share: ticks, axes, labels that keep apart.
+// Line charts with intervals, and the parts of all charts: ticks, axes, labels without overlap.
 
 function ticks(low, high, count) {
   const span = high - low || Math.abs(high) || 1;
   const rough = span / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
-  const found = [];
+  const values = [];
   for (let at = Math.ceil(low / step - 1e-9); at <= high / step + 1e-9; at++)
-    found.push(Number((at * step).toPrecision(12)));
-  return found;
+    values.push(Number((at * step).toPrecision(12)));
+  return values;
 }
 
 const scale = (from, to, start, end) => (value) => start + ((value - from) / (to - from || 1)) * (end - start);
 
 const text = (x, y, content, attributes = {}) => svg("text", { x, y, ...attributes }, content);
 
-// Moves labels that would cover each other apart, in place.
+// Moves overlapping labels apart, in place.
 function keepApart(labels, distance, top, bottom) {
   labels.sort((a, b) => a.y - b.y);
   labels.forEach((label, i) => {
@@ -27,7 +27,7 @@ function keepApart(labels, distance, top, bottom) {
   return labels;
 }
 
-// What a folder's arm looks like: by folder where they are several, else by arm; never by colour alone.
+// The style of an arm of a folder: by folder if there are several, else by arm; never by colour alone.
 const ARM_ORDER = [
   ...new Set(["tester", "baseline", "openings", ...SOURCES.map((s) => s.arm).filter((arm) => arm !== null)]),
 ];
@@ -63,7 +63,7 @@ function keyOf(series) {
           svg("path", { class: `line ${style}`, d: "M0 6H30" }),
           mark(style, 15, 6),
         ),
-        said(name),
+        bdi(name),
       ),
     ),
   );
@@ -76,11 +76,11 @@ function lineChart(spec) {
   const figure = el(
     "figure",
     {},
-    el("figcaption", {}, el("b", {}, said(spec.title)), el("span", {}, spec.unit)),
+    el("figcaption", {}, el("b", {}, bdi(spec.title)), el("span", {}, spec.unit)),
     holder,
     readout,
   );
-  const write = spec.percent ? percent : written;
+  const write = spec.percent ? percent : formatNumber;
   const xs = [...new Set(spec.series.flatMap((s) => s.points.map((p) => p.x)))].sort((a, b) => a - b);
   const all = spec.series.flatMap((s) => s.points.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]));
   const lowest = Math.min(...all, spec.from ?? Infinity);
@@ -88,7 +88,7 @@ function lineChart(spec) {
   const pad = (highest - lowest || Math.abs(highest) || 1) * 0.06;
   const y0 = spec.from ?? lowest - pad;
   const y1 = spec.percent ? Math.max(0.1, highest) : highest + pad;
-  let chosen = -1;
+  let current = -1;
   drawnToWidth(holder, (width) => {
     const height = spec.height ?? 210;
     const frame = { left: 46, right: width - 62, top: 10, bottom: height - 34 };
@@ -99,7 +99,7 @@ function lineChart(spec) {
     for (const at of ticks(y0, y1, 5)) {
       root.append(
         svg("line", { class: "grid", x1: frame.left, x2: frame.right, y1: sy(at), y2: sy(at) }),
-        text(frame.left - 6, sy(at) + 4, spec.percent ? `${Math.round(at * 1000) / 10}%` : written(at), {
+        text(frame.left - 6, sy(at) + 4, spec.percent ? `${Math.round(at * 1000) / 10}%` : formatNumber(at), {
           class: "tick end",
         }),
       );
@@ -110,7 +110,7 @@ function lineChart(spec) {
     for (const at of steps.length ? steps : xs) {
       root.append(
         svg("line", { class: "axis", x1: sx(at), x2: sx(at), y1: frame.bottom, y2: frame.bottom + 4 }),
-        text(sx(at), frame.bottom + 16, written(at), { class: "tick middle" }),
+        text(sx(at), frame.bottom + 16, formatNumber(at), { class: "tick middle" }),
       );
     }
     root.append(
@@ -119,7 +119,7 @@ function lineChart(spec) {
     );
     const ends = [];
     spec.series.forEach(({ style, points }, place) => {
-      // Intervals at the same place stand side by side.
+      // Intervals at the same place are drawn side by side.
       const shift = points.some((p) => p.low != null) ? (place - (spec.series.length - 1) / 2) * 5 : 0;
       const at = points.map((p) => [sx(p.x) + shift, sy(p.y)]);
       for (const [i, p] of points.entries()) {
@@ -135,7 +135,7 @@ function lineChart(spec) {
       );
       if (points.length <= 40) for (const [x, y] of at) root.append(mark(style, x, y));
       const [x, y] = at.at(-1);
-      // A value stands beside the last point, above it within the chart; a single point's would cover others.
+      // A value is written beside the last point, or above it inside the chart; that of a single point could hide others.
       if (points.length === 1 && xs.length > 1) return;
       if (points.at(-1).x < xs.at(-1))
         root.append(
@@ -151,16 +151,16 @@ function lineChart(spec) {
     const rule = svg("line", { class: "rule", y1: frame.top, y2: frame.bottom, x1: -9, x2: -9 });
     root.append(rule);
     const show = (place) => {
-      chosen = Math.max(0, Math.min(xs.length - 1, place));
-      const at = xs[chosen];
+      current = Math.max(0, Math.min(xs.length - 1, place));
+      const at = xs[current];
       rule.setAttribute("x1", sx(at));
       rule.setAttribute("x2", sx(at));
       const values = spec.series.flatMap((s) => s.points.filter((p) => p.x === at).map((p) => [s.name, p]));
       readout.replaceChildren(
-        `${spec.x} ${written(at)}: `,
+        `${spec.x} ${formatNumber(at)}: `,
         ...values.flatMap(([name, p], i) => [
           i ? "; " : "",
-          spec.series.length > 1 ? said(name) : "",
+          spec.series.length > 1 ? bdi(name) : "",
           spec.series.length > 1 ? " " : "",
           write(p.y),
           p.low != null && p.high != null ? ` [${write(p.low)}, ${write(p.high)}]` : "",
@@ -172,7 +172,7 @@ function lineChart(spec) {
       show(xs.reduce((best, at, i) => (Math.abs(sx(at) - x) < Math.abs(sx(xs[best]) - x) ? i : best), 0));
     });
     root.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: chosen - 1, ArrowRight: chosen + 1, Home: 0, End: xs.length - 1 }[event.key];
+      const step = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: xs.length - 1 }[event.key];
       if (step === undefined) return;
       event.preventDefault();
       show(step);
@@ -185,7 +185,7 @@ function lineChart(spec) {
 function inWords(spec, write) {
   const lines = spec.series.map(({ name, points }) =>
     points.length
-      ? `${name}: from ${[points[0], points.at(-1)].map((p) => `${write(p.y)} at ${written(p.x)}`).join(" to ")}`
+      ? `${name}: from ${[points[0], points.at(-1)].map((p) => `${write(p.y)} at ${formatNumber(p.x)}`).join(" to ")}`
       : `${name}: nothing`,
   );
   return `${spec.title}, ${spec.unit}, by ${spec.x}. ${lines.join("; ")}. Arrow keys read single values.`;

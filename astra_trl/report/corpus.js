@@ -3,7 +3,7 @@
 const DATA = JSON.parse($("data").textContent);
 const { rows: ROWS, trees: TREES, sources: SOURCES, texts: TEXTS } = DATA;
 
-const MEASURED = ROWS.error.length; // behind them stand exchanges of which only the text is known
+const MEASURED = ROWS.error.length; // the rows after these are exchanges of which only the text is known
 const NOT_ASKED = -1; // in a column of scores; NaN is what could not be scored
 
 const numbers = (column) => Float64Array.from(column, (value) => (typeof value === "number" ? value : NaN));
@@ -17,7 +17,7 @@ const SCORES = new Map(
 const LOGPROB = numbers(DATA.numbers.probe_logprob_per_token);
 const REWARD = numbers(DATA.numbers.reward);
 
-// Which tree a row stands in: rows of a tree follow each other.
+// The tree of each row: rows of a tree follow each other.
 const TREE_OF = new Int32Array(ROWS.parent.length);
 for (let tree = 0; tree < TREES.first.length; tree++) {
   TREE_OF.fill(tree, TREES.first[tree], TREES.first[tree] + TREES.count[tree]);
@@ -25,7 +25,7 @@ for (let tree = 0; tree < TREES.first.length; tree++) {
 }
 const SOURCE_OF = Int32Array.from(TREE_OF, (tree) => TREES.source[tree]);
 
-// The harm that a row's source counts by, and what became of the row.
+// The score that a row's source counts by, and the state of the row.
 const [HARMLESS, HARMFUL, UNSCORED, FAILED, UNMEASURED, EMPTY] = [0, 1, 2, 3, 4, 5];
 const HARM = new Float64Array(ROWS.parent.length).fill(NaN);
 const STATE = new Uint8Array(ROWS.parent.length).fill(UNMEASURED);
@@ -67,7 +67,7 @@ function treeRows(tree) {
   return children;
 }
 
-// The harm of a row in words: never a number where there is none.
+// The harm of a row in words; a number only if there is a score.
 function harmInWords(row) {
   return STATE[row] <= HARMFUL ? `${SOURCES[SOURCE_OF[row]].harm} ${HARM[row].toFixed(2)}` : STATES[STATE[row]];
 }

@@ -1,34 +1,35 @@
-"""Curves over a run's rounds, of one run or of several in the same axes."""
+"""Curves over the rounds of one run, or of several in the same axes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from astra_trl.evaluation.results import number
 from astra_trl.report.exchanges import Exchanges, distinct_bigrams
-from astra_trl.report.reading import Folder, number
+from astra_trl.results.reading import Folder
 
 Points = list[tuple[float, float]]
 
-COLLECTED = "round"
-TRAINED = "rounds trained"
-
+_COLLECTED = "round"
+_TRAINED = "rounds trained"
 _NOT_METRICS = ("runtime", "_per_second")
 
 
 def curves(folders: Sequence[Folder], exchanges: Exchanges) -> list[dict[str, Any]]:
-    """Charts, each a title, the units of its axes and a series a folder; those without a point are left out."""
-    found = [
-        _chart("Harmful share of responses", "share of responses", COLLECTED, folders, _of_rounds("harmful_share")),
-        _chart("Reward", "mean reward", COLLECTED, folders, _of_rounds("reward")),
-        _chart("Probe log-probability", "nats per token", COLLECTED, folders, _of_rounds("probe_logprob_per_token")),
-        *(_chart(title, unit, TRAINED, folders, points) for title, unit, points in _KL),
+    """Return charts: each has a title, the units of its axes and one series per folder. Charts without a point are
+    left out."""
+    charts = [
+        _chart("Harmful share of responses", "share of responses", _COLLECTED, folders, _of_rounds("harmful_share")),
+        _chart("Reward", "mean reward", _COLLECTED, folders, _of_rounds("reward")),
+        _chart("Probe log-probability", "nats per token", _COLLECTED, folders, _of_rounds("probe_logprob_per_token")),
+        *(_chart(title, unit, _TRAINED, folders, points) for title, unit, points in _KL),
         _diversity(folders, exchanges),
     ]
     metrics = dict.fromkeys(key for folder in folders for row in folder.log for key in row if key.startswith("eval_"))
     for key in metrics:
         if not key.endswith(_NOT_METRICS):
-            found.append(_chart(key, "as logged", TRAINED, folders, partial(_logged, key=key)))
-    return [chart for chart in found if any(series["points"] for series in chart["series"])]
+            charts.append(_chart(key, "as logged", _TRAINED, folders, partial(_logged, key=key)))
+    return [chart for chart in charts if chart["series"]]
 
 
 def _chart(
@@ -50,12 +51,9 @@ def _points(values: Iterable[tuple[Any, Any]]) -> Points:
     return [(x, y) for at, value in values if (x := number(at)) is not None and (y := number(value)) is not None]
 
 
-def _is_ppo(folder: Folder) -> bool:
-    return any("objective/kl" in row for row in folder.log)
-
-
 def _per_token_kl(folder: Folder) -> Points:
-    return [] if _is_ppo(folder) else _logged(folder, "kl")
+    # PPO logs a KL of its own, per probe.
+    return [] if any("objective/kl" in row for row in folder.log) else _logged(folder, "kl")
 
 
 def _log_ratio(folder: Folder) -> Points:
@@ -65,8 +63,8 @@ def _log_ratio(folder: Folder) -> Points:
         return []
 
     def mean(row: Mapping[str, Any]) -> float | None:
-        chosen, rejected = number(row.get("rewards/chosen")), number(row.get("rewards/rejected"))
-        return None if chosen is None or rejected is None else (chosen + rejected) / (2 * beta)
+        winner, loser = number(row.get("rewards/chosen")), number(row.get("rewards/rejected"))
+        return None if winner is None or loser is None else (winner + loser) / (2 * beta)
 
     return _points((row.get("epoch"), mean(row)) for row in folder.log)
 
@@ -79,7 +77,7 @@ _KL: list[tuple[str, str, Callable[[Folder], Points]]] = [
 
 
 def _diversity(folders: Sequence[Folder], exchanges: Exchanges) -> dict[str, Any]:
-    # Distinct-2 falls with the number of probes, so every finished round is measured on as many as the smallest has.
+    # Distinct-2 falls with the number of probes, so every finished round is measured on the number of the smallest.
     finished = [
         {at: probes[at] for row in folder.rounds if isinstance(at := row.get("round"), int) and at in probes}
         for folder, probes in zip(folders, exchanges.probes, strict=True)
@@ -93,7 +91,7 @@ def _diversity(folders: Sequence[Folder], exchanges: Exchanges) -> dict[str, Any
     series = [{"folder": place, "points": points(rounds)} for place, rounds in enumerate(finished)]
     return {
         "title": "Diversity of probes (distinct-2)",
-        "unit": f"distinct word pairs / all, of {size} probes a round",
-        "x": COLLECTED,
+        "unit": f"distinct word pairs / all, of {size} probes per round",
+        "x": _COLLECTED,
         "series": [one for one in series if one["points"]],
     }

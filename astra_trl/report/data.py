@@ -1,17 +1,17 @@
-"""What the page embeds: exchanges in columns, curves, and figures with intervals, as one JSON object."""
+"""The data that the page embeds as one JSON object: exchanges in columns, curves, and figures with intervals."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from astra_trl.report.curves import curves
 from astra_trl.report.exchanges import NUMBERS, TREE, read_exchanges
-from astra_trl.report.figures import Column, column_name, columns, compared_with, figure
-from astra_trl.report.reading import Folder
+from astra_trl.report.figures import Column, column_name, columns
 from astra_trl.results.labels import arm_name, isolated, model_name
+from astra_trl.results.reading import Folder
 
 
 def report_data(folders: Sequence[Folder]) -> dict[str, Any]:
-    """The data that the page's script draws from. Raises `InputError` where a line of a file is damaged."""
+    """Return the data that the page's script draws. Raises `InputError` if a line of a file is damaged."""
     exchanges = read_exchanges(folders)
     rows = exchanges.rows
     for source in exchanges.sources:
@@ -37,41 +37,31 @@ def _source_name(folders: Sequence[Folder], source: dict[str, Any]) -> str:
     run = f"{isolated(folder.name)}: " if len(folders) > 1 else ""
     if source["arm"] is None:
         return f"{run}training"
-    targets = {arm["target"] for arm in folder.evaluation["arms"]} if folder.evaluation else set()
-    against = f", {model_name(source['target'])}" if len(targets) > 1 else ""
-    return f"{run}{arm_name(source['arm'])}{against}"
+    several = folder.evaluation is not None and len(folder.evaluation.targets) > 1
+    return f"{run}{arm_name(source['arm'])}" + (f", {model_name(source['target'])}" if several else "")
 
 
 def _share(folders: Sequence[Folder], column: Column) -> dict[str, Any] | None:
-    # An arm's harmful share over all turns and by turn, with intervals; none where there is nothing beside it.
-    folder = folders[column.folder]
-    assert folder.evaluation is not None
-    harm = folder.evaluation["settings"].get("harm", "harm")
-    beside = compared_with(folder, column.target)
+    # An arm's harmful share over all turns and by turn, with intervals; `None` if there is nothing to compare with.
+    harm, prefix = column.evaluation.harm, "harmful_share_turn_"
 
     def point(name: str) -> dict[str, Any] | None:
-        if beside is None or figure(folder, name, beside, column.target) is None:
-            return None
-        row = figure(folder, name, column.arm, column.target)
-        return row and {key: row.get(key) for key in ("value", "low", "high", "n")}
+        figure = column.find(name) if column.has_comparison(name) else None
+        return {key: getattr(figure, key) for key in ("value", "low", "high", "n")} if figure else None
 
     over_all = point(f"harmful_share/{harm}")
     if over_all is None:
         return None
-    prefix = "harmful_share_turn_"
-    turns = sorted(
-        {
-            int(digits)
-            for row in folder.evaluation["figures"]
-            if row["figure"].startswith(prefix)
-            and (digits := row["figure"].removeprefix(prefix).partition("/")[0]).isdecimal()
-        }
-    )
-    by_turn = [{"turn": t, **p} for t in turns if (p := point(f"{prefix}{t}/{harm}")) is not None]
+    numbers = {
+        row["figure"].removeprefix(prefix).partition("/")[0]
+        for row in column.evaluation.figures
+        if row["figure"].startswith(prefix)
+    }
+    turns = sorted(int(digits) for digits in numbers if digits.isdecimal())
     return {
         "folder": column.folder,
         "arm": column.arm,
-        "name": column_name(folders, column),
+        "name": column_name(folders, column.folder, column.arm),
         **over_all,
-        "turns": by_turn,
+        "turns": [{"turn": t, **p} for t in turns if (p := point(f"{prefix}{t}/{harm}")) is not None],
     }

@@ -1,4 +1,4 @@
-// The conversation up to a chosen exchange, with what was measured on each.
+// The conversation up to the selected exchange, with the measurements of each.
 
 const DIALOGUE = $("dialogue");
 
@@ -6,19 +6,19 @@ function turn(speaker, content, extra = []) {
   return el(
     "li",
     { class: `turn ${["tester", "target"].includes(speaker) ? speaker : "before"}` },
-    el("span", { class: "speaker" }, said(speaker)),
+    el("span", { class: "speaker" }, bdi(speaker)),
     el("p", { dir: "auto" }, content === "" ? el("i", {}, "says nothing") : content),
     ...extra,
   );
 }
 
-// One measure; what could not be measured says so.
+// One measurement, or the note that there is none.
 function measure(name, value) {
-  const content = value === "nan" || Number.isNaN(value) ? "not scored" : written(value);
+  const content = value === "nan" || Number.isNaN(value) ? "not scored" : formatNumber(value);
   return el(
     "div",
     {},
-    el("dt", {}, said(name)),
+    el("dt", {}, bdi(name)),
     el("dd", { class: content === "not scored" ? "missing" : "" }, content),
   );
 }
@@ -26,7 +26,7 @@ function measure(name, value) {
 function measuresOf(row) {
   if (STATE[row] === UNMEASURED)
     return el("p", { class: "note" }, "Context of the exchange below: this run’s files hold its text, no scores.");
-  if (STATE[row] === FAILED) return el("p", { class: "failure" }, "Failed: ", said(TEXTS[ROWS.error[row]]));
+  if (STATE[row] === FAILED) return el("p", { class: "failure" }, "Failed: ", bdi(TEXTS[ROWS.error[row]]));
   const numbersOf = DATA.numbers;
   const groups = [
     ["Scores", Object.entries(DATA.scores).map(([name, column]) => [name, column[row]])],
@@ -54,7 +54,7 @@ function measuresOf(row) {
   if (STATE[row] === EMPTY)
     parts.unshift(el("p", { class: "failure" }, "An empty response: in no figure of harm, and without a reward."));
   if (STATE[row] === UNSCORED)
-    parts.unshift(el("p", { class: "failure" }, said(sourceOf(row).harm), " could not score this exchange."));
+    parts.unshift(el("p", { class: "failure" }, bdi(sourceOf(row).harm), " could not score this exchange."));
   return el("div", { class: "measures" }, ...parts);
 }
 
@@ -85,7 +85,7 @@ function elsewhere(row, choose) {
       return el(
         "button",
         { type: "button", onclick: () => choose(deep, "elsewhere") },
-        said(SOURCES[TREES.source[tree]].name),
+        bdi(SOURCES[TREES.source[tree]].name),
       );
     }),
   );
@@ -100,7 +100,7 @@ function showDialogue(row, choose) {
   ]);
   if (turns.length) turns.slice(-2).forEach((item) => item.classList.add("chosen"));
   DIALOGUE.replaceChildren(
-    el("p", { class: "where" }, scoreBadge(row), " ", said(sourceOf(row).name), ` · ${placeOf(row)}`),
+    el("p", { class: "where" }, scoreBadge(row), " ", bdi(sourceOf(row).name), ` · ${placeOf(row)}`),
     el("ol", { class: "turns" }, ...opening, ...turns),
     ...[elsewhere(row, choose)].filter(Boolean),
   );

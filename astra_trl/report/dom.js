@@ -17,14 +17,14 @@ function fill(node, attributes, children) {
 const el = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
 const svg = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
 
-// What others wrote, kept from turning the direction of the text around it.
-const said = (text) => el("bdi", { dir: "auto" }, text);
+// Text of models and users, isolated so that it cannot reverse the direction of the text around it.
+const bdi = (text) => el("bdi", { dir: "auto" }, text);
 
 const cut = (text, length) => (text.length > length ? `${text.slice(0, length)}…` : text);
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
-function written(value) {
+function formatNumber(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   const text = size >= 1000 ? value.toFixed(0) : size >= 0.001 ? value.toPrecision(3) : value.toExponential(1);

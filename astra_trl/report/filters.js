@@ -1,4 +1,4 @@
-// Which exchanges are shown, and in which order.
+// Filters and order of the exchanges.
 
 const FILTERS = $("filters");
 const lower = []; // texts in lower case, made when first searched
@@ -16,8 +16,8 @@ const ORDERS = {
   "highest reward first": () => (row) => -REWARD[row],
 };
 
-// What the form asks for, as values.
-function asked() {
+// The values of the form.
+function readQuery() {
   const value = (name) => FILTERS.elements[name].value;
   const bound = (name, none) => (value(name) === "" || Number.isNaN(Number(value(name))) ? none : Number(value(name)));
   const source = value("source");
@@ -35,8 +35,8 @@ function asked() {
   };
 }
 
-// The measured rows that are asked for, in one pass.
-function found(query) {
+// The measured rows that match a query, in one pass.
+function matchingRows(query) {
   const scores = SCORES.get(query.score) ?? HARM;
   const texts = query.text ? matchingTexts(query.text) : null;
   const ranged = query.low > -Infinity || query.high < Infinity;
@@ -47,7 +47,7 @@ function found(query) {
     if (!query.sources[SOURCE_OF[row]]) continue;
     if (query.state >= 0 && STATE[row] !== query.state) continue;
     if (query.depth && ROWS.depth[row] !== query.depth) continue;
-    // A score that is not there is in no range.
+    // A missing score is in no range.
     if (ranged && !(scores[row] >= Math.max(0, query.low) && scores[row] <= query.high)) continue;
     if (rounded) {
       const round = TREES.round[TREE_OF[row]];
@@ -59,7 +59,7 @@ function found(query) {
   const result = kept.subarray(0, count);
   const by = ORDERS[query.order]?.(scores);
   if (!by) return result;
-  // What is not measured comes last.
+  // Rows without a measurement come last.
   const keys = new Float64Array(MEASURED);
   for (const row of result) {
     const key = by(row);
@@ -94,12 +94,12 @@ function watchFilters(change) {
   let last = "";
   const now = () => {
     clearTimeout(waiting);
-    const query = asked();
-    // A field that loses the focus tells of its change again: what is clicked at that moment must stay in place.
+    const query = readQuery();
+    // A field that loses the focus reports its change again; the element that is being clicked must not move then.
     if (JSON.stringify(query, exact) === last) return;
     last = JSON.stringify(query, exact);
     const start = performance.now();
-    change(found(query), query);
+    change(matchingRows(query), query);
     FILTERS.dataset.milliseconds = (performance.now() - start).toFixed(1);
   };
   FILTERS.addEventListener("submit", (event) => event.preventDefault());
@@ -108,7 +108,7 @@ function watchFilters(change) {
   FILTERS.addEventListener("input", (event) => {
     if (event.target.type !== "search" && event.target.type !== "number") return;
     clearTimeout(waiting);
-    waiting = setTimeout(now, 120); // typing goes on
+    waiting = setTimeout(now, 120); // wait until the user stops typing
   });
   now();
 }

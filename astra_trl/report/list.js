@@ -1,4 +1,4 @@
-// The list of found exchanges. However many they are, only those in sight are in the document.
+// The list of matching exchanges. Only the visible ones are in the document.
 
 const ROW_HEIGHT = 66;
 const LIST = $("list");
@@ -19,18 +19,18 @@ const heat = (row) => (STATE[row] <= HARMFUL ? Math.min(4, Math.floor(HARM[row] 
 class ExchangeList {
   constructor(choose) {
     this.rows = new Int32Array(0);
-    this.chosen = -1; // a place in the list
+    this.selected = -1; // a place in the list
     this.space = el("div", { class: "space", role: "presentation" });
     LIST.append(this.space);
     LIST.addEventListener("scroll", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(LIST);
     LIST.addEventListener("click", (event) => {
       const place = Math.floor((event.clientY - this.space.getBoundingClientRect().top) / ROW_HEIGHT);
-      if (place >= 0 && place < this.rows.length) choose(this.rows[(this.chosen = place)], "click");
+      if (place >= 0 && place < this.rows.length) choose(this.rows[(this.selected = place)], "click");
     });
     LIST.addEventListener("keydown", (event) => {
       const page = Math.max(1, Math.floor(LIST.clientHeight / ROW_HEIGHT) - 1);
-      const { chosen: at, rows } = this;
+      const { selected: at, rows } = this;
       const to = {
         ArrowDown: at + 1,
         ArrowUp: at - 1,
@@ -41,7 +41,7 @@ class ExchangeList {
       }[event.key];
       if (event.key === "Enter" && at >= 0) choose(rows[at], "enter");
       else if (to !== undefined && rows.length)
-        choose(rows[(this.chosen = Math.max(0, Math.min(rows.length - 1, to)))], "key");
+        choose(rows[(this.selected = Math.max(0, Math.min(rows.length - 1, to)))], "key");
       else return;
       event.preventDefault();
     });
@@ -54,11 +54,11 @@ class ExchangeList {
     this.draw();
   }
 
-  // Marks a row, and brings it into sight where the list holds it.
+  // Marks a row, and scrolls to it if the list holds it.
   mark(row) {
-    if (this.rows[this.chosen] !== row) this.chosen = this.rows.indexOf(row);
-    if (this.chosen >= 0) {
-      const top = this.chosen * ROW_HEIGHT;
+    if (this.rows[this.selected] !== row) this.selected = this.rows.indexOf(row);
+    if (this.selected >= 0) {
+      const top = this.selected * ROW_HEIGHT;
       if (top < LIST.scrollTop) LIST.scrollTop = top;
       else if (top + ROW_HEIGHT > LIST.scrollTop + LIST.clientHeight)
         LIST.scrollTop = top + ROW_HEIGHT - LIST.clientHeight;
@@ -72,7 +72,7 @@ class ExchangeList {
     const shown = [];
     for (let place = first; place < last; place++) shown.push(this.option(place));
     this.space.replaceChildren(...shown);
-    const active = this.chosen >= first && this.chosen < last ? `option-${this.chosen}` : null;
+    const active = this.selected >= first && this.selected < last ? `option-${this.selected}` : null;
     if (active) LIST.setAttribute("aria-activedescendant", active);
     else LIST.removeAttribute("aria-activedescendant");
   }
@@ -84,7 +84,7 @@ class ExchangeList {
       {
         role: "option",
         id: `option-${place}`,
-        "aria-selected": String(place === this.chosen),
+        "aria-selected": String(place === this.selected),
         "aria-setsize": this.rows.length,
         "aria-posinset": place + 1,
       },
@@ -92,9 +92,9 @@ class ExchangeList {
       el(
         "span",
         { class: "words" },
-        el("span", { class: "clip" }, said(cut(probeOf(row), 200))),
-        el("span", { class: "clip answer" }, said(cut(responseOf(row), 200))),
-        el("span", { class: "clip where" }, said(sourceOf(row).name), ` · ${placeOf(row)}`),
+        el("span", { class: "clip" }, bdi(cut(probeOf(row), 200))),
+        el("span", { class: "clip answer" }, bdi(cut(responseOf(row), 200))),
+        el("span", { class: "clip where" }, bdi(sourceOf(row).name), ` · ${placeOf(row)}`),
       ),
     );
     option.style.top = `${place * ROW_HEIGHT}px`;

@@ -1,4 +1,4 @@
-// Everything together: a row that is chosen anywhere is shown everywhere.
+// All views together: a row that is selected in one is shown in all.
 
 drawOverview();
 
@@ -6,7 +6,7 @@ const tree = new TreeView($("tree"), choose);
 const list = new ExchangeList(choose);
 const scatter = new Scatter($("scatter"), choose);
 
-// Shows a row. A pointer or Enter goes on to the conversation; arrow keys stay where they are.
+// Shows a row. A pointer or Enter moves to the conversation; arrow keys do not.
 function choose(row, how) {
   tree.show(row);
   showDialogue(row, choose);
@@ -37,7 +37,7 @@ if (!MEASURED) {
     $("count").textContent = `${rows.length.toLocaleString("en")} of ${many(MEASURED, "exchange")}`;
     list.show(rows);
     scatter.show(rows, query.score);
-    list.chosen = -1;
+    list.selected = -1;
   });
   const linked = Number(/^#exchange-(\d+)$/.exec(location.hash)?.[1] ?? -1);
   choose(linked >= 0 && linked < ROWS.parent.length ? linked : list.rows[0], "start");

@@ -1,101 +1,81 @@
 """The report's figures as Markdown, for a model card or a pull request."""
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_trl.report.figures import Table, first_target, headline, summary_line, tables
-from astra_trl.report.reading import TESTER, Folder, damaged, number, read_folders, read_lines
-from astra_trl.report.tested import tested
+from astra_trl.evaluation.results import TESTER, number
+from astra_trl.lines import damaged_line, read_lines
+from astra_trl.report.figures import Table, headline, summary_line, tables
+from astra_trl.report.setup import setup
+from astra_trl.results.markdown import escape, fenced, table
+from astra_trl.results.reading import Folder, read_folders
 from astra_trl.text import visible
 
 CONVERSATIONS = 3
-LONGEST = 2000  # characters of a turn
+MAX_CHARACTERS = 2000  # of a turn
 
 
 def markdown_report(folders: Sequence[str | Path] | str | Path) -> str:
-    """Headline, figures with intervals, counts, what was tested, and the first conversations of the tester (not the
-    best ones) as Markdown. Raises `InputError` as `write_report` does."""
+    """Return headline, figures with intervals, counts, setup, and the tester's first conversations (not its best ones)
+    as Markdown. Raises `InputError` as `write_report` does."""
     read = read_folders(folders)
+    several = len(read) > 1
     parts = [
-        f"{_name(read, folder)}**{_inline(headline(folder))}** {_inline(summary_line(folder))}" for folder in read
+        f"{f'{escape(folder.name)}: ' if several else ''}**{escape(headline(folder))}** {escape(summary_line(folder))}"
+        for folder in read
     ]
-    found = tables(read)
-    parts += [_table(found[key]) for key in ("figures", "transfer", "counts") if key in found]
-    for folder in read:
-        rows = [f"- {_inline(name)}: {_inline(value)}" for name, value in tested(folder)]
-        parts.append("\n".join([f"### What was tested{_suffix(read, folder)}\n", *rows]))
-    spoken = _conversations(read[0])
-    if spoken:
-        parts += [f"### The first conversations{_suffix(read, read[0])}, not the best ones", *spoken]
+    by_key = tables(read)
+    parts += [_section(by_key[key]) for key in ("figures", "transfer", "counts") if key in by_key]
+    suffixes = [f": {escape(folder.name)}" if several else "" for folder in read]
+    for folder, suffix in zip(read, suffixes, strict=True):
+        rows = [f"- {escape(name)}: {escape(value)}" for name, value in setup(folder)]
+        parts.append("\n".join([f"### What was tested{suffix}\n", *rows]))
+    if conversations := _conversations(read[0]):
+        parts += [f"### The first conversations{suffixes[0]}, not the best ones", *conversations]
     return "\n\n".join(parts) + "\n"
 
 
-def _inline(text: str) -> str:
-    # Every character that Markdown or HTML could read as its own is escaped, and the text stays in its line.
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"[\\`*_\[\]#|~@$]|:(?=/)|(?<=www)\.", r"\\\g<0>", text)
-
-
-def _name(folders: Sequence[Folder], folder: Folder) -> str:
-    return f"{_inline(folder.name)}: " if len(folders) > 1 else ""
-
-
-def _suffix(folders: Sequence[Folder], folder: Folder) -> str:
-    return f": {_inline(folder.name)}" if len(folders) > 1 else ""
-
-
-def _table(table: Table) -> str:
-    rows = [
-        f"| {_inline(name)} | " + " | ".join(_inline(f"{cell.text} {cell.interval}") for cell in cells) + " |"
-        for name, cells in table.rows
-    ]
-    head = f"| | {' | '.join(_inline(name) for name in table.head)} |"
-    lines = [head, "|---|" + "---:|" * len(table.head), *rows]
-    note = f"{_inline(table.note)}\n\n" if table.note else ""
-    return f"### {table.title}\n\n{note}" + "\n".join(lines)
+def _section(content: Table) -> str:
+    note = f"{escape(content.note)}\n\n" if content.note else ""
+    rows = table(["", *content.head], [(name, *cells) for name, cells in content.rows], right=True)
+    return f"### {content.title}\n\n{note}{rows}"
 
 
 def _conversations(folder: Folder) -> list[str]:
     # The first openings' trees of the tester, each down its first branches.
-    harm = (folder.evaluation or {}).get("settings", {}).get("harm", "harm")
-    spoken: dict[int, list[str]] = {}
-    file = folder.evaluation_exchanges
-    for at, line in read_lines(file):
-        assert file is not None
+    file, evaluation = folder.evaluation_exchanges, folder.evaluation
+    if file is None or evaluation is None:
+        return []
+    conversations: dict[int, list[str]] = {}
+    for at, line in enumerate(read_lines(file), start=1):
         try:
-            if visible(line["arm"]) != TESTER or visible(line["target"]) != first_target(folder) or any(line["path"]):
+            arm, target = visible(line["arm"]), visible(line["target"])
+            if arm != TESTER or target != evaluation.targets[0] or any(line["path"]):
                 continue
-            if line["tree"] in spoken or len(spoken) < CONVERSATIONS:
-                said = spoken.setdefault(line["tree"], [])
-                said += _turns(line, harm, said)
-            elif len(spoken) == CONVERSATIONS:
+            if line["tree"] in conversations or len(conversations) < CONVERSATIONS:
+                turns = conversations.setdefault(line["tree"], [])
+                if not turns:
+                    turns += [_turn(speaker, text) for speaker, text in line["context"]]
+                turns += _exchange(line, evaluation.harm)
+            elif len(conversations) == CONVERSATIONS:
                 break
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise damaged(file, f"line {at} is no exchange") from error
-    return [_fenced("\n".join(said)) for said in spoken.values()]
+            raise damaged_line(file, at, "it is not an exchange") from error
+    return [fenced("\n".join(turns), "text") for turns in conversations.values()]
 
 
-def _turns(line: Mapping[str, Any], harm: str, said: Sequence[str]) -> list[str]:
-    # An exchange, behind its context where nothing is said yet.
-    context = [] if said else [_turn(speaker, text) for speaker, text in line["context"]]
+def _exchange(line: Mapping[str, Any], harm: str) -> list[str]:
     score = number(line["scores"].get(harm))
-    measured = "not scored" if score is None else f"{harm} {score:.2f}"
+    text = "not scored" if score is None else f"{harm} {score:.2f}"
     if not line["response"].strip():
-        measured = "empty"
+        text = "empty"
     if line.get("error") is not None:
-        measured = f"failed: {line['error']}"
-    return [*context, _turn("tester", line["probe"]), _turn("target", f"{line['response'] + ''}  [{measured}]")]
+        text = f"failed: {line['error']}"
+    return [_turn("tester", line["probe"]), _turn("target", f"{line['response'] + ''}  [{text}]")]
 
 
 def _turn(speaker: str, text: str) -> str:
-    said = " ".join(visible(text[:LONGEST]).split()) + (" […]" if len(text) > LONGEST else "")
-    return textwrap.fill(f"{visible(speaker)}: {said}", 100, subsequent_indent="    ")
-
-
-def _fenced(text: str) -> str:
-    # Within a fence longer than any in the text, nothing of it is Markdown or HTML.
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
+    words = " ".join(visible(text[:MAX_CHARACTERS]).split()) + (" […]" if len(text) > MAX_CHARACTERS else "")
+    return textwrap.fill(f"{visible(speaker)}: {words}", 100, subsequent_indent="    ")

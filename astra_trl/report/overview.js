@@ -1,6 +1,6 @@
-// Charts that no filter changes: harmful shares, curves over rounds, score histograms.
+// Charts that do not depend on the filters: harmful shares, curves over rounds, score histograms.
 
-// One row an arm: its harmful share with the 95% interval.
+// One row per arm: its harmful share with the 95% interval.
 function shareChart(shares) {
   const holder = el("div", {});
   const note = shares.some((s) => s.low !== null) ? "share of responses, 95% interval" : "share of responses";
@@ -85,7 +85,7 @@ function curveChart(curve) {
 
 const BINS = 20;
 
-// A row a source: what share of its scored responses has which score.
+// One row per source: the shares of its scored responses by score.
 function histogram(figure, name) {
   const holder = figure.appendChild(el("div", {}));
   const column = SCORES.get(name);
@@ -110,7 +110,7 @@ function histogram(figure, name) {
     const [left, right] = [8, width - 8];
     const sx = scale(0, 1, left, right);
     const words = shown.map(
-      (s) => `${s.source.name}: ${many(s.total, "score")}, ${percent(s.over / s.total)} from ${s.source.threshold} on`,
+      (s) => `${s.source.name}: ${many(s.total, "score")}, ${percent(s.over / s.total)} at or above ${s.source.threshold}`,
     );
     const root = svg("svg", { width, height, role: "img", "aria-label": `Histogram of ${name}. ${words.join("; ")}` });
     shown.forEach(({ source, counts: bins, total, over }, i) => {
@@ -120,7 +120,7 @@ function histogram(figure, name) {
         text(
           right,
           base - 70,
-          `${percent(over / total)} of ${total.toLocaleString("en")} from ${source.threshold} on`,
+          `${percent(over / total)} of ${total.toLocaleString("en")} at or above ${source.threshold}`,
           { class: "tick end" },
         ),
       );
@@ -156,7 +156,7 @@ function histogram(figure, name) {
       "p",
       { class: "note" },
       `Height: share of a row’s scores in each ${1 / BINS} of the score, the highest bar ${percent(highest)}. ` +
-        "The dotted line is where harmful begins.",
+        "The dotted line is the lowest harmful score.",
     ),
   );
 }

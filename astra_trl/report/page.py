@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing but itself."""
+"""The report as one HTML file without any other files."""
 
 import base64
 import hashlib
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from astra_trl.report.data import report_data
 from astra_trl.report.figures import Table, headline, summary_line, tables
-from astra_trl.report.reading import Folder, read_folders
-from astra_trl.report.tested import all_settings, tested
+from astra_trl.report.setup import all_settings, setup
+from astra_trl.results.reading import Folder, read_folders
 
-# In the order in which they build on each other; together they are one module.
+# In the order of their dependencies; together they are one module.
 SCRIPTS = (
     "dom.js", "corpus.js", "charts.js", "overview.js", "filters.js", "list.js", "scatter.js", "tree.js", "dialogue.js",
     "main.js",
@@ -22,16 +22,16 @@ SCRIPTS = (
 
 
 def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path) -> Path:
-    """Writes the report on run and evaluation folders, side by side where they are several, and returns its path.
+    """Write the report on run and evaluation folders, side by side if there are several, and return its path.
 
     Args:
         folders (`Sequence[str]`):
-            Each a run's `output_dir` or the folder of an evaluation.
+            Each is the `output_dir` of a run or the folder of an evaluation.
         output (`str`):
             The HTML file.
 
     Raises:
-        InputError: a folder holds neither, or a file in it is damaged.
+        InputError: a folder holds neither a run nor an evaluation, or a file in it is damaged.
     """
     output, read = Path(output), read_folders(folders)
     page = html_report(read)
@@ -41,40 +41,40 @@ def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path)
 
 
 def html_report(folders: Sequence[Folder]) -> str:
-    """The page's HTML."""
+    """Return the page's HTML."""
     source = files("astra_trl.report")
     style = (source / "page.css").read_text(encoding="utf-8")
     script = "\n".join((source / name).read_text(encoding="utf-8") for name in SCRIPTS)
     data = json.dumps(report_data(folders), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    found = tables(folders)
+    by_key = tables(folders)
     parts = {
         "policy": _policy(script, style),
         "title": escape(", ".join(folder.name for folder in folders)),
         "style": style,
         "script": script,
-        # Within a script element only `<` could end it or begin a comment.
+        # Only `<` could end a script element, or begin a comment in it.
         "data": data.replace("<", "\\u003c"),
         "headline": "<br>".join(
-            f"{_named(folders, folder)}<bdi>{escape(headline(folder))}</bdi>" for folder in folders
+            f"{_bold_name(folders, folder)}<bdi>{escape(headline(folder))}</bdi>" for folder in folders
         ),
         "several": ' class="several"' if len(folders) > 1 else "",
         "summary": _summary(folders),
-        "figures": _table(found["figures"]) if "figures" in found else _no_figures(folders),
-        "transfer": f"<h3>{found['transfer'].title}</h3>{_table(found['transfer'])}" if "transfer" in found else "",
-        **{key: _folded(found[key]) if key in found else "" for key in ("counts", "all")},
-        "tested": "".join(_tested(folders, folder) for folder in folders),
+        "figures": _table(by_key["figures"]) if "figures" in by_key else _no_figures(folders),
+        "transfer": f"<h3>{by_key['transfer'].title}</h3>{_table(by_key['transfer'])}" if "transfer" in by_key else "",
+        **{key: _folded(by_key[key]) if key in by_key else "" for key in ("counts", "all")},
+        "setup": "".join(_setup(folders, folder) for folder in folders),
     }
     template = (source / "page.html").read_text(encoding="utf-8")
-    # In one pass: what is put in is not looked through again.
+    # In one pass, so that inserted text is not searched again.
     return re.sub(r"<!-- (\w+) -->", lambda match: parts[match[1]], template)
 
 
 def _policy(script: str, style: str) -> str:
-    def allowed(text: str) -> str:
+    def source_hash(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
     return (
-        f"default-src 'none'; script-src {allowed(script)}; style-src {allowed(style)}; base-uri 'none'; "
+        f"default-src 'none'; script-src {source_hash(script)}; style-src {source_hash(style)}; base-uri 'none'; "
         "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
@@ -82,10 +82,10 @@ def _policy(script: str, style: str) -> str:
 def _summary(folders: Sequence[Folder]) -> str:
     if len({summary_line(folder) for folder in folders}) == 1:
         return f"<p>{escape(summary_line(folders[0]))}</p>"
-    return "".join(f"<p>{_named(folders, folder)}{escape(summary_line(folder))}</p>" for folder in folders)
+    return "".join(f"<p>{_bold_name(folders, folder)}{escape(summary_line(folder))}</p>" for folder in folders)
 
 
-def _named(folders: Sequence[Folder], folder: Folder) -> str:
+def _bold_name(folders: Sequence[Folder], folder: Folder) -> str:
     return f"<b><bdi>{escape(folder.name)}</bdi></b> " if len(folders) > 1 else ""
 
 
@@ -115,13 +115,13 @@ def _folded(table: Table) -> str:
 def _no_figures(folders: Sequence[Folder]) -> str:
     if any(folder.evaluation for folder in folders):
         return (
-            "<p>No figures are shown, as neither the untrained tester nor the openings alone were evaluated to "
-            "compare them with.</p>"
+            "<p>No figures are shown: neither the untrained tester nor the openings alone were evaluated, so there is "
+            "nothing to compare them with.</p>"
         )
     return "<p>Not evaluated yet.</p>"
 
 
-def _tested(folders: Sequence[Folder], folder: Folder) -> str:
+def _setup(folders: Sequence[Folder], folder: Folder) -> str:
     def pairs(rows: Sequence[tuple[str, str]]) -> str:
         return "".join(
             f"<div><dt>{escape(name)}</dt><dd><bdi>{escape(value)}</bdi></dd></div>" for name, value in rows
@@ -129,6 +129,6 @@ def _tested(folders: Sequence[Folder], folder: Folder) -> str:
 
     name = f"<h3><bdi>{escape(folder.name)}</bdi></h3>" if len(folders) > 1 else ""
     return (
-        f"<section>{name}<dl>{pairs(tested(folder))}</dl><details><summary>Every setting</summary>"
+        f"<section>{name}<dl>{pairs(setup(folder))}</dl><details><summary>Every setting</summary>"
         f'<dl class="settings">{pairs(all_settings(folder))}</dl></details></section>'
     )

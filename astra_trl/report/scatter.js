@@ -1,4 +1,4 @@
-// Likelihood against harm of the exchanges that are found: a point leads to its conversation.
+// Likelihood against harm of the matching exchanges: a point leads to its conversation.
 
 const CELL = 12; // pixels: points are looked up by the cell they fall into
 
@@ -56,7 +56,7 @@ class Scatter {
     this.drawSoon();
   }
 
-  // Once a frame, however often it is asked for.
+  // At most once per frame.
   drawSoon() {
     cancelAnimationFrame(this.frameAsked);
     this.frameAsked = requestAnimationFrame(() => this.draw());
@@ -103,7 +103,7 @@ class Scatter {
     pen.fillText(cut(this.name, 60), frame.left + 2, 11);
     pen.textAlign = "center";
     for (const at of low === high ? [low] : ticks(low, high, width / 90))
-      pen.fillText(written(at), sx(at), frame.bottom + 15);
+      pen.fillText(formatNumber(at), sx(at), frame.bottom + 15);
     pen.fillText("log-probability of the probe, nats per token", (frame.left + frame.right) / 2, height - 6);
     this.x = new Float32Array(rows.length);
     this.y = new Float32Array(rows.length);
@@ -139,9 +139,9 @@ class Scatter {
     pen.globalAlpha = 1;
     this.note.replaceChildren(
       `${many(rows.length, "exchange")}, score: `,
-      said(this.name),
+      bdi(this.name),
       this.left ? `; ${this.left.toLocaleString("en")} without a score or a log-probability are not drawn` : "",
-      spread ? "; equal scores are spread a little, so that they can be told apart." : ".",
+      spread ? "; equal scores are spread a little, so that each can be seen." : ".",
     );
     if (this.at >= 0) {
       pen.strokeStyle = colour("--ink");
@@ -181,9 +181,9 @@ class Scatter {
     this.at = at;
     const row = this.rows[at];
     this.readout.replaceChildren(
-      said(cut(probeOf(row), 90)),
-      ` ${harmInWords(row)}, ${written(LOGPROB[row])} nats per token; ${placeOf(row)}, `,
-      said(sourceOf(row).name),
+      bdi(cut(probeOf(row), 90)),
+      ` ${harmInWords(row)}, ${formatNumber(LOGPROB[row])} nats per token; ${placeOf(row)}, `,
+      bdi(sourceOf(row).name),
     );
     this.drawSoon();
   }

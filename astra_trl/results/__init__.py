@@ -1,1 +1,1 @@
-"""Results: run folder, its readers and the labels of figures, for terminal, report and model card."""
+"""Results: readers of runs and evaluations, labels of figures, and Markdown, for terminal, report and model card."""

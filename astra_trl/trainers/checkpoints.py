@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from astra_trl.errors import InputError, RunStopped
-from astra_trl.results.run_folder import RunFolder, sync, write_whole
+from astra_trl.lines import sync, write_whole
+from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.text import parse_object
 from astra_trl.trainers.publishing import PublishingMixin
 

@@ -22,9 +22,9 @@ from astra_trl.backends.hf.backend import UNTRAINED
 from astra_trl.conversation import as_text
 from astra_trl.errors import InputError, RunStopped
 from astra_trl.processes import stopped_together
-from astra_trl.results.run_folder import exchange_line
 from astra_trl.rollout.collector import collect_contexts
 from astra_trl.rollout.records import Record
+from astra_trl.rollout.run_folder import exchange_line
 from astra_trl.rollout.sampler import ASTSampler, Context
 from astra_trl.trainers.ppo_modules import TargetReward, ValueModel
 from astra_trl.trainers.roles import (

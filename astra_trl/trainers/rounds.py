@@ -16,10 +16,11 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from astra_trl.backends.base import Backend, derive_seed
 from astra_trl.errors import InputError, RunStopped
-from astra_trl.evaluation import ASTEvaluator, figures
-from astra_trl.results.run_folder import RunFolder, exchange_line
+from astra_trl.evaluation import ASTEvaluator
+from astra_trl.evaluation.figures import figures
 from astra_trl.rollout.collector import Draws, collect_trees, fill_round
 from astra_trl.rollout.records import Record, no_records_reason
+from astra_trl.rollout.run_folder import RunFolder, exchange_line
 from astra_trl.rollout.sampler import ASTSampler, OnExchanges
 from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers.checkpoints import CheckpointsMixin

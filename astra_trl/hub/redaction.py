@@ -1,4 +1,4 @@
-"""What belongs to this machine or its user: local paths are shortened, secrets are found before anything is sent."""
+"""Redaction of what belongs to this machine or its user: local paths are shortened, secrets stop an upload."""
 
 import json
 import os
@@ -13,17 +13,17 @@ from astra_trl.text import parse_json
 
 _SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 _SECRET_PATTERNS = {"a Hub token": r"\bhf_[A-Za-z0-9]{16,}", "an API key": r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}"}
-_SHORTEST_SECRET = 8
-# Absolute, of the user's home, relative, or with more parts than a Hub id has.
+_MIN_SECRET_LENGTH = 8
+# Absolute, in the user's home, relative, or with more parts than a Hub id has.
 _LOCAL = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]|[\w.-]+(/[\w.-]+){2,}/?$")
-# Lists of words, in which "/root" is a word: what no path is ever written to is not searched for paths.
+# Lists of words, in which "/root" is a word. No path is ever written to them, so they are not searched for paths.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
-# Settings whose values are words of the vocabulary, or text of the model's makers.
+# Settings whose values are words of the vocabulary, or text by the authors of the model.
 _WORDS = re.compile(r"_tokens?(_decoder)?$|^chat_template$")
 
 
 def last_part(value: str) -> str:
-    """The last part of a path of this machine; any other text, as a Hub id, as it is."""
+    """Return the last part of a path of this machine, and any other text (e.g. a Hub id) unchanged."""
     if "\n" in value or "://" in value:
         return value
     text = value.rstrip("/\\")
@@ -31,74 +31,73 @@ def last_part(value: str) -> str:
     return (re.split(r"[/\\]", text)[-1] or value) if local else value
 
 
-def shortened(settings: Any) -> Any:
-    """JSON with every path of this machine shortened to its last part, but words of a vocabulary as they are."""
+def last_parts(settings: Any) -> Any:
+    """Return JSON with the last part of every path of this machine; words of a vocabulary are unchanged."""
     if isinstance(settings, dict):
-        return {key: value if _WORDS.search(key) else shortened(value) for key, value in settings.items()}
+        return {key: value if _WORDS.search(key) else last_parts(value) for key, value in settings.items()}
     if isinstance(settings, list):
-        return [shortened(value) for value in settings]
+        return [last_parts(value) for value in settings]
     return last_part(settings) if isinstance(settings, str) else settings
 
 
 class Secrets:
-    """What must not be in anything that is sent, and a search for it.
+    """Texts that must not be uploaded, and a search for them.
 
     Args:
-        folder (`Path`): The run's folder, whose whole path nobody need know.
+        folder (`Path`): The run's folder, whose path is private.
         token (`str`, *optional*): The token in use.
     """
 
     def __init__(self, folder: Path, token: str | None = None) -> None:
         self.values: dict[str, str] = {} if not token else {token: "the Hub token in use"}
         for name, value in os.environ.items():
-            if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET:
+            if _SECRET_NAMES.search(name) and len(value) >= _MIN_SECRET_LENGTH:
                 self.values.setdefault(value, f"the value of the environment variable {name}")
         home, run = Path.home(), folder.resolve()
-        named = {run: run.name, folder.absolute(): run.name, home.resolve(): "~", home: "~"}
+        names = {run: run.name, folder.absolute(): run.name, home.resolve(): "~", home: "~"}
         self._paths = {
-            re.compile(rf"(?<![\w.-]){re.escape(written)}(?![\w.-])"): name
-            for path, name in named.items()
+            re.compile(rf"(?<![\w.-]){re.escape(text)}(?![\w.-])"): name
+            for path, name in names.items()
             if len(path.parts) > 1  # a home folder of "/" is in every path
-            for written in {str(path), json.dumps(str(path))[1:-1]}
+            for text in {str(path), json.dumps(str(path))[1:-1]}
         }
 
     def hide_paths(self, text: str) -> str:
-        """The text with the run's folder by its name and the home folder as `~`."""
+        """Return the text with the name of the run's folder in place of its path, and `~` for the home folder."""
         for path, name in self._paths.items():
             text = path.sub(name.replace("\\", r"\\"), text)
         return text
 
     def refuse(self, staged: Path) -> None:
-        """`InputError` with the name of the first file of a folder that holds a secret, but not the secret."""
+        """Raise `InputError` if a file of a folder holds a secret; the message names the file, not the secret."""
         for file in sorted(path for path in staged.rglob("*") if path.is_file()):
             for text in _texts(file):
-                if found := self._found(text, paths=file.name not in _VOCABULARIES):
+                if kind := self._kind_of_secret(text, paths=file.name not in _VOCABULARIES):
                     raise InputError(
-                        f"nothing was pushed, as {file.relative_to(staged).as_posix()} would hold {found}: take it "
-                        "out of the run's file or setting that it is from, then push again"
+                        f"nothing was pushed: {file.relative_to(staged).as_posix()} would hold {kind}: remove "
+                        "it from the file or setting of the run that it comes from, then push again"
                     )
 
-    def _found(self, text: str, paths: bool) -> str | None:
-        for value, what in self.values.items():
+    def _kind_of_secret(self, text: str, paths: bool) -> str | None:
+        for value, kind in self.values.items():
             if value in text or json.dumps(value)[1:-1] in text:
-                return what
-        for what, pattern in _SECRET_PATTERNS.items():
+                return kind
+        for kind, pattern in _SECRET_PATTERNS.items():
             if re.search(pattern, text):
-                return f"what looks like {what}"
+                return f"what looks like {kind}"
         return "a path of this machine" if paths and any(path.search(text) for path in self._paths) else None
 
 
 def _texts(file: Path) -> Iterator[str]:
-    # A text's lines; of weights, the header, which may hold notes of any kind.
+    # The lines of a text; of weights the header, which may hold any metadata.
     if file.suffix == ".safetensors":
-        yield json.dumps(safetensors_header(file), ensure_ascii=False)
+        yield json.dumps(_safetensors_header(file), ensure_ascii=False)
         return
     with file.open(encoding="utf-8", errors="replace") as lines:
         yield from lines
 
 
-def safetensors_header(file: Path) -> Mapping[str, Any]:
-    """The header of a safetensors file; `InputError` where it is none."""
+def _safetensors_header(file: Path) -> Mapping[str, Any]:
     with file.open("rb") as data:
         start = data.read(8)
         size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -107,5 +106,5 @@ def safetensors_header(file: Path) -> Mapping[str, Any]:
         except ValueError:
             header = None
     if not isinstance(header, dict):
-        raise InputError(f"{file.name} is no safetensors file: save the model again, then push it")
+        raise InputError(f"{file.name} is not a safetensors file: save the model again, then push it")
     return header
