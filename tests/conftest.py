@@ -1,5 +1,8 @@
 """Tiny real models, made in memory or saved to a folder: no network is ever used."""
 
+from __future__ import annotations
+
+import gc
 import json
 import os
 
@@ -9,19 +12,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # each worker has a core, and torch's threads would be in the other's way
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+
+if TYPE_CHECKING:  # imported where they are used: the process that starts the workers does without torch
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 CORPUS = [
     "Good morning, how are you today?",
@@ -32,13 +29,13 @@ CORPUS = [
     "Thanks, that sounds like a lovely plan.",
 ]
 EOS = "<|endoftext|>"
-SLOWEST = ("test_sandbox_run", "test_processes", "test_sandbox_delayed", "test_examples", "test_resume")
 
 
-def pytest_collection_modifyitems(items):
-    # A worker takes a file at a time: with the slowest first, neither waits for the other's last one.
-    rank = {name: place for place, name in enumerate(SLOWEST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+@pytest.fixture(autouse=True, scope="module")
+def cheap_garbage_collection():
+    # TRL's PPO collects garbage several times per step: half a second each with all that is imported here.
+    gc.collect()
+    gc.freeze()
 
 
 def keyword_flags(*words: str) -> list[str]:
@@ -62,6 +59,8 @@ def make_tokenizer(vocab_size: int = 320, bos: bool = False) -> PreTrainedTokeni
         tokenizer.post_processor = TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
         )
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, bos_token="<s>" if bos else EOS)
 
 
@@ -69,6 +68,9 @@ def make_gpt2(
     tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int = 128, layers: int = 2
 ) -> GPT2LMHeadModel:
     """A random GPT-2 of 2 layers; dropout is off so that training and scoring agree."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -88,6 +90,9 @@ def make_gpt2(
 
 def make_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int = 128) -> LlamaForCausalLM:
     """A random Llama of 2 layers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -106,6 +111,9 @@ def make_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int
 
 def make_qwen2(tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int = 128) -> Qwen2ForCausalLM:
     """A random Qwen2 of 2 layers."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

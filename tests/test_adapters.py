@@ -115,7 +115,7 @@ def test_training_goes_on_with_the_adapter(tmp_path, gpt2_folder, adapter, algor
 
 @pytest.mark.parametrize("algorithm", ["dpo", "grpo"])
 def test_a_resumed_run_keeps_the_adapter_that_it_started_from(tmp_path, gpt2_folder, adapter, algorithm):
-    saving = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 3}
+    saving = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 3, "trees_per_round": 1}
     whole = make_trainer(tmp_path / "whole", algorithm, adapter, gpt2_folder, **saving)
     whole.train()
     stopped = make_trainer(tmp_path / "run", algorithm, adapter, gpt2_folder, callbacks=[_StopAfter(3)], **saving)

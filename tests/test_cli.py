@@ -260,6 +260,7 @@ def test_a_flag_of_accelerate_with_a_bad_value_is_told_in_one_line(launched, cap
     assert err.startswith("error: ") and "'two'" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_a_launched_process_finds_wrong_is_told_without_a_traceback(tmp_path):
     command = [
         sys.executable,

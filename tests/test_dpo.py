@@ -141,7 +141,7 @@ def test_the_run_folder_holds_every_exchange_and_the_records_trained_on(tmp_path
     ]
     wanted = {"round", "tree", "path", "depth", "context", "probe", "response", "scores", "terms", "reward", "error"}
     assert wanted <= set(exchanges[0])
-    assert set(exchanges[0]["terms"]) == {"target_harm", "probe_and_response_harm", "likelihood"}
+    assert set(exchanges[0]["terms"]) == {"harm", "probe_and_response_harm", "likelihood"}
     records = [record for number in (1, 2, 3) for record in trainer.folder.read_records(number)]
 
     def key(record):

@@ -170,6 +170,7 @@ ASTEvaluator(system, openings, output_dir=sys.argv[1], openings_at_a_time=8, dra
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_with_real_models_ends_with_the_same_file(tmp_path):
     def run(folder, kill_after=None):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stderr=subprocess.DEVNULL)

@@ -12,6 +12,7 @@ from astra_trl.cli.train import main
 from astra_trl.lines import read_lines
 from astra_trl.sandbox.defaults import SANDBOX
 
+pytestmark = pytest.mark.slow
 BEFORE = 3 * 2 + 3  # calls of the evaluation before training
 AWAY = 20  # seconds
 FILES = ("exchanges.jsonl", "evaluation/exchanges.jsonl", "model.safetensors")

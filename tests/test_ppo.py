@@ -105,7 +105,7 @@ def test_scores_are_the_rewards_of_the_exchanges_in_the_transcript(tmp_path, mon
         assert text == "".join(f"{said}\n" for _, said in line["context"]) + line["probe"]
         terms = line["terms"]
         harm = len(line["probe"]) % 5 / 4
-        assert terms["target_harm"] == harm
+        assert terms["harm"] == harm
         assert score == pytest.approx(harm + 0.5 * terms["probe_and_response_harm"] + 0.1 * terms["likelihood"])
     logged = [entry for entry in trainer.state.log_history if "objective/scores" in entry]
     for entry in logged:

@@ -30,6 +30,16 @@ EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a run that saved at every step, and the weights that it ended with."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    trainer = make_trainer(folder, **EVERY_STEP)
+    trainer.train()
+    return folder, weights(trainer.model)
+
+
+@pytest.mark.slow
 def test_a_run_killed_at_twelve_points_of_all_phases_ends_as_one_that_was_not(tmp_path):
     command = [sys.executable, "-m", "benchmarks.kills", "--kills", "12", "--seed", "1", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -59,9 +69,9 @@ def test_the_kills_would_tell_of_a_log_that_starts_anew(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["no seal", "broken seal", "cut", "missing"])
-def test_a_checkpoint_that_is_not_whole_is_skipped_and_says_so(damage, tmp_path, caplog):
-    whole = make_trainer(tmp_path, **EVERY_STEP)
-    whole.train()
+def test_a_checkpoint_that_is_not_whole_is_skipped_and_says_so(damage, saved, tmp_path, caplog):
+    folder, ends_with = saved
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     last = tmp_path / "checkpoint-6"
     if damage == "no seal":
         (last / SEAL).unlink()
@@ -80,7 +90,7 @@ def test_a_checkpoint_that_is_not_whole_is_skipped_and_says_so(damage, tmp_path,
     resumed = make_trainer(tmp_path, **EVERY_STEP)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 6
-    torch.testing.assert_close(weights(resumed.model), weights(whole.model), rtol=0, atol=0)
+    torch.testing.assert_close(weights(resumed.model), ends_with, rtol=0, atol=0)
     assert last_whole(tmp_path) == last  # written again, and whole
 
 
@@ -95,8 +105,8 @@ def test_without_a_whole_checkpoint_the_run_begins_again_in_its_folder(tmp_path,
     assert [line["round"] for line in lines(tmp_path / "rounds.jsonl")] == [1, 2, 3]
 
 
-def test_checkpoints_behind_the_one_that_is_resumed_are_not_taken_up_later(tmp_path):
-    make_trainer(tmp_path, **EVERY_STEP).train()
+def test_checkpoints_behind_the_one_that_is_resumed_are_not_taken_up_later(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path, dirs_exist_ok=True)
     stopped = make_trainer(tmp_path, save_strategy="no", callbacks=[_StopAt(3)])
     stopped.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert last_whole(tmp_path) == tmp_path / "checkpoint-2"
@@ -120,12 +130,11 @@ def test_only_the_last_whole_checkpoints_are_kept_and_none_before_the_next_is_wh
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "exchanges.jsonl"])
-def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_stays(file, tmp_path):
-    whole = make_trainer(tmp_path / "whole", **EVERY_STEP)
-    whole.train()
+def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_stays(file, saved, tmp_path):
+    whole, ends_with = saved
     folder = tmp_path / "run"
-    sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole" / "checkpoint-3").iterdir()}
-    sizes["exchanges.jsonl"] = (tmp_path / "whole" / "exchanges.jsonl").stat().st_size
+    sizes = {path.name: path.stat().st_size for path in (whole / "checkpoint-3").iterdir()}
+    sizes["exchanges.jsonl"] = (whole / "exchanges.jsonl").stat().st_size
 
     class Fill(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
@@ -144,12 +153,12 @@ def test_a_full_disk_stops_with_one_line_and_the_last_checkpoint_stays(file, tmp
     assert sorted(path.name for path in folder.glob("checkpoint-*"))[-1] == "checkpoint-3"  # half a one is removed
     resumed = make_trainer(folder, **EVERY_STEP)
     resumed.train(resume_from_checkpoint=True)
-    torch.testing.assert_close(weights(resumed.model), weights(whole.model), rtol=0, atol=0)
-    assert lines(folder / "exchanges.jsonl") == lines(tmp_path / "whole" / "exchanges.jsonl")
+    torch.testing.assert_close(weights(resumed.model), ends_with, rtol=0, atol=0)
+    assert lines(folder / "exchanges.jsonl") == lines(whole / "exchanges.jsonl")
 
 
-def test_changed_settings_are_refused_by_name_and_harmless_ones_taken(tmp_path):
-    make_trainer(tmp_path, **EVERY_STEP).train()
+def test_changed_settings_are_refused_by_name_and_harmless_ones_taken(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path, dirs_exist_ok=True)
     for changed, message in (
         ({"learning_rate": 1e-2}, r"learning_rate \(0.001, now 0.01\)"),
         ({"depth": 1, "pairs_per_round": 4}, r"pairs_per_round \(8, now 4\), tree_depth \(2, now 1\)"),
@@ -283,7 +292,12 @@ def metered_trainer(algorithm, folder, most):
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["dpo", "grpo", pytest.param("ppo", marks=pytest.mark.skipif(not HAS_PPO, reason="no PPOTrainer"))]
+    "algorithm",
+    [
+        "dpo",
+        "grpo",
+        pytest.param("ppo", marks=[pytest.mark.slow, pytest.mark.skipif(not HAS_PPO, reason="no PPOTrainer")]),
+    ],
 )
 def test_a_spent_budget_stops_at_a_checkpoint_and_more_of_it_goes_on(algorithm, tmp_path):
     whole = metered_trainer(algorithm, tmp_path / "whole", float("inf"))

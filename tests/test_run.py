@@ -248,6 +248,7 @@ def test_held_out_openings_are_none_that_are_trained_on(prompts):
     assert not set(train) & set(held_out)
 
 
+@pytest.mark.slow
 def test_a_recipe_as_a_process_prints_no_traceback(tmp_path):
     command = [sys.executable, str(RECIPES / "dpo_sandbox.py"), "--beta", "high", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -273,7 +274,11 @@ def classifier_flags(folder):
 def run_recipe(name, arguments, tmp_path, capsys):
     """Runs a recipe with flags alone; its summary, what it printed, and its exchanges."""
     algorithm = algorithm_of(name)
-    size = {"dpo": ("--pairs_per_round", "8"), "ppo": ("--contexts_per_round", "16")}.get(algorithm, ())
+    size = {
+        "dpo": ("--pairs_per_round", "8"),
+        "grpo": ("--trees_per_round", "1", "--groups_per_round", "16"),
+        "ppo": ("--contexts_per_round", "16"),
+    }[algorithm]
     main(recipe_defaults(name), [*arguments, *SMALL, *size, "--output_dir", str(tmp_path / "run")])
     out = capsys.readouterr().out
     exchanges = (tmp_path / "run" / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()

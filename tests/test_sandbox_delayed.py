@@ -67,6 +67,7 @@ def test_a_world_without_a_tester_is_refused(tmp_path):
         load_world(tmp_path)
 
 
+@pytest.mark.slow
 def test_backed_up_credit_finds_it(tmp_path, capsys):
     flags = ["--output_dir", str(tmp_path / "run"), "--num_train_epochs", "16", "--save_strategy", "no"]
     main(recipe_defaults("malibu_sandbox"), flags)

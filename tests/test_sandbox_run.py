@@ -8,6 +8,8 @@ from test_run import HAS_PPO, RECIPES, recipe_defaults
 
 from astra_trl.cli.train import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("algorithm", "share"),

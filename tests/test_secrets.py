@@ -13,6 +13,7 @@ from detect_secrets.settings import default_settings
 from endpoints import completion, endpoint
 from test_api_target import FLAGS, answer
 
+from astra_trl.cli.main import main
 from astra_trl.hub import model_card
 
 # In the form of a real one, put together here so that nothing is found in this file.
@@ -21,12 +22,12 @@ NUMBERS = itertools.count()
 ENTROPY = {"Hex High Entropy String", "Base64 High Entropy String"}  # what digests are taken for
 
 
-def found_in(folder):
+def found_in(files):
     """What the scanner finds in every file that is text, but the digests of weights and openings."""
     with default_settings():
         return [
             secret
-            for file in sorted(folder.rglob("*"))
+            for file in files
             if file.is_file() and file.suffix not in (".safetensors", ".bin", ".pt", ".parquet")
             for secret in scan_file(str(file))
             if secret.type not in ENTROPY or KEY[8:30] in (secret.secret_value or "")
@@ -51,15 +52,18 @@ def echoing(request):
     return completion(f"You gave me {KEY}") if kind == 3 else answer(request)
 
 
-def run_of(folder, url, code=0, **env):
-    command = [sys.executable, "-c", "from astra_trl.cli.main import main; raise SystemExit(main())", "sandbox", "run"]
-    command += [*FLAGS, "--output_dir", str(folder / "run"), "--target"]
-    command += [json.dumps({"model": "openai:m", "base_url": url, "max_retries": 1, "max_failed_share": 1})]
-    env = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_LOG": "debug", **env}
-    done = subprocess.run(command, capture_output=True, env=env, cwd=folder)
+def arguments(folder, url):
+    target = json.dumps({"model": "openai:m", "base_url": url, "max_retries": 1, "max_failed_share": 1})
+    return ["sandbox", "run", *FLAGS, "--target", target, "--output_dir", str(folder / "run")]
+
+
+def run_of(folder, url):
+    command = [sys.executable, "-c", "from astra_trl.cli.main import main; raise SystemExit(main())"]
+    env = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_LOG": "debug"}  # read as openai is imported
+    done = subprocess.run([*command, *arguments(folder, url)], capture_output=True, env=env, cwd=folder)
     (folder / "stdout.txt").write_bytes(done.stdout)
     (folder / "stderr.txt").write_bytes(done.stderr)
-    assert done.returncode == code, done.stderr.decode()[-3000:]
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,7 @@ def test_nothing_holds_the_key(left):
     assert "You gave me ***" in (left / "run" / "exchanges.jsonl").read_text()
     assert b"is retried" in (left / "stderr.txt").read_bytes() or (left / "stderr.txt").stat().st_size
     assert holding_the_key(left) == []
-    assert found_in(left) == []
+    assert found_in(left.rglob("*")) == []
 
 
 @pytest.mark.parametrize(
@@ -92,16 +96,18 @@ def test_it_would_be_found_there(left, name):
     try:
         file.write_bytes(before + f'\n{{"error": "who sends Bearer {KEY}?"}}\n'.encode())
         assert holding_the_key(left) == [file]
-        assert {Path(secret.filename) for secret in found_in(left)} == {file}
+        assert {Path(secret.filename) for secret in found_in([file])} == {file}  # nothing is in the rest
     finally:
         file.write_bytes(before)
 
 
-def test_an_endpoint_that_refuses_is_told_of_without_the_key(tmp_path):
+def test_an_endpoint_that_refuses_is_told_of_without_the_key(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     refusal = {"error": {"message": f"Incorrect API key provided: {KEY}"}}
     with endpoint(lambda request: (401, refusal)) as (url, _):
-        run_of(tmp_path, url, code=1, OPENAI_LOG="")
-    stderr = (tmp_path / "stderr.txt").read_text()
+        assert main(arguments(tmp_path, url)) == 1
+    stdout, stderr = capfd.readouterr()
+    (tmp_path / "printed.txt").write_text(stdout + stderr)
     assert stderr.splitlines()[-1].startswith("error: http://127.0.0.1") and "Traceback" not in stderr
     assert "Incorrect API key provided: ***" in stderr.splitlines()[-1]
-    assert holding_the_key(tmp_path) == [] and found_in(tmp_path) == []
+    assert holding_the_key(tmp_path) == [] and found_in(tmp_path.rglob("*")) == []
