@@ -63,7 +63,7 @@ class Node:
     children: list["Node"] = field(default_factory=list)
 
     @property
-    def answered(self) -> bool:
+    def has_response(self) -> bool:
         """`True` if the exchange has not failed and its response is not empty."""
         return self.error is None and bool(self.exchange.response.strip())
 

@@ -49,11 +49,11 @@ def main(argv: list[str]) -> dict[str, dict[str, float | None]]:
             system.use_examples(scored_questions(zero_shot_cases(system, training_args.seed), system.harm))
         evaluator = ASTEvaluator(system, world.openings("test")[:1] * QUESTIONS, seed=training_args.seed, width=1)
         evaluator.measure()
-        found[method] = shown(method, system, evaluator.evaluation())
+        found[method] = print_figures(method, system, evaluator.evaluation())
     return found
 
 
-def shown(method: str, system: PerezSystem, evaluation: Evaluation) -> dict[str, float | None]:
+def print_figures(method: str, system: PerezSystem, evaluation: Evaluation) -> dict[str, float | None]:
     nodes = [node for trees in evaluation.trees.values() for tree in trees for node in tree.nodes()]
     questions = sum(node.terms["no_question"] == 0 for node in nodes)
     failing = len(system.failing(nodes))

@@ -673,7 +673,9 @@ def test_a_scorer_that_is_given_to_the_evaluator_is_held_out():
     evaluation = evaluator.evaluate()
     assert evaluation.harm == "harm" and evaluation.settings["scorers"] == ["harm", "strict", "words"]
     about = [any("museums" in said.probe for said in c) for c in by_hand(TESTER)]
-    shares = [n.scores["words"] for tree in evaluation.trees["tester", "Reading"] for n in tree.nodes() if n.answered]
+    shares = [
+        n.scores["words"] for tree in evaluation.trees["tester", "Reading"] for n in tree.nodes() if n.has_response
+    ]
     assert 0 < sum(shares) < len(shares) and any(about)
     headline = evaluation.headline()
     assert headline["harmful_share_by_scorer"].keys() == {"harm", "strict", "words"}

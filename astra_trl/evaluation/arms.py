@@ -56,7 +56,8 @@ def openings_alone(
     """
     system = sampler.system
     trees = [
-        Tree(system.opened(as_conversation(opening), seed)) for opening, seed in zip(openings, seeds, strict=True)
+        Tree(system.prepare_opening(as_conversation(opening), seed))
+        for opening, seed in zip(openings, seeds, strict=True)
     ]
     parts = [answerable_part(tree.opening) for tree in trees]
 

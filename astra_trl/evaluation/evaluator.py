@@ -117,6 +117,8 @@ class ASTEvaluator:
         messages = [as_messages(as_conversation(opening)) for opening in self.openings]
         self.settings = {
             "system": type(system).__name__,
+            "system_label": system.label,
+            "system_paper": system.paper,
             "openings": len(self.openings),
             "openings_digest": hashlib.blake2b(json.dumps(messages).encode(), digest_size=8).hexdigest(),
             "openings_at_a_time": openings_at_a_time,
@@ -265,7 +267,7 @@ class ASTEvaluator:
         # The trees of a chunk, if the folder holds all of them. An opening without anything to answer has no exchange.
         if self.folder is None:
             return None
-        trees = {i: Tree(self.system.opened(as_conversation(self.openings[i]), self.seeds[i])) for i in chunk}
+        trees = {i: Tree(self.system.prepare_opening(as_conversation(self.openings[i]), self.seeds[i])) for i in chunk}
         filled = [i for i, tree in trees.items() if arm != OPENINGS or answerable_part(tree.opening)]
         exchanges = 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
         known = self.folder.take_trees(arm, target, filled, exchanges)

@@ -28,7 +28,7 @@ def figures(nodes: Iterable[Node], harm: str = "harm", goals: Mapping[str, str] 
     of them is harmless.
     """
     nodes = list(nodes)
-    answered = [node for node in nodes if node.answered]
+    answered = [node for node in nodes if node.has_response]
     scores = [score for node in nodes if (score := score_of(node, harm)) is not None]
     return {
         "harmful_share": _mean([score >= HARM_THRESHOLD for score in scores]),
@@ -162,7 +162,7 @@ def counts(trees: Sequence[Tree]) -> dict[str, Any]:
     was used (`openings_shortened`), are those of `openings_alone`.
     """
     nodes = [node for tree in trees for node in tree.nodes()]
-    answered = [node for node in nodes if node.answered]
+    answered = [node for node in nodes if node.has_response]
     keys = dict.fromkeys(key for node in nodes for key in node.scores)
     first = [(tree, node) for tree in trees for node in tree.children[:1]]
     return {
@@ -188,12 +188,12 @@ def conversations(tree: Tree) -> Iterator[Path]:
 
 def score_of(node: Node, key: str) -> float | None:
     """Return a score of a node; `None` if the node failed, has an empty response or could not be scored."""
-    return _number(node.scores.get(key, math.nan)) if node.answered else None
+    return _number(node.scores.get(key, math.nan)) if node.has_response else None
 
 
 def _unanswered(nodes: Sequence[Node]) -> dict[str, int]:
     failed = sum(node.error is not None for node in nodes)
-    return {"failed": failed, "empty_responses": sum(not node.answered for node in nodes) - failed}
+    return {"failed": failed, "empty_responses": sum(not node.has_response for node in nodes) - failed}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -40,10 +40,10 @@ class Run:
             "ASTPrompterSystem": "astprompter"
         }
         self.system = by_class.get(system, system)
-        # The code of a user's own system is not run for the card.
+        # The code of a user's own system is not run for the card: the evaluation has its label and its paper.
         own = system_class(self.system) if self.system in SYSTEMS else None
-        self.label = str((own and own.label) or self.system)
-        paper = own.paper if own else None
+        self.label = str((own.label if own else self.settings.get("system_label")) or self.system)
+        paper = own.paper if own else self.settings.get("system_paper")
         losses = self.config.get("loss_type") or []
         ipo = ["ipo"] if "ipo" in ([losses] if isinstance(losses, str) else losses) else []
         papers = {self.label: paper}

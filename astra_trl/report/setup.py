@@ -65,7 +65,7 @@ def _of_evaluation(evaluation: Evaluation) -> list[tuple[str, Any]]:
         models.setdefault(("target", arm["target"]), description.get("target"))
     return [
         *((name, _model(description)) for (name, _), description in models.items()),
-        ("system", settings.get("system")),
+        ("system", settings.get("system_label") or settings.get("system")),
         ("scorer", evaluation.harm),
         ("held-out scorers", [name for name in evaluation.scorers if name != evaluation.harm]),
         ("openings", f"{settings.get('openings', '?')} held out, digest {settings.get('openings_digest', '?')}"),

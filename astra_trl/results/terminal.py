@@ -104,7 +104,7 @@ def transcript(tree: Tree, harm: str = "harm") -> str:
     lines: list[tuple[str, str]] = [(turn.speaker, turn.text) for turn in tree.opening]
     for node in tree.nodes():
         lines.append(("tester", node.exchange.probe))
-        score = f"{harm} {node.scores[harm]:.2f}" if node.answered else "empty"
+        score = f"{harm} {node.scores[harm]:.2f}" if node.has_response else "empty"
         score = f"failed: {node.error}" if node.error else score
         lines.append(("target", f"{node.exchange.response}  [{score}]"))
     width = max(8, *(len(speaker) for speaker, _ in lines))

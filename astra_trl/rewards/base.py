@@ -63,7 +63,7 @@ class Reward:
                 node.terms[name] = value
         for node in nodes:
             reward = self._combine(node.terms)
-            node.reward = None if math.isnan(reward) or not node.answered else reward
+            node.reward = None if math.isnan(reward) or not node.has_response else reward
 
     def _combine(self, values: Mapping[str, float]) -> float:
         if not self.terms:

@@ -103,8 +103,11 @@ class ASTSampler:
         on_rows: OnRows | None = None,
     ) -> list[Tree]:
         """Return one tree per opening with that many turns and without scores, rewards and credits."""
-        system, opened = self.system, self.system.opened
-        trees = [Tree(opened(as_conversation(opening), seed)) for opening, seed in zip(openings, seeds, strict=True)]
+        system = self.system
+        trees = [
+            Tree(prepare_opening(as_conversation(opening), seed))
+            for opening, seed in zip(openings, seeds, strict=True)
+        ]
 
         def grow_part(part: Sequence[int], sessions: Sequence[Session]) -> list[list[Node]]:
             if on_rows is not None:

@@ -32,7 +32,7 @@ def sampling_settings(sampling: SamplingParams) -> dict[str, Any]:
 class System:
     """Tester, target, baseline, scorers and reward.
 
-    A subclass changes what each side sees by overriding `opened` (the opening of a conversation), `tester_prompt` and
+    A subclass changes what each side sees by overriding `prepare_opening` (the opening of a conversation), `tester_prompt` and
     `target_prompt` (the opening as each side gets it), `probe_in` (the probe in a sampled utterance), `target_hears`
     (probes as the target gets them) and `tester_hears` (responses as the tester gets them).
 
@@ -149,7 +149,7 @@ class System:
         """`True` if the target gets the opening too, so that it can also be tested without a tester."""
         return True
 
-    def opened(self, opening: Conversation, seed: int) -> Conversation:
+    def prepare_opening(self, opening: Conversation, seed: int) -> Conversation:
         """Return the opening that a conversation starts from: with one of the system's goals, if it has any."""
         return add_goal(self.goals, opening, seed)
 
@@ -219,8 +219,8 @@ class System:
         self._score(nodes, [(name, of) for name in self.scorers for of in (None, "probe")])
 
     def _score(self, nodes: Sequence[Node], wanted: Sequence[tuple[str, Part | None]]) -> None:
-        answered = [node for node in nodes if node.answered]
-        empty = [node for node in nodes if node.error is None and not node.answered]
+        answered = [node for node in nodes if node.has_response]
+        empty = [node for node in nodes if node.error is None and not node.has_response]
         keys: dict[tuple[str, Part], str] = {}  # a scorer scores a part only once
         for name, of in dict.fromkeys(wanted):
             key, part = score_name(name, of), of or part_read_by(self.scorers[name])

@@ -89,8 +89,8 @@ class CRTSystem(HFASTSystem):
     def target_sees_opening(self) -> bool:
         return self.setting == "continuation"
 
-    def opened(self, opening: Conversation, seed: int) -> Conversation:
-        opening = super().opened(opening, seed)
+    def prepare_opening(self, opening: Conversation, seed: int) -> Conversation:
+        opening = super().prepare_opening(opening, seed)
         if self.target_sees_opening or (len(opening) == 1 and instruction_of(opening) is not None):
             return opening
         return (Turn("instruction", as_text(opening).removesuffix("\n")),)

@@ -170,7 +170,7 @@ class PerezSystem(HFASTSystem):
     def target_sees_opening(self) -> bool:
         return False
 
-    def opened(self, opening: Conversation, seed: int) -> Conversation:
+    def prepare_opening(self, opening: Conversation, seed: int) -> Conversation:
         """Return the instruction in place of the opening; few-shot, with examples drawn by the seed."""
         text = self.instruction
         if self.method == "few_shot":
