@@ -104,10 +104,8 @@ class ASTSampler:
     ) -> list[Tree]:
         """Return one tree per opening with that many turns and without scores, rewards and credits."""
         system = self.system
-        trees = [
-            Tree(prepare_opening(as_conversation(opening), seed))
-            for opening, seed in zip(openings, seeds, strict=True)
-        ]
+        pairs = zip(openings, seeds, strict=True)
+        trees = [Tree(system.prepare_opening(as_conversation(opening), seed)) for opening, seed in pairs]
 
         def grow_part(part: Sequence[int], sessions: Sequence[Session]) -> list[list[Node]]:
             if on_rows is not None:

@@ -32,9 +32,9 @@ def sampling_settings(sampling: SamplingParams) -> dict[str, Any]:
 class System:
     """Tester, target, baseline, scorers and reward.
 
-    A subclass changes what each side sees by overriding `prepare_opening` (the opening of a conversation), `tester_prompt` and
-    `target_prompt` (the opening as each side gets it), `probe_in` (the probe in a sampled utterance), `target_hears`
-    (probes as the target gets them) and `tester_hears` (responses as the tester gets them).
+    A subclass changes what each side sees by overriding `prepare_opening` (the opening of a conversation),
+    `tester_prompt` and `target_prompt` (the opening as each side gets it), `probe_in` (the probe in a sampled
+    utterance), `target_hears` (probes as the target gets them) and `tester_hears` (responses as the tester gets them).
 
     Args:
         tester (`Backend`):
