@@ -96,7 +96,7 @@ def run_settings(tester: str) -> dict[str, Any]:
         return {}
     if "likelihood_weight" in settings:
         raise InputError(
-            f"'{file}' was written by astra_trl 0.1, whose settings had other names: rename that file, and give "
+            f"'{file}' was written by an earlier version, whose settings had other names: rename that file, and give "
             "--target, --baseline, --scorer, --prompts and --depth yourself"
         )
     for cls in (RunArguments, LoadArguments):
