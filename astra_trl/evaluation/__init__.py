@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING
 
 from astra_trl.evaluation.results import Evaluation, Figure
-from astra_trl.lazy import lazy_names
+from astra_trl.lazy import lazy_imports
 
 if TYPE_CHECKING:
-    from astra_trl.evaluation.evaluator import ASTEvaluator
-
-__all__ = ["ASTEvaluator", "Evaluation", "Figure"]
+    from astra_trl.evaluation.evaluator import ASTEvaluator as ASTEvaluator
 
 # It brings torch with it; who reads an evaluation needs none of that.
-__getattr__ = lazy_names(__name__, {"ASTEvaluator": "evaluator"})
+__getattr__, __all__ = lazy_imports(__name__)
+__all__ += ["Evaluation", "Figure"]

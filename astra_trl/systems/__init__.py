@@ -3,16 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 from astra_trl.errors import InputError
-from astra_trl.lazy import lazy_names
+from astra_trl.lazy import lazy_imports
 from astra_trl.lookup import find
 
 if TYPE_CHECKING:
-    from astra_trl.systems.astprompter import ASTPrompterSystem, HFASTSystem
-    from astra_trl.systems.base import System
-    from astra_trl.systems.crt import CRTSystem
-    from astra_trl.systems.goals import Goal
-    from astra_trl.systems.malibu import MalibuSystem
-    from astra_trl.systems.perez import PerezSystem
+    from astra_trl.systems.astprompter import ASTPrompterSystem as ASTPrompterSystem
+    from astra_trl.systems.astprompter import HFASTSystem as HFASTSystem
+    from astra_trl.systems.base import System as System
+    from astra_trl.systems.crt import CRTSystem as CRTSystem
+    from astra_trl.systems.goals import Goal as Goal
+    from astra_trl.systems.malibu import MalibuSystem as MalibuSystem
+    from astra_trl.systems.perez import PerezSystem as PerezSystem
 
 # A new system is a file in this package and a line here.
 SYSTEMS = {
@@ -22,29 +23,8 @@ SYSTEMS = {
     "perez": "astra_trl.systems.perez.PerezSystem",
 }
 
-_PLACES = {
-    "ASTPrompterSystem": "astprompter",
-    "CRTSystem": "crt",
-    "Goal": "goals",
-    "HFASTSystem": "astprompter",
-    "MalibuSystem": "malibu",
-    "PerezSystem": "perez",
-    "System": "base",
-}
-
-__all__ = [
-    "SYSTEMS",
-    "ASTPrompterSystem",
-    "CRTSystem",
-    "Goal",
-    "HFASTSystem",
-    "MalibuSystem",
-    "PerezSystem",
-    "System",
-    "system_class",
-]
-
-__getattr__ = lazy_names(__name__, _PLACES)
+__getattr__, __all__ = lazy_imports(__name__)
+__all__ += ["SYSTEMS", "system_class"]
 
 
 def system_class(name: str) -> Any:
