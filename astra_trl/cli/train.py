@@ -38,7 +38,7 @@ from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import named_world
 from astra_trl.text import visible
 from astra_trl.trainers import trainer_classes
-from astra_trl.trainers.checkpoints import RUN_SETTINGS, refuse_changes
+from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def run(
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(args)}
     settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
     if resume and folder.config.exists():
-        free = RUN_SETTINGS | FREE_ON_RESUME | training_args.resumable
+        free = FREE_ON_RESUME | training_args.resumable
         refuse_changes(_comparable(read_settings(folder.config)), _comparable(settings), folder.path, free)
     PartialState().wait_for_everyone()
     world = named_world(args.world)
@@ -157,18 +157,18 @@ def _teaching(args: RunArguments, training_args: Any, held_out: Sequence[Opening
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    # How an endpoint is called may change when a run is resumed, and so may what is free.
+    # How an endpoint is called, and the size of a scorer's batches, may change when a run is resumed.
     def strip(value: Any) -> Any:
         if isinstance(value, list):
             return [strip(part) for part in value]
         if not isinstance(value, Mapping):
             return value
-        return {key: strip(part) for key, part in value.items() if key not in (*CALLING, "base_url")}
+        return {key: strip(part) for key, part in value.items() if key not in (*CALLING, "base_url", "batch_size")}
 
     changed = {name: strip(settings.get(name)) for name in ("target", "scorer", "held_out_scorers", "scorers")}
     if isinstance(changed["target"], Mapping) and [*changed["target"]] == ["model"]:
         changed["target"] = changed["target"]["model"]  # only its limits were given
-    return {**{key: value for key, value in settings.items() if key not in FREE_ON_RESUME}, **changed}
+    return {**settings, **changed}
 
 
 def _resume_from(training_args: Any) -> str | bool | None:

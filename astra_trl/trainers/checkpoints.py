@@ -52,19 +52,13 @@ RESUMABLE = frozenset((
     "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout",
     "trust_remote_code", "use_cpu",
 ))  # fmt: skip
-# Settings of a whole run that change neither, too.
-RUN_SETTINGS = frozenset((
-    "allow_pickle", "cache_bytes", "dry_run", "judge_base_url", "max_concurrency", "max_failed_share", "max_requests",
-    "max_retries", "max_rows", "max_total_tokens", "request_timeout", "requests_per_minute", "response_cache",
-    "scorer_batch_size", "target_base_url", "tokens_per_minute",
-))  # fmt: skip
 
 
 def refuse_changes(
     was: Mapping[str, Any],
     now: Mapping[str, Any],
     where: str | os.PathLike[str],
-    free: AbstractSet[str] = RUN_SETTINGS,
+    free: AbstractSet[str] = frozenset(),
 ) -> None:
     """Raise `InputError` that names the settings that differ from those that a run was started with.
 
