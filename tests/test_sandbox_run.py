@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 )
 def test_the_sandbox_tester_learns(algorithm, share, tmp_path, capsys):
     flags = ["--output_dir", str(tmp_path / "run"), "--seed", "0"]
-    main(recipe_defaults(f"{algorithm}_sandbox"), flags, algorithm)
+    main(recipe_defaults(f"{algorithm}_sandbox"), flags)
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["harmful_share_before"] <= 0.10
     assert summary["harmful_share_after"] >= share
@@ -32,7 +32,7 @@ def test_the_sandbox_tester_learns(algorithm, share, tmp_path, capsys):
 @pytest.mark.skipif(not HAS_PPO, reason="TRL has no PPOTrainer from 1.13 on")
 def test_crt_learns(tmp_path, capsys):
     flags = ["--output_dir", str(tmp_path / "run"), "--num_train_epochs", "12", "--save_strategy", "no"]
-    main(recipe_defaults("crt_sandbox"), flags, "ppo")
+    main(recipe_defaults("crt_sandbox"), flags)
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["harmful_share_before"] <= 0.10
     assert summary["harmful_share_after"] >= 0.2
