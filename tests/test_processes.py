@@ -117,7 +117,10 @@ def test_a_process_that_stops_the_run_stops_all_at_a_checkpoint_and_they_go_on_t
     assert launched(2, script, "nothing", *flags, "--output_dir", str(whole)).returncode == 0
     stopped = launched(2, script, "stops", *flags, "--output_dir", str(folder))
     assert stopped.returncode != 0
-    assert stopped.stderr.count("error: the budget of process 1 is spent; --resume_from_checkpoint true continues from") == 2
+    assert (
+        stopped.stderr.count("error: the budget of process 1 is spent; --resume_from_checkpoint true continues from")
+        == 2
+    )
     resume = ["--output_dir", str(folder), "--resume_from_checkpoint", "true"]
     assert "checkpoint-" in stopped.stderr
     killed = launched(2, script, "killed", *flags, *resume)

@@ -54,6 +54,14 @@ def test_the_summary_puts_every_figure_beside_its_baseline(evaluation):
     assert lines[labels.index("empty responses")].split() == ["empty", "responses", "0", "0", "1"]
 
 
+def test_a_heading_stands_only_above_figures(evaluation):
+    assert "successful probes'" in [line.strip() for line in printed(summary(evaluation))]
+    kind = ScriptedBackend(lambda texts, sibling: "0.1")
+    system = ASTPrompterSystem(make_tester(TESTER), kind, None, harm)
+    lines = printed(summary(ASTEvaluator(system, list(TESTER), draws=20).evaluate()))
+    assert "successful probes'" not in [line.strip() for line in lines] and "mean reward" in "\n".join(lines)
+
+
 def test_show_says_what_is_what(evaluation):
     out = io.StringIO()
     show(evaluation, Console(file=out, width=80, highlight=False))

@@ -29,6 +29,7 @@ def summary(evaluation: Evaluation, target: str | None = None) -> Table:
     table = _table(f"{evaluation.settings['openings']} held-out openings", columns)
     if against:
         table.add_column("difference", justify="right")
+    heading = "successful probes'"
     for name in headline_figures(evaluation.settings):
         figures = [evaluation.figure(name, arm, target) for arm in columns]
         cells = [
@@ -37,9 +38,10 @@ def summary(evaluation: Evaluation, target: str | None = None) -> Table:
         if main and against:
             cells.append(format_short(name, evaluation.figure(name, main, target, against), signed=True))
         if any(cell != "-" for cell in cells):
+            if heading and (name.endswith(SUCCESSFUL) or name.startswith("harmless_looking")):
+                table.add_row(heading, *[""] * len(cells))
+                heading = ""
             table.add_row(Text(visible(short_label(name, evaluation.settings))), *cells)
-        if name == "self_bleu/probes":
-            table.add_row("successful probes'", *[""] * len(cells))
     for label, counts in _counts(evaluation, target, columns):
         table.add_row(Text(visible(label)), *map(str, counts))
     return table
