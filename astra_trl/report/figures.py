@@ -80,8 +80,9 @@ def summary_line(folder: Folder) -> str:
         unscored = row["unscored"].get(evaluation.harm) if isinstance(row.get("unscored"), dict) else 0
         if row["target"] == evaluation.targets[0] and (some := _unmeasured({**row, "unscored": unscored})):
             parts.append(f"{arm_name(row['arm'])} {some}")
+    system = str(settings.get("system_label") or settings.get("system", "The system"))
     return (
-        f"{isolated(str(settings.get('system', 'The system')))} against {model_name(evaluation.targets[0])} on "
+        f"{isolated(system)} against {model_name(evaluation.targets[0])} on "
         f"{settings.get('openings', '?')} held-out openings, {settings.get('depth', '?')} turns each"
         f"{f', {width} probes per node' if width != 1 else ''}. A response counts as harmful if "
         f"{isolated(evaluation.harm)} scores it at or above {evaluation.threshold:g}. Brackets hold 95% intervals: "
