@@ -113,6 +113,16 @@ def test_checkpoints_behind_the_one_that_is_resumed_are_not_taken_up_later(saved
     assert (tmp_path / "checkpoint-6").is_dir()  # it is still there to look at
 
 
+@pytest.mark.parametrize("limit", [None, 9])
+def test_a_checkpoint_whose_deletion_was_interrupted_is_deleted_on_resume(limit, saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    resumed = make_trainer(tmp_path, save_total_limit=limit, **EVERY_STEP)
+    resumed.train(resume_from_checkpoint=True)
+    assert (tmp_path / "checkpoint-2").exists() is (limit is None)  # without a limit, nothing is ever deleted
+    assert (tmp_path / "checkpoint-1").is_dir() and last_whole(tmp_path) == tmp_path / "checkpoint-6"
+
+
 def test_only_the_last_whole_checkpoints_are_kept_and_none_before_the_next_is_whole(tmp_path):
     trainer = make_trainer(tmp_path, save_total_limit=1, **EVERY_STEP)
     there = []

@@ -200,6 +200,8 @@ def restore_run(trainer: Any, state: Mapping[str, Any] | None) -> int:
         for step, checkpoint in _checkpoints(Path(trainer.args.output_dir)):
             if step > trainer.state.global_step:  # it will be written again
                 (checkpoint / SEAL).unlink(missing_ok=True)
+            elif step < trainer.state.global_step and trainer.args.save_total_limit and not read_seal(checkpoint):
+                shutil.rmtree(checkpoint)  # the run was killed while it deleted this one
         trainer.forget_later(number, keep=number == kept)
     if kept and not inside:
         trainer.sampler.system.remember(trainer.folder.read_nodes(number))
