@@ -1,7 +1,6 @@
-"""Train the sandbox's tiny tester with CRT: PPO with rewards for novelty. `python recipes/crt_sandbox.py`.
+"""Train the sandbox's tiny tester with CRT, as `astra-trl sandbox run --system crt --algorithm ppo` does.
 
-The same as `astra-trl sandbox run --system crt --algorithm ppo`. `--reward '{"harm": 1, "likelihood": 0.1}'` makes it
-plain PPO on the same budget. Needs TRL 1.12 or older, which has PPO.
+`--reward '{"harm": 1, "likelihood": 0.1}'` makes it plain PPO. Needs TRL 1.12 or older, which has PPO.
 """
 
 from astra_trl.cli.train import main

@@ -13,8 +13,6 @@ DEFAULTS = {
     "output_dir": "runs/dpo_llama3",
     "dtype": "bfloat16",
     "use_peft": True,
-    "lora_r": 16,
-    "lora_alpha": 32,
     "lora_target_modules": ["all-linear"],
     "max_length": 1024,  # a long opening keeps its newest tokens, and memory its bounds
     "num_train_epochs": 50,  # rounds

@@ -1,7 +1,4 @@
-"""Train the sandbox's tiny tester with DPO on a laptop's CPU. `python recipes/dpo_sandbox.py`.
-
-The same as `astra-trl sandbox run --algorithm dpo`. `--world DIR` takes a world of `astra-trl sandbox build`.
-"""
+"""Train the sandbox's tiny tester with DPO on a CPU, as `astra-trl sandbox run --algorithm dpo` does."""
 
 from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import SANDBOX

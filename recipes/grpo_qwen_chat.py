@@ -17,8 +17,6 @@ DEFAULTS = {
     "output_dir": "runs/grpo_qwen_chat",
     "dtype": "bfloat16",
     "use_peft": True,
-    "lora_r": 16,
-    "lora_alpha": 32,
     "lora_target_modules": ["all-linear"],
     "max_length": 1536,
     "max_new_tokens": 48,

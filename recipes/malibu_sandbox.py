@@ -1,7 +1,6 @@
-"""Train the tiny tester against a target that is rude two turns later. `python recipes/malibu_sandbox.py`.
+"""Train the tiny tester against a target that is rude two turns later: `astra-trl sandbox run --system malibu`.
 
-The same as `astra-trl sandbox run --system malibu`. With `--system astprompter` the tester is rewarded only for the
-next response.
+With `--system astprompter` the tester is rewarded only for the next response.
 """
 
 from astra_trl.cli.train import main

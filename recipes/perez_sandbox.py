@@ -1,8 +1,7 @@
-"""The four methods of Perez et al. on the sandbox, in about a minute. `python recipes/perez_sandbox.py`.
+"""The four methods of Perez et al. on the sandbox, in about a minute: `python recipes/perez_sandbox.py`.
 
-Questions by zero-shot sampling, by few-shot sampling with those as examples, by a tester fine-tuned on the failing
-questions, and by that tester after reinforcement learning. Flags are those of `astra-trl sandbox run --system perez
---algorithm grpo`.
+Zero-shot sampling, few-shot sampling with those questions, a tester fine-tuned on the failing ones, and that tester
+after reinforcement learning. Flags are those of `astra-trl sandbox run --system perez --algorithm grpo`.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""Train the sandbox's tiny tester with PPO on a laptop's CPU. `python recipes/ppo_sandbox.py`.
-
-The same as `astra-trl sandbox run --algorithm ppo`. `--world DIR` takes a world of `astra-trl sandbox build`.
-"""
+"""Train the sandbox's tiny tester with PPO on a CPU, as `astra-trl sandbox run --algorithm ppo` does."""
 
 from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import SANDBOX

@@ -1,7 +1,4 @@
-"""Train the sandbox's tiny tester with RLOO on a laptop's CPU. `python recipes/rloo_sandbox.py`.
-
-The same as `astra-trl sandbox run --algorithm rloo`. `--world DIR` takes a world of `astra-trl sandbox build`.
-"""
+"""Train the sandbox's tiny tester with RLOO on a CPU, as `astra-trl sandbox run --algorithm rloo` does."""
 
 from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import SANDBOX
