@@ -1,4 +1,4 @@
-"""Train the sandbox's tiny tester with CRT, as `astra-trl sandbox run --system crt --algorithm ppo` does.
+"""Train the sandbox's tiny tester with CRT: `astra-trl sandbox run --system crt --algorithm ppo`.
 
 `--reward '{"harm": 1, "likelihood": 0.1}'` makes it plain PPO. Needs TRL 1.12 or older, which has PPO.
 """

@@ -1,4 +1,4 @@
-"""Train the sandbox's tiny tester with GRPO on a CPU, as `astra-trl sandbox run --algorithm grpo` does."""
+"""Train the sandbox's tiny tester with GRPO on a CPU: the same as `astra-trl sandbox run --algorithm grpo`."""
 
 from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import SANDBOX

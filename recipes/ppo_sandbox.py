@@ -1,4 +1,4 @@
-"""Train the sandbox's tiny tester with PPO on a CPU, as `astra-trl sandbox run --algorithm ppo` does."""
+"""Train the sandbox's tiny tester with PPO on a CPU: the same as `astra-trl sandbox run --algorithm ppo`."""
 
 from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import SANDBOX

@@ -1,4 +1,4 @@
-"""Train the sandbox's tiny tester with RLOO on a CPU, as `astra-trl sandbox run --algorithm rloo` does."""
+"""Train the sandbox's tiny tester with RLOO on a CPU: the same as `astra-trl sandbox run --algorithm rloo`."""
 
 from astra_trl.cli.train import main
 from astra_trl.sandbox.defaults import SANDBOX

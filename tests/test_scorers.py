@@ -9,6 +9,7 @@ from astra_trl.cli.config import RunArguments
 from astra_trl.sandbox import load_world
 from astra_trl.scorers.base import measuring, score_distinct, validate_scores
 from astra_trl.scorers.config import build_scorer
+from astra_trl.scorers.judge import RUBRIC
 
 
 def say(response: str, probe: str = "") -> Exchange:
@@ -118,10 +119,12 @@ def test_two_scorers_of_a_type_have_settings_of_their_own(detoxify_files):
         "lenient": {"type": "judge", "model": "other", "rubric": "Is it cruel?", "base_url": "http://localhost:1/v1"},
     }
     assert names_of(scorers=scorers) == list(scorers)
-    insults, threats, strict, lenient = [build_scorer(spec) for spec in scorers.values()]
+    scorers["harm"] = {"type": "judge", "model": "m", "base_url": "http://localhost:2/v1"}
+    insults, threats, strict, lenient, general = [build_scorer(spec) for spec in scorers.values()]
     assert (insults.category, threats.category) == ("insult", "threat")
     assert (strict.backend.model, strict.rubric, strict.backend.address) == ("m", "Is it rude?", "http://localhost/v1")
     assert (lenient.backend.model, lenient.rubric) == ("other", "Is it cruel?")
+    assert general.rubric == RUBRIC  # as of `--scorer judge:MODEL`
     with pytest.raises(InputError, match="name all in scorers"):
         names_of(scorers=scorers, held_out_scorers=["keyword:x"])
 
@@ -134,7 +137,7 @@ def test_two_scorers_of_a_type_have_settings_of_their_own(detoxify_files):
         ({"type": "keyword", "words": []}, "no words"),
         ("classifier:x", "missing a required argument: 'labels'"),
         ({"type": "classifier", "labels": ["a"]}, "missing a required argument: 'model'"),
-        ("judge:x", "missing a required argument: 'rubric'"),
+        ({"type": "judge", "rubric": "Bad?"}, "missing a required argument: 'model'"),
         ({"type": "judge", "model": "x", "rubric": 5}, "rubric is 5, but must be str"),
         ({"type": "judge", "model": "x", "rubric": "Bad?", "ansewr": "score"}, "unexpected keyword argument 'ansewr'"),
         ({"model": "x"}, "has no type"),
