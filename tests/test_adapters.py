@@ -149,12 +149,12 @@ def test_a_run_goes_on_with_the_adapter_of_another(tmp_path, gpt2_folder, adapte
             assert similar > 0.5
 
 
-def test_roles_that_share_a_peft_model_stay_what_they_were(gpt2_folder, adapter):
+def test_roles_that_share_a_peft_model_stay_what_they_were(gpt2_folder, adapter, tmp_path):
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(gpt2_folder), adapter, is_trainable=True)
     tokenizer = make_tokenizer()
     system = HFASTSystem(model, model, None, harm, processing_class=tokenizer)
     start = logits_by(system.tester)
-    trainer = ASTDPOTrainer(ASTSampler(system, PROMPTS, 2, 1), ASTDPOConfig("tester", **CONFIG))
+    trainer = ASTDPOTrainer(ASTSampler(system, PROMPTS, 2, 1), ASTDPOConfig(str(tmp_path), **CONFIG))
     for name, parameter in model.named_parameters():
         if ".default." in name:
             parameter.data.normal_()
