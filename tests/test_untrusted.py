@@ -418,6 +418,9 @@ def test_a_key_goes_to_no_address_that_a_folder_alone_names(settings, flag, tmp_
     ("settings", "repeated"),
     [
         ("target: t\nscorer: evil.scorer\n", ["--scorer", "evil.scorer"]),
+        ("target: t\nscorer: evil.scorer:x\n", ["--scorer", "evil.scorer:x"]),
+        ("target: t\nheld_out_scorers: ['evil.scorer:x']\n", ["--held_out_scorers", "evil.scorer:x"]),
+        ("target: t\nscorers: {a: 'evil.scorer:x'}\n", ["--scorers", '{"a": "evil.scorer:x"}']),
         ("target: t\nscorers: {a: {type: evil.scorer}}\n", ["--scorers", '{"a": {"type": "evil.scorer"}}']),
         ("target: t\nreward: {evil.scorer: 1}\n", ["--reward", '{"evil.scorer": 1}']),
         ("target: t\nreward: {nice: {type: evil.scorer}}\n", ["--reward", '{"nice": {"type": "evil.scorer"}}']),

@@ -131,6 +131,7 @@ def dotted_paths(settings: Mapping[str, Any]) -> set[str]:
         parts += part if isinstance(part, list) else [part]
     for part in parts:
         values += [part.get("type"), part.get("model")] if isinstance(part, Mapping) else [part]
+    values = [value.partition(":")[0] for value in values if isinstance(value, str)]  # a scorer may be NAME:WHAT
     return {value for value in values if is_dotted_path(value)}
 
 
