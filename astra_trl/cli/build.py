@@ -22,7 +22,7 @@ from astra_trl.sandbox import World
 from astra_trl.scorers import KeywordScorer, Scorer
 from astra_trl.scorers.config import build_scorer, scorer_settings, scorers_by_name
 from astra_trl.systems import Goal, System, system_class
-from astra_trl.systems.base import sampling_settings
+from astra_trl.systems.base import SAMPLING
 from astra_trl.systems.models import Model, load_models, role_fields
 
 
@@ -130,7 +130,7 @@ def _check_kwargs(cls: type, name: str, kwargs: Mapping[str, Any]) -> None:
 
 def talking(args: SystemArguments) -> dict[str, Any]:
     """Return the arguments of `load_models` and `role_fields`: sampling, chat templates and batch sizes."""
-    sampling = SamplingParams(**{name: getattr(args, name) for name in sampling_settings(SamplingParams())})
+    sampling = SamplingParams(**{name: getattr(args, name) for name in SAMPLING})
     changes: Any = args.target_sampling
     target_sampling = None
     if changes:

@@ -77,8 +77,9 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
     defaults = sandbox_defaults(system, algorithm) if sandbox else {}
     from astra_trl.cli.launching import launch, split_launch_flags
 
-    launch_flags, rest = split_launch_flags(argv, train_parser(prog, algorithm))
-    arguments = parse(defaults, rest, prog)
+    parser = train_parser(prog, algorithm)
+    launch_flags, rest = split_launch_flags(argv, parser)
+    arguments = parse(defaults, rest, parser)
     if launch_flags:
         return launch(launch_flags, ["astra_trl.cli.main", *words, *rest])
 

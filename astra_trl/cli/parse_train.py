@@ -85,12 +85,12 @@ examples:
 
 
 def parse(
-    defaults: Mapping[str, Any], argv: Sequence[str], prog: str = "astra-trl train"
+    defaults: Mapping[str, Any], argv: Sequence[str], parser: Parser | None = None
 ) -> tuple[RunArguments, Any, "ModelConfig"]:
     """Parse the arguments of a run: its own, the trainer's config and the models'.
 
     Flags win over the file of `--config`, which wins over `defaults` (a recipe's), over the system's defaults, over
-    the dataclasses'.
+    the dataclasses'. `parser` is the one of [`train_parser`] for the algorithm, if there is one already.
 
     Raises:
         InputError: a setting is unknown or of the wrong type, or settings do not go together.
@@ -98,8 +98,9 @@ def parse(
     system, algorithm = choose(argv, defaults)
     if defaults.get("algorithm", algorithm) != algorithm:
         raise InputError(f"this recipe trains by {defaults['algorithm']}: use `astra-trl train` for {algorithm}")
-    parser = train_parser(prog, algorithm)
-    own = system_class(system).default_settings(algorithm)
+    parser = parser or train_parser("astra-trl train", algorithm)
+    chosen_class = system_class(system)
+    own = chosen_class.default_settings(algorithm)
     parser.set_defaults_with_config(**{**own, **defaults})  # for help
     given = parser.parse_given(argv)
     path = given.pop("config", None)
@@ -108,7 +109,7 @@ def parse(
     settings |= {"system": system, "algorithm": algorithm}
     args, training_args, model_args = parser.fill(settings, f"config {path!r}" if path else "settings")
     training_args.__class__, _ = trainer_classes(algorithm)  # which can be saved with a checkpoint
-    system_class(system).check_training(algorithm, args.system_kwargs or {})
+    chosen_class.check_training(algorithm, args.system_kwargs or {})
     return args, training_args, model_args
 
 

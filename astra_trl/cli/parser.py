@@ -26,71 +26,9 @@ MOVED = {
 }
 
 
-class Parser(TrlParser):
-    """TRL's parser, with help by section in 80 columns, and one line for what is wrong.
-
-    Parsed are only the flags that are given: defaults belong to systems, recipes, files and dataclasses.
-    """
-
-    def __init__(self, classes: Sequence[type], prog: str, **kwargs: Any) -> None:
-        kwargs = {"usage": "%(prog)s [--config FILE] [flags...]", **kwargs}
-        super().__init__(classes, prog=prog, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
-        kinds = {f.name: f.type for cls in classes for f in fields(cls)}
-        for action in self._actions:
-            if action.nargs not in (0, "?") and not action.choices:
-                numbers = {int: "N", float: "X"}
-                action.metavar = "JSON" if action.dest in MAPPINGS else numbers.get(kinds[action.dest], "TEXT")  # type: ignore[arg-type]
-        self.add_argument("--config", metavar="FILE", help="YAML file with any of the flags")
-
-    def parse_given(self, argv: Sequence[str]) -> dict[str, Any]:
-        """Return the flags that are given, by name."""
-        if "-h" in argv or "--help" in argv:
-            self.print_help()
-            self.exit()
-        for action in self._actions:
-            action.default = argparse.SUPPRESS
-        found, unknown = self.parse_known_args([underscored(arg) for arg in argv])
-        if unknown:
-            names = [arg.lstrip("-").partition("=")[0] for arg in unknown if arg.startswith("--")]
-            self.error(next(filter(None, map(moved_to, names)), f"unrecognized arguments: {' '.join(unknown)}"))
-        return vars(found)
-
-    def fill(self, settings: Mapping[str, Any], source: str) -> tuple[Any, ...]:
-        """Return an instance of each dataclass with these settings."""
-        known = {f.name: f for cls in self.dataclass_types for f in fields(cls) if f.init}
-        if unknown := [key for key in settings if key not in known]:
-            text = moved_to(unknown[0]) or f"unknown setting {unknown[0]!r} (--help_all lists every one)"
-            raise InputError(f"{source}: {text}")
-        try:
-            return self.parse_dict({key: _converted(value, known[key].type) for key, value in settings.items()})
-        except (ValueError, TypeError, AttributeError, OSError) as error:  # TRL's configs check types by use
-            raise InputError(" ".join(str(error).split())) from error
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {InputError(message)} (see {self.prog} --help)\n")
-        raise AssertionError  # for type checkers: exit does not return
-
-    def format_help(self) -> str:
-        formatter = self._get_formatter()
-        formatter.add_usage(self.usage, self._actions, [])
-        formatter.add_text(self.description)
-        sections: dict[str, list[argparse.Action]] = {"options": [], **{title: [] for title in SECTIONS.values()}}
-        title = "trainer and models of TRL"
-        for action in self._actions:
-            if any(option.startswith("--no_") for option in action.option_strings):
-                continue
-            own = action.dest in ("config", "help", "help_all", "folder")
-            title = SECTIONS.get(action.dest, title)
-            sections.setdefault("options" if own else title, []).append(action)
-        for title, actions in sections.items():
-            formatter.start_section(title)
-            formatter.add_arguments(actions)
-            formatter.end_section()
-        formatter.add_text(self.epilog)
-        return formatter.format_help()
-
-
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help of at most 80 columns, with one spelling of each flag and its default."""
+
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=min(80, shutil.get_terminal_size().columns) - 1)
 
@@ -124,7 +62,67 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {InputError(message)} (see {self.prog} --help)\n")
-        raise AssertionError
+        raise AssertionError  # for type checkers: exit does not return
+
+
+class Parser(FlagParser, TrlParser):
+    """TRL's parser, with help by section in 80 columns, and one line for what is wrong.
+
+    Parsed are only the flags that are given: defaults belong to systems, recipes, files and dataclasses.
+    """
+
+    def __init__(self, classes: Sequence[type], prog: str, **kwargs: Any) -> None:
+        kwargs = {"usage": "%(prog)s [--config FILE] [flags...]", **kwargs}
+        super().__init__(classes, prog=prog, **kwargs)
+        kinds = {f.name: f.type for cls in classes for f in fields(cls)}
+        for action in self._actions:
+            if action.nargs not in (0, "?") and not action.choices:
+                numbers = {int: "N", float: "X"}
+                action.metavar = "JSON" if action.dest in MAPPINGS else numbers.get(kinds[action.dest], "TEXT")  # type: ignore[arg-type]
+        self.add_argument("--config", metavar="FILE", help="YAML file with any of the flags")
+
+    def parse_given(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Return the flags that are given, by name."""
+        if "-h" in argv or "--help" in argv:
+            self.print_help()
+            self.exit()
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        found, unknown = self.parse_known_args(argv)
+        if unknown:
+            names = [arg.lstrip("-").partition("=")[0] for arg in unknown if arg.startswith("--")]
+            self.error(next(filter(None, map(moved_to, names)), f"unrecognized arguments: {' '.join(unknown)}"))
+        return vars(found)
+
+    def fill(self, settings: Mapping[str, Any], source: str) -> tuple[Any, ...]:
+        """Return an instance of each dataclass with these settings."""
+        known = {f.name: f for cls in self.dataclass_types for f in fields(cls) if f.init}
+        if unknown := [key for key in settings if key not in known]:
+            text = moved_to(unknown[0]) or f"unknown setting {unknown[0]!r} (--help_all lists every one)"
+            raise InputError(f"{source}: {text}")
+        try:
+            return self.parse_dict({key: _converted(value, known[key].type) for key, value in settings.items()})
+        except (ValueError, TypeError, AttributeError, OSError) as error:  # TRL's configs check types by use
+            raise InputError(" ".join(str(error).split())) from error
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        sections: dict[str, list[argparse.Action]] = {"options": [], **{title: [] for title in SECTIONS.values()}}
+        title = "trainer and models of TRL"
+        for action in self._actions:
+            if any(option.startswith("--no_") for option in action.option_strings):
+                continue
+            own = action.dest in ("config", "help", "help_all", "folder")
+            title = SECTIONS.get(action.dest, title)
+            sections.setdefault("options" if own else title, []).append(action)
+        for title, actions in sections.items():
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
 
 def underscored(arg: str) -> str:
@@ -173,6 +171,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def file_settings(path: str | None) -> dict[str, Any]:
+    """Return the settings in the file of `--config`, after setting the environment variables of its `env`."""
     settings = {} if path is None else read_settings(path)
     environment = settings.pop("env", {})  # as in TRL
     if not isinstance(environment, dict):
