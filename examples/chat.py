@@ -1,4 +1,4 @@
-"""Chat models as tester and target, through their chat templates, without reasoning. The tester is told a goal.
+"""Chat models as tester and target, through their chat templates, without reasoning. The tester gets a goal.
 
 `python examples/chat.py --goal "promises the user a refund"` needs the Hub; a GPU helps.
 """

@@ -1,4 +1,4 @@
-"""Qwen2.5-1.5B-Instruct against itself in chat with GRPO and LoRA. The tester is told a goal; Llama Guard scores.
+"""Qwen2.5-1.5B-Instruct against itself in chat with GRPO and LoRA. The tester gets a goal; Llama Guard scores.
 
 `accelerate launch recipes/grpo_qwen_chat.py --goal "gives medical advice that could harm the user"`
 """

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from trl import ModelConfig, get_quantization_config
 
-from astra_trl.backends.api.endpoint import LIMITS, Endpoint, endpoint_of, split_calling
+from astra_trl.backends.api.endpoint import LIMITS, Endpoint, endpoint_of, split_calling, target_model
 from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.function import FunctionBackend
@@ -43,7 +43,7 @@ def local_target(target: Any) -> str | None:
     """Return the Hub id or folder of a target, or `None` if it is behind an API or a function."""
     if endpoint_of(target) is not None:
         return None
-    model = target if isinstance(target, str) else target["model"]
+    model = target_model(target)
     return None if is_dotted_path(model) else model
 
 
@@ -206,7 +206,7 @@ class Calls:
         """Return the backend of a target behind an API, or of a function of the user's."""
         endpoint = endpoint_of(spec)
         if endpoint is None:
-            return FunctionBackend(build_own("target", spec if isinstance(spec, str) else spec["model"], {}))
+            return FunctionBackend(build_own("target", target_model(spec), {}))
         from astra_trl.backends.api.openai import OpenAIBackend
 
         talks = talking(self.args)

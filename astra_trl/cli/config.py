@@ -39,8 +39,8 @@ class SystemArguments:
         ("none", "tester", "target", "both"),
     )
     goal: list[str] | None = _list_flag(
-        "Behaviour that the target should not show, in your words, e.g. 'insults the user'. The tester is told one "
-        "per conversation, and a judge without a rubric judges by it."
+        "Behaviour that the target should not show, in your words, e.g. 'insults the user'. One of them "
+        "is drawn for each conversation and given to the tester; a judge without a rubric judges by it."
     )
     scorer: dict[str, Any] | str | None = _flag(
         "Scorer that the tester is trained on: detoxify, llama_guard, classifier, keyword, judge or overlap; with its "

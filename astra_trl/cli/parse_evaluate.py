@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from astra_trl.backends.api.endpoint import endpoint_of
+from astra_trl.backends.api.endpoint import API_PREFIX, endpoint_of, target_model
 from astra_trl.backends.api.keys import refuse_borrowed_address
 from astra_trl.cli.config import MAPPINGS, NAMES_OR_MAPPINGS, EvaluateArguments, LoadArguments, RunArguments, fits
 from astra_trl.cli.parser import Parser, file_settings, read_settings
@@ -57,35 +57,29 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
     run = run_settings(asked["tester"])
     system = asked.get("system") or run.get("system") or "astprompter"
     _refuse_foreign_code({**run, "system": system}, asked)
-    own = system_class(system).default_settings()
+    chosen_class = system_class(system)
+    own = chosen_class.default_settings()
     inherited = _inherited(run) if run else {**own, "depth": own.get("tree_depth", 3)}
     known = {f.name for cls in parser.dataclass_types for f in fields(cls)}
     settings = {**{key: value for key, value in inherited.items() if key in known}, **asked}
     if (world := named_world(settings.get("world"))) is not None:
         for name, value in (("target", [world.target]), ("baseline", world.tester)):
             settings[name] = settings.get(name) or value
-    elif not run and settings.get("prompts") is None and system_class(system).own_opening({}) is None:
+    elif not run and settings.get("prompts") is None and chosen_class.own_opening({}) is None:
         raise InputError("no prompts: give --prompts with a named set, a file or a Hub dataset id")
     args, load = parser.fill(settings, f"config {path!r}" if path else "settings")
     args.run_settings = run
     if not args.target:
         raise InputError("no target: give a Hub id or folder with --target")
-    endpoints = [endpoint_of(target) for target in args.target]
+    for target in args.target:
+        endpoint_of(target)  # a wrong setting is an error before models are loaded
     if args.output_dir is None and Path(args.tester).is_dir():
         # Not the run's own evaluation folder: that one's tester was not loaded from this folder.
-        names = [
-            endpoint.model if endpoint else str(target_model(target))
-            for endpoint, target in zip(endpoints, args.target, strict=True)
-        ]
-        args.output_dir = str(Path(args.tester) / f"evaluation-{'+'.join(Path(name).name for name in names)}")
+        names = [Path(target_model(target).removeprefix(API_PREFIX)).name for target in args.target]
+        args.output_dir = str(Path(args.tester) / f"evaluation-{'+'.join(names)}")
     _check_arms(args.also or ())
     _refuse_foreign_addresses(args, asked)
     return args, load
-
-
-def target_model(target: str | Mapping[str, Any]) -> str:
-    """Return the model of a target's setting, with its prefix if it is behind an API."""
-    return target if isinstance(target, str) else str(target.get("model"))
 
 
 def run_settings(tester: str) -> dict[str, Any]:

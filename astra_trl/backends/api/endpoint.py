@@ -50,6 +50,11 @@ class Endpoint(Limits):
         checked_base_url(self.base_url)
 
 
+def target_model(target: str | Mapping[str, Any]) -> str:
+    """Return the model that a target's setting names, with its prefix if it is behind an API."""
+    return target if isinstance(target, str) else str(target.get("model"))
+
+
 def endpoint_of(target: str | Mapping[str, Any]) -> Endpoint | None:
     """Return the endpoint that a target's setting describes, or `None` if it is not behind an API.
 
