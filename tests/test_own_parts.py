@@ -18,8 +18,9 @@ def soup(exchanges):
 
 class Letters:
     """Share of a letter in responses."""
-    def __init__(self, letter: str = "e"):
+    def __init__(self, letter: str = "e", max_retries: int = 0):  # the name of an endpoint's setting
         self.letter = letter
+        assert max_retries == 3
     def __call__(self, exchanges):
         return [exchange.response.count(self.letter) / (len(exchange.response) + 1) for exchange in exchanges]
 
@@ -63,7 +64,7 @@ def package(tmp_path, monkeypatch):
 
 def test_own_parts_work_in_every_command_from_the_shell(package, gpt2_folder, capsys):
     own = ["--system", "my_parts.Interview", "--system_kwargs", '{"ending": "??"}', "--scorer", "my_parts.soup"]
-    letters = {"type": "my_parts.Letters", "letter": "a"}
+    letters = {"type": "my_parts.Letters", "letter": "a", "max_retries": 3}
     own += ["--held_out_scorers", json.dumps(letters), "--target", "my_parts.answer", "--tester", str(gpt2_folder)]
     reward = {"harm": 1, "my_parts.asks": 0.5}  # as the system has it; the target gives no likelihood
     flags = [*own, *SMALL, "--output_dir", "run"]

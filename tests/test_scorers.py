@@ -141,6 +141,8 @@ def test_two_scorers_of_a_type_have_settings_of_their_own(detoxify_files):
         ({"type": "judge", "model": "x", "rubric": 5}, "rubric is 5, but must be str"),
         ({"type": "judge", "model": "x", "rubric": "Bad?", "ansewr": "score"}, "unexpected keyword argument 'ansewr'"),
         ({"model": "x"}, "has no type"),
+        ({"type": "keyword", "words": ["a"], "max_requests": 5}, "unexpected keyword argument 'max_requests'"),
+        ({"type": "judge", "model": "local", "max_requests": 5}, "unexpected keyword argument 'max_requests'"),
         ({"type": "classifier", "model": "no/such", "labels": ["a"]}, "'no/such' could not be loaded"),
         ("llama_guard:no/such", "Llama Guard 'no/such' could not be loaded"),
         ({"type": "judge", "model": "no/such", "rubric": "Is it rude?"}, "judge 'no/such' could not be loaded"),
@@ -149,7 +151,7 @@ def test_two_scorers_of_a_type_have_settings_of_their_own(detoxify_files):
 )
 def test_a_scorer_that_cannot_be_built_says_why(spec, message):
     with pytest.raises(InputError, match=message) as caught:
-        build_scorer(spec)
+        build_scorer(spec, endpoint_kwargs=dict)
     assert "\n" not in str(caught.value)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from trl import ModelConfig, get_quantization_config
 
-from astra_trl.backends.api.endpoint import LIMITS, Endpoint, endpoint_of, split_calling, target_model
+from astra_trl.backends.api.endpoint import LIMITS, Endpoint, endpoint_of, is_behind_api, target_model
 from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.function import FunctionBackend
@@ -20,7 +20,7 @@ from astra_trl.lookup import build, build_own, is_dotted_path
 from astra_trl.rewards.config import build_reward
 from astra_trl.sandbox import World
 from astra_trl.scorers import KeywordScorer, Scorer
-from astra_trl.scorers.config import build_scorer, scorer_settings, scorers_by_name
+from astra_trl.scorers.config import SCORERS, build_scorer, scorer_settings, scorers_by_name
 from astra_trl.systems import Goal, System, system_class
 from astra_trl.systems.base import SAMPLING
 from astra_trl.systems.models import Model, load_models, role_fields
@@ -187,7 +187,8 @@ class Calls:
         given = {str(spec): endpoint for spec in self.targets if (endpoint := endpoint_of(spec)) is not None}
         limits = {name: _given_limits(endpoint) for name, endpoint in given.items()}
         for name, settings in scorer_specs(self.args, None).items():
-            limits[f"scorer {name}"] = {key: settings[key] for key in LIMITS if key in settings}
+            if settings["type"] in SCORERS and is_behind_api(settings):
+                limits[f"scorer {name}"] = {key: settings[key] for key in LIMITS if key in settings}
         different = {name: found for name, found in limits.items() if found}
         if len({str(sorted(found.items())) for found in different.values()}) > 1:
             raise InputError(f"limits of endpoints hold together, and are given by {', '.join(different)}: give one")
@@ -236,8 +237,7 @@ def _scorers_and_goals(
         first["rubric"] = _rubric(goals[0])
     scorers: dict[str, Scorer] = {} if world is None else {"harm": KeywordScorer(world.rude_words)}
     for name, spec in specs.items():
-        settings, calling = split_calling(spec)
-        scorers[name] = build_scorer(settings, allow_pickle=args.allow_pickle, endpoint_kwargs=calls.kwargs(calling))
+        scorers[name] = build_scorer(spec, allow_pickle=args.allow_pickle, endpoint_kwargs=calls.kwargs)
     if not scorers:
         raise InputError("no scorer: give one with --scorer")
     if judged:

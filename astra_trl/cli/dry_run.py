@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from trl import ModelConfig, get_peft_config
 
-from astra_trl.backends.api.endpoint import API_PREFIX, endpoint_of
+from astra_trl.backends.api.endpoint import API_PREFIX, endpoint_of, is_behind_api
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.cli.build import local_target, scorer_specs, tester_and_target
 from astra_trl.cli.config import RunArguments
@@ -167,7 +167,7 @@ def _scorer(name: str, spec: Mapping[str, Any]) -> Role:
     model = spec.get("model", known["model"].default if "model" in known else spec.get("huggingface_config_path"))
     if model is inspect.Parameter.empty:
         raise InputError(f"scorer {kind!r} names no model: give {kind}:MODEL")
-    if "endpoint_kwargs" in known and (spec.get("base_url") or str(model).startswith(API_PREFIX)):
+    if "endpoint_kwargs" in known and is_behind_api(spec):
         model, where = str(model).removeprefix(API_PREFIX), spec.get("base_url") or "OpenAI"
         return Role(f"{kind} {model} at {where}: no weights here, one call per exchange within the limits")
     if not isinstance(model, str):

@@ -1,8 +1,9 @@
 """Scorers from a configuration: a name, `"NAME:WHAT"`, a dotted path or a mapping with a type."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
+from astra_trl.backends.api.endpoint import is_behind_api, split_calling
 from astra_trl.errors import InputError
 from astra_trl.lookup import build, build_own, find, is_dotted_path, parameters
 from astra_trl.scorers.base import Scorer
@@ -53,7 +54,10 @@ def scorers_by_name(specs: Iterable[ScorerSpec], taken: Iterable[str] = ()) -> d
 
 
 def build_scorer(
-    spec: ScorerSpec, *, allow_pickle: bool = False, endpoint_kwargs: Mapping[str, Any] | None = None
+    spec: ScorerSpec,
+    *,
+    allow_pickle: bool = False,
+    endpoint_kwargs: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
 ) -> Scorer:
     """Build a scorer.
 
@@ -63,8 +67,9 @@ def build_scorer(
             class loads a model, `dtype` is for that.
         allow_pickle (`bool`, *optional*, defaults to `False`):
             Whether the weights of its model may be a pickle.
-        endpoint_kwargs (`Mapping`, *optional*):
-            For the [`OpenAIBackend`] of a judge behind an API.
+        endpoint_kwargs (`Callable`, *optional*):
+            Returns the arguments of the [`OpenAIBackend`] of a judge behind an API from the judge's own settings for
+            its calls, e.g. `max_retries`.
 
     Raises:
         InputError: the type is unknown, or an argument is missing, unknown or of the wrong type.
@@ -78,6 +83,7 @@ def build_scorer(
     if "model_init_kwargs" in takes:
         loading = {"dtype": kwargs.pop("dtype", "auto"), "allow_pickle": allow_pickle}
         kwargs["model_init_kwargs"] = {**loading, **(kwargs.get("model_init_kwargs") or {})}
-    if "endpoint_kwargs" in takes and endpoint_kwargs:
-        kwargs["endpoint_kwargs"] = {**endpoint_kwargs, **(kwargs.get("endpoint_kwargs") or {})}
+    if "endpoint_kwargs" in takes and endpoint_kwargs is not None and is_behind_api(kwargs):
+        kwargs, calling = split_calling(kwargs)
+        kwargs["endpoint_kwargs"] = {**endpoint_kwargs(calling), **(kwargs.get("endpoint_kwargs") or {})}
     return build("scorer", kind, scorer_class, kwargs)

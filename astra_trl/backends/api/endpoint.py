@@ -73,6 +73,11 @@ def endpoint_of(target: str | Mapping[str, Any]) -> Endpoint | None:
     return None
 
 
+def is_behind_api(settings: Mapping[str, Any]) -> bool:
+    """Return `True` if the settings of a scorer name a model behind an API."""
+    return bool(settings.get("base_url")) or str(settings.get("model")).startswith(API_PREFIX)
+
+
 def split_calling(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a scorer's settings into those of its class and those that say how an endpoint is called."""
     calling = {key: value for key, value in settings.items() if key in CALLING}
