@@ -120,11 +120,11 @@ def describe(value: Any) -> str:
 
 def describe_error(error: BaseException) -> str:
     """Describe an error of the user's code in one line: its type, its message and its place."""
-    reason = " ".join(str(error).split())[:MAX_REASON]
-    text = f"called sys.exit({reason})" if isinstance(error, SystemExit) else f"raised {type(error).__name__}"
-    if reason and not isinstance(error, SystemExit):
-        text += f": {reason}"
-    place = _place(error)
+    message = error.msg if isinstance(error, SyntaxError) else str(error)  # the place follows
+    reason, place = " ".join(message.split())[:MAX_REASON], _place(error)
+    text = f"raised {type(error).__name__}" + (f": {reason}" if reason else "")
+    if isinstance(error, SystemExit):
+        text = f"called sys.exit({reason}), which ends the whole run: let it raise an error instead"
     return f"{text} ({place})" if place else text
 
 

@@ -99,7 +99,7 @@ def line(function, below: int) -> str:
     ("function", "message"),
     [
         (divide, r"raised ZeroDivisionError: division by zero \(.*" + line(divide, 1)),
-        (leave, r"called sys.exit\(0\) \(.*" + line(leave, 1)),
+        (leave, r"called sys.exit\(0\), which ends the whole run: .* \(.*" + line(leave, 1)),
         (fail_late, r"raised LookupError: two lines \(.*" + line(fail_late, 2)),
         (partial(divide), r"raised ZeroDivisionError: division by zero \(.*" + line(divide, 1)),
         (lambda batch: wait(batch), "is an async function: give a function that runs it with asyncio.run$"),

@@ -138,7 +138,10 @@ def test_own_parts_work_in_every_command_from_the_shell(package, gpt2_folder, ca
             ["--scorer", "broken.soup"],
             "module 'broken' raised ModuleNotFoundError: No module named 'gone' (broken.py:2)",
         ),
-        (["--scorer", "script.soup"], "module 'script' called sys.exit(0) (script.py:2)"),
+        (
+            ["--scorer", "script.soup"],
+            "module 'script' called sys.exit(0), which ends the whole run: let it raise an error instead",
+        ),
         (["--scorer", "unfinished.soup"], "module 'unfinished' raised SyntaxError: "),
         (["--reward", '{"my_parts.two": 1}'], "reward term 'my_parts.two' takes (exchanges, more)"),
         (["--reward", '{"my_parts.py": 1}'], "unknown reward term 'my_parts.py': choose one of answer_harm"),
@@ -148,7 +151,10 @@ def test_own_parts_work_in_every_command_from_the_shell(package, gpt2_folder, ca
             "unknown target 'my_parts.py': give a Hub id or folder, or give the dotted path",
         ),
         (["--target", "my_parts:answer"], "or give the dotted path of your own code, my_parts.answer"),
-        (["--target", "script.answer"], "module 'script' called sys.exit(0) (script.py:2)"),
+        (
+            ["--target", "script.answer"],
+            "module 'script' called sys.exit(0), which ends the whole run: let it raise an error instead",
+        ),
         (["--scorer", "soup", "--dry_run"], "unknown scorer 'soup': choose one of classifier"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

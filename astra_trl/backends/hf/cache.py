@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from astra_trl.backends.base import OutOfMemory
 
-# Layers with one key and one value per token, or with none; before 5.20 transformers has no class for the latter.
+# Layers with one key and one value per token, or with none; transformers before 5.23 has no class for the latter.
 _PER_TOKEN = {DynamicLayer, getattr(cache_utils, "DummyLayer", DynamicLayer)}
 
 
