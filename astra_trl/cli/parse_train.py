@@ -104,7 +104,7 @@ def parse(
     parser.set_defaults_with_config(**{**own, **defaults})  # for help
     given = parser.parse_given(argv)
     path = given.pop("config", None)
-    layers: Any = (own, defaults, file_settings(path), given)
+    layers: Any = (own, defaults, file_settings(path, given), given)
     settings = {key: value for layer in layers for key, value in layer.items()}
     settings |= {"system": system, "algorithm": algorithm}
     args, training_args, model_args = parser.fill(settings, f"config {path!r}" if path else "settings")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -13,6 +12,7 @@ from trl import TrlParser
 
 from astra_trl.backends.api.endpoint import CALLING
 from astra_trl.cli.config import MAPPINGS, SECTIONS
+from astra_trl.cli.trust import refuse_switched_on
 from astra_trl.errors import InputError
 from astra_trl.text import parse_yaml
 
@@ -170,13 +170,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
-def file_settings(path: str | None) -> dict[str, Any]:
-    """Return the settings in the file of `--config`, after setting the environment variables of its `env`."""
+def file_settings(path: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in the file of `--config`, which may not switch on everything without flags."""
     settings = {} if path is None else read_settings(path)
-    environment = settings.pop("env", {})  # as in TRL
-    if not isinstance(environment, dict):
-        raise InputError(f"config {path!r}: env is not a mapping of environment variables")
-    os.environ.update({str(key): str(value) for key, value in environment.items()})
+    refuse_switched_on(path, settings, given)
+    settings.pop("env", None)  # as in TRL: environment variables
     return settings
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from transformers.utils import is_torch_bf16_gpu_available
 
+from astra_trl.backends.api.keys import without_credentials
 from astra_trl.errors import InputError
 from astra_trl.rollout.sampler import ASTSampler
 
@@ -76,6 +77,13 @@ class RoundsConfig:
             raise InputError("dataloader_persistent_workers would keep serving the first round: switch it off")
         if getattr(self, "min_margin", None) is not None and self.min_margin < 0:
             raise InputError(f"min_margin must be 0 or more, got {self.min_margin}")
+
+    # No token of the Hub is in what is logged, nor in the `training_args.bin` of a model.
+    def to_dict(self) -> dict[str, Any]:
+        return without_credentials(super().to_dict())  # type: ignore[misc]  # as above
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_credentials(self.__dict__)
 
     def records_per_batch(self, tree_width: int) -> int:
         """Return the number that the records of a round must be a multiple of."""
