@@ -217,7 +217,8 @@ def moved_to(name: str) -> str | None:
 def _hint(f: Field[Any], hint: Any) -> Any:
     # As in a file. The types say text too, as the command line has JSON.
     if "choices" in f.metadata:
-        return Literal[tuple(f.metadata["choices"])]
+        choices: Any = Literal[tuple(f.metadata["choices"])]
+        return choices | None if f.default is None else choices
     if f.name in NAMES_OR_MAPPINGS and list[str] in (hint, *get_args(hint)):
         return list[dict[str, Any] | str] | None
     if f.name in MAPPINGS or (f.name.endswith("_kwargs") and str in get_args(hint)):
