@@ -7,8 +7,10 @@ from typing import Any
 
 from astra_trl.backends.api.endpoint import API_PREFIX, endpoint_of, target_model
 from astra_trl.cli.config import EvaluateArguments, LoadArguments, RunArguments, fits
-from astra_trl.cli.parser import Parser, file_settings, read_settings
-from astra_trl.cli.trust import INHERITED, held_out_source, is_same_source, refuse_foreign
+from astra_trl.cli.parser import Parser
+from astra_trl.cli.settings_file import read_settings, read_settings_file
+from astra_trl.cli.trust import INHERITED, held_out_source, is_same_source, refuse_foreign, refuse_switched_on
+from astra_trl.cli.unused_flags import refuse_unused
 from astra_trl.errors import InputError
 from astra_trl.links import refuse_links
 from astra_trl.sandbox import named_world
@@ -48,12 +50,12 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
     folder, path = given.pop("folder", None), given.pop("config", None)
     if folder is not None and given.setdefault("tester", folder) != folder:
         parser.error(f"two testers, {folder!r} and {given['tester']!r}: give one")
-    file = file_settings(path, given)
-    if "tree_depth" in file:
+    file = read_settings_file(path)
+    refuse_switched_on(path, file.settings, given)
+    if "tree_depth" in file.settings:
         raise InputError(f"config {path!r} is a run's: give the run's folder as the tester, and leave --config out")
-    asked = {**file, **given}
-    if isinstance(asked.get("target"), str | dict):
-        asked["target"] = [asked["target"]]
+    in_file = parser.settings_in(file)
+    asked = {**in_file, **given}
     if asked.get("tester") is None:
         parser.error("no tester: give a run's folder, a model's folder or a Hub id")
     run = run_settings(asked["tester"])
@@ -66,14 +68,15 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
     if not run:
         own = chosen_class.default_settings()
         inherited = {**own, "depth": own.get("tree_depth", 3)}
-    known = {f.name for cls in parser.dataclass_types for f in fields(cls)}
-    settings = {**{key: value for key, value in inherited.items() if key in known}, **asked}
+    settings = {**{key: value for key, value in inherited.items() if key in parser.hints}, **asked}
     if (world := named_world(settings.get("world"))) is not None:
         for name, value in (("target", [world.target]), ("baseline", world.tester)):
             settings[name] = settings.get(name) or value
     elif not run and settings.get("prompts") is None and chosen_class.own_opening({}) is None:
         raise InputError("no prompts: give --prompts with a named set, a file or a Hub dataset id")
-    args, load = parser.fill(settings, f"config {path!r}" if path else "settings")
+    args, load = parser.fill(settings)
+    called = {name: f"config {path!r}: {name}" for name in in_file} | {name: f"--{name}" for name in given}
+    refuse_unused(called, args, load)
     args.run_settings = run
     if not args.target:
         raise InputError("no target: give a Hub id or folder with --target")

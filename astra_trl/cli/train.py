@@ -26,7 +26,7 @@ from astra_trl.cli.config import FREE_ON_RESUME, RunArguments
 from astra_trl.cli.dry_run import dry_run
 from astra_trl.cli.openings import dev_openings, openings_and_held_out
 from astra_trl.cli.parse_train import parse
-from astra_trl.cli.parser import read_settings
+from astra_trl.cli.settings_file import read_settings
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
