@@ -11,6 +11,7 @@ ROWS = [
     [
         "errors",
         "text",
+        "callables",
         "lookup",
         "conversation",
         "tree",
