@@ -9,6 +9,7 @@ ROOT = Path(astra_trl.__file__).parent
 # docs/architecture.md has the same order, with what each holds.
 ROWS = [
     ["errors", "text", "lookup", "conversation", "tree", "processes", "embedding", "untrusted", "lazy", "lines"],
+    ["numbers"],
     ["backends"],
     ["scorers"],
     ["rewards"],

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from trl import TrlParser
 
 from astra_trl.backends.api.endpoint import CALLING
 from astra_trl.cli.config import MAPPINGS, SECTIONS
+from astra_trl.cli.numbers import read_setting
 from astra_trl.errors import InputError
 from astra_trl.text import parse_yaml
 
@@ -101,7 +102,7 @@ class Parser(FlagParser, TrlParser):
             text = moved_to(unknown[0]) or f"unknown setting {unknown[0]!r} (--help_all lists every one)"
             raise InputError(f"{source}: {text}")
         try:
-            return self.parse_dict({key: _converted(value, known[key].type) for key, value in settings.items()})
+            return self.parse_dict({key: read_setting(value, known[key]) for key, value in settings.items()})
         except (ValueError, TypeError, AttributeError, OSError) as error:  # TRL's configs check types by use
             raise InputError(" ".join(str(error).split())) from error
 
@@ -140,19 +141,6 @@ def moved_to(name: str) -> str | None:
         ):
             return f"{name} is now a part of the mapping {setting}: see docs/configuration.md"
     return None
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    # YAML reads 1e-5 as text, and a number in quotes is one too.
-    kinds = get_args(kind) or (kind,)
-    if isinstance(value, str) and str not in kinds:
-        for number in (int, float):
-            if number in kinds:
-                try:
-                    return number(value)
-                except ValueError:
-                    continue
-    return value
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -60,6 +60,11 @@ class Reward:
             if len(values) != len(nodes):
                 raise InputError(f"reward term {name!r} returned {len(values)} values for {len(nodes)} nodes")
             for node, value in zip(nodes, values, strict=True):
+                if math.isinf(value):
+                    raise InputError(
+                        f"reward term {name!r} is {value} for the probe {node.exchange.probe!r:.80}: return a finite "
+                        "number, or nan if it cannot be measured"
+                    )
                 node.terms[name] = value
         for node in nodes:
             reward = self._combine(node.terms)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from transformers.utils import is_torch_bf16_gpu_available
 
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_numbers
 from astra_trl.rollout.sampler import ASTSampler
 
 
@@ -61,6 +62,7 @@ class RoundsConfig:
     )
 
     def __post_init__(self: Any) -> None:
+        check_numbers(vars(self))
         # TRL sets bf16 unless fp16 is set, and transformers refuses it on a machine without a GPU that has it.
         if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
             self.bf16 = False
@@ -68,14 +70,9 @@ class RoundsConfig:
         if getattr(self, "activation_checkpointing", True) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()  # type: ignore[misc]  # a mixin: the next class is TRL's config
-        for name in ("trees_per_round", f"{self.unit}s_per_round", "max_trees_per_round", "trees_together"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        check_numbers({name: getattr(self, name) for name in self._VALID_DICT_FIELDS})  # it has decoded their JSON
         if self.dataloader_persistent_workers:
             raise InputError("dataloader_persistent_workers would keep serving the first round: switch it off")
-        if getattr(self, "min_margin", None) is not None and self.min_margin < 0:
-            raise InputError(f"min_margin must be 0 or more, got {self.min_margin}")
 
     def records_per_batch(self, tree_width: int) -> int:
         """Return the number that the records of a round must be a multiple of."""

@@ -8,7 +8,7 @@ from transformers import ProgressCallback, TrainerCallback
 
 
 class RoundCallback(TrainerCallback):
-    """Calls a trainer's `begin_training`, `begin_round` and `end_round`."""
+    """Calls a trainer's `begin_training`, `begin_round`, `end_step` and `end_round`."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -23,6 +23,7 @@ class RoundCallback(TrainerCallback):
         self.trainer.begin_round(round_at(state.epoch)[0])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.end_step()
         # What is due at a round's last step waits until the round has ended, so that its checkpoint holds all of it.
         number, inside = round_at(state.epoch)
         if not inside and self._last_round < number - 1:

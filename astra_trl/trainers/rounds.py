@@ -31,7 +31,7 @@ from astra_trl.rollout.records import Record
 from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
-from astra_trl.trainers import checkpoints, collecting, publishing, roles
+from astra_trl.trainers import checkpoints, collecting, divergence, publishing, roles
 from astra_trl.trainers.gathering import gather_weights
 from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback
 from astra_trl.tree import Tree
@@ -72,6 +72,7 @@ class RoundsMixin(Trainer):
     _tag_names: list[str]
     config_class: Any
     records_figure = "records"  # name of the round's figure of how many usable records its trees hold
+    round = 0  # that is trained on, or was last
     teaching: Teaching | None = None
     card_metadata: Mapping[str, Any] = {}
     _sealed_state: Mapping[str, Any] | None = None  # the state that the checkpoint to resume from was sealed with
@@ -199,7 +200,11 @@ class RoundsMixin(Trainer):
         except RunStopped:
             self.save_checkpoint_now()
             raise
-        self._round_start = time.perf_counter()
+        self.round, self._round_start = number, time.perf_counter()
+
+    def end_step(self) -> None:
+        """Raise `NotFinite` if training has diverged, before a checkpoint is written or the tester samples again."""
+        divergence.check_weights(self)
 
     def end_round(self, number: int) -> None:
         """Log the round's figures, to the terminal and to everything in `report_to`."""
@@ -231,7 +236,8 @@ class RoundsMixin(Trainer):
         reference = getattr(self, "ref_model", None)
         with gather_weights(self.accelerator, self.model_wrapped, reference) as (trained, *_):
             roles.trainable_tester(self.sampler.system).model = self.tester_in(trained)
-            yield
+            with divergence.explain(self):
+                yield
 
     # -- checkpoints and the Hub
 
