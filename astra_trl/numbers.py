@@ -9,12 +9,13 @@ from astra_trl.lookup import is_dotted_path
 
 Rule = tuple[str, Callable[[float], bool]]
 
+WEIGHT: Rule = ("between -1e+06 and 1e+06", lambda x: abs(x) <= 1e6)  # of a term of the reward
 FINITE: Rule = ("a finite number", lambda x: -math.inf < x < math.inf)
 # Names of settings by the numbers that they may have. TRL's and transformers' fields are here as far as their code
 # fails, or trains on something else, with other numbers. Every number that is not named only has to be finite.
 _NAMES: tuple[tuple[Rule, str], ...] = (
     (
-        ("at least 1", lambda x: x >= 1),
+        ("at least 1", lambda x: 1 <= x < math.inf),
         """
         tree_width tree_depth width depth draws eval_openings openings_at_a_time trees trees_per_round
         trees_together max_trees_per_round pairs_per_round groups_per_round cases_per_round contexts_per_round
@@ -30,8 +31,8 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (
         ("0 or more", lambda x: 0 <= x < math.inf),
         """
-        min_new_tokens temperature top_k min_margin max_retries learning_rate num_train_epochs beta weight_decay
-        adam_epsilon warmup_steps logging_steps eval_steps save_steps eval_delay dataloader_num_workers
+        min_new_tokens top_k min_margin max_retries learning_rate num_train_epochs beta weight_decay
+        warmup_steps logging_steps eval_steps save_steps eval_delay dataloader_num_workers
         dataset_num_proc neftune_noise_alpha kl_coef vf_coef cliprange cliprange_value epsilon entropy_coef_delta
         router_aux_loss_coef num_completions_to_print max_tool_calling_iterations
         """,
@@ -39,11 +40,15 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (
         ("above 0", lambda x: 0 < x < math.inf),
         """
-        repetition_penalty example_temperature request_timeout timeout ddp_timeout ddp_bucket_cap_mb discopop_tau
+        adam_epsilon example_temperature request_timeout timeout ddp_timeout ddp_bucket_cap_mb discopop_tau
         sapo_temperature_neg sapo_temperature_pos
         """,
     ),
-    (("above 0 and at most 1", lambda x: 0 < x <= 1), "top_p threshold min_score vllm_gpu_memory_utilization"),
+    # Logits are float32: beyond these they overflow, or nothing is left of them.
+    (("0, or between 1e-06 and 1e+06", lambda x: x == 0 or 1e-6 <= x <= 1e6), "temperature"),
+    (("between 1e-06 and 1e+06", lambda x: 1e-6 <= x <= 1e6), "repetition_penalty"),
+    (("between 1e-06 and 1", lambda x: 1e-6 <= x <= 1), "top_p"),
+    (("above 0 and at most 1", lambda x: 0 < x <= 1), "threshold min_score vllm_gpu_memory_utilization"),
     (
         ("between 0 and 1", lambda x: 0 <= x <= 1),
         """
@@ -59,7 +64,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (("-1 (one process) or more", lambda x: -1 <= x < math.inf), "local_rank"),
     (("-1 (num_train_epochs holds) or at least 1", lambda x: x == -1 or 1 <= x < math.inf), "max_steps"),
     (("between 0 and 4294967295", lambda x: 0 <= x < 2**32), "seed"),  # numpy's
-    (FINITE, "weight"),
+    (WEIGHT, "weight"),
 )
 RULES: Mapping[str, Rule] = {name: rule for rule, names in _NAMES for name in names.split()}
 

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from astra_trl.errors import InputError
 from astra_trl.lookup import is_dotted_path
-from astra_trl.numbers import FINITE, RULES, Rule, check_numbers, read_numbers
+from astra_trl.numbers import RULES, WEIGHT, Rule, check_numbers, read_numbers
 from astra_trl.systems.astprompter import ASTPROMPTER_SAMPLING as PAPER
 from astra_trl.trainers import TRAINERS
 
@@ -221,5 +221,5 @@ def _read(name: str, value: Any, rules: Mapping[Any, Rule]) -> Any:
             raise InputError(f"--{name} is not JSON ({error}): give e.g. '{{\"key\": 1}}' in single quotes") from error
     if not isinstance(value, Mapping):
         return value
-    weights = dict.fromkeys(value, FINITE) if name == "reward" else {}
+    weights = dict.fromkeys(value, WEIGHT) if name == "reward" else {}
     return read_numbers(value, f"--{name}", {**rules, **weights})

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 from trl import TrlParser
 
@@ -15,6 +15,7 @@ from astra_trl.backends.api.endpoint import CALLING
 from astra_trl.cli.config import MAPPINGS, SECTIONS
 from astra_trl.cli.numbers import read_setting
 from astra_trl.errors import InputError
+from astra_trl.numbers import as_number
 from astra_trl.text import parse_yaml
 
 # Flags of version 0.1, by the setting that holds them now.
@@ -77,6 +78,8 @@ class Parser(FlagParser, TrlParser):
         super().__init__(classes, prog=prog, **kwargs)
         kinds = {f.name: f.type for cls in classes for f in fields(cls)}
         for action in self._actions:
+            if action.type in (int, float) or get_origin(action.type) is tuple:
+                action.type = as_number  # `fill` says what is allowed
             if action.nargs not in (0, "?") and not action.choices:
                 numbers = {int: "N", float: "X"}
                 action.metavar = "JSON" if action.dest in MAPPINGS else numbers.get(kinds[action.dest], "TEXT")  # type: ignore[arg-type]

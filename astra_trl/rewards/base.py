@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_number
 from astra_trl.scorers.base import Part
 from astra_trl.tree import Node
 
@@ -41,8 +42,7 @@ class Reward:
         if self.combine not in get_args(Combine):
             raise InputError(f"combine={self.combine!r}: choose one of {', '.join(get_args(Combine))}")
         for name, (weight, term) in self.terms.items():
-            if not math.isfinite(weight):
-                raise InputError(f"reward term {name!r} has weight {weight}: give a finite number")
+            check_number("weight", weight, f"the weight of reward term {name!r}")
             if self.combine == "product" and not getattr(term, "in_unit_interval", True):
                 raise InputError(
                     f"reward term {name!r} leaves [0, 1], so it cannot be part of a product: drop it, or use "

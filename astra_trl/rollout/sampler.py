@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, Session, derive_seed
 from astra_trl.conversation import Conversation, Exchange, Opening, as_conversation
+from astra_trl.errors import InputError
 from astra_trl.numbers import check_numbers
 from astra_trl.prompts.base import openings_of
 from astra_trl.rollout.records import Records
@@ -197,9 +198,9 @@ class ASTSampler:
                 try:
                     return work(items, sessions)
                 except OutOfMemory as error:
-                    if len(items) == 1:
-                        raise
                     reason = str(error).strip().split("\n")[0]
+                    if len(items) == 1:
+                        raise InputError(f"not even one conversation fits in memory: {reason}") from error
                 limit = math.ceil(len(items) / 2)
                 self._reduce_rows(len(items) // 2, reason)
             del sessions  # the parts need their memory

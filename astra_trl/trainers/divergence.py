@@ -44,14 +44,15 @@ def explain(trainer: Any) -> Iterator[None]:
 
 
 def diverged(trainer: Any, reason: str) -> NotFinite:
-    """Return the error of a training that has diverged: the round, the last good checkpoint and the way to continue.
+    """Return the error of a training that has diverged, with its round, the last good checkpoint and what to change.
 
-    A resumed run has the optimizer and the learning rate of before, so that the way is another run.
+    A resumed run has the optimizer and the learning rate of before: the way to continue is another run.
     """
-    last = last_whole(Path(trainer.args.output_dir))
-    tester = "" if last is None else f"--tester {str(last)!r}, the last good checkpoint, and "
+    args, last = trainer.args, last_whole(Path(trainer.args.output_dir))
+    limit = "" if args.max_grad_norm else ", set --max_grad_norm (1 is usual)"
+    checkpoint = "" if last is None else f", or from the last checkpoint with finite weights (--tester {str(last)!r})"
     return NotFinite(
-        f"training has diverged in round {trainer.round}: {reason}; neither target nor scorer is the cause. Start "
-        f"again in another --output_dir with {tester}a --learning_rate below {trainer.args.learning_rate:g}"
-        + ("" if trainer.args.max_grad_norm else " and --max_grad_norm 1")
+        f"training has diverged in round {trainer.round}: {reason}; neither target nor scorer is the cause. Lower "
+        f"--learning_rate (now {args.learning_rate:g}){limit} and start in another --output_dir, from the same tester"
+        f"{checkpoint}"
     )

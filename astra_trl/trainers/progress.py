@@ -1,6 +1,8 @@
 """Rounds as the epochs of a training run: the callback that begins and ends them, and what the terminal shows."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -74,6 +76,17 @@ class RoundProgressCallback(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
         if "round" in logs:
             self.training_bar.write(round_line(logs, state.num_train_epochs, self.records_figure))
+
+
+@contextmanager
+def closed_bar(callbacks: Sequence[TrainerCallback]) -> Iterator[None]:
+    """Close the bar of training that is interrupted, so that the error begins on a line of its own."""
+    try:
+        yield
+    finally:
+        for callback in callbacks:
+            if isinstance(callback, RoundProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.close()
 
 
 def header(unit: str) -> str:

@@ -33,7 +33,7 @@ from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers import checkpoints, collecting, divergence, publishing, roles
 from astra_trl.trainers.gathering import gather_weights
-from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback
+from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback, closed_bar
 from astra_trl.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class RoundsMixin(Trainer):
             checkpoints.restore_usage(self)
         elif self.folder.exchanges.exists():
             self.folder.refuse_if_used()
-        with checkpoints.explain_stop(self):
+        with checkpoints.explain_stop(self), closed_bar(self.callback_handler.callbacks):
             return super().train(checkpoint, *args, **kwargs)
 
     def evaluate(
