@@ -437,8 +437,8 @@ def test_a_tester_of_no_run_is_measured_with_what_flags_say(tmp_path, gpt2_folde
     ("flags", "config", "message"),
     [
         ([], "wdith: 2", "'{config}': unknown setting 'wdith'"),
-        ([], "width:", "width is None"),
-        ([], "width: two", "width is 'two'"),
+        ([], "width:", "--width must be at least 1, got None"),
+        ([], "width: two", "--width must be at least 1, got 'two'"),
         ([], "combine: maybe", "combine is 'maybe': choose one of sum, product"),
         ([], "likelihood_weight: 1", "likelihood_weight is now a part of the mapping reward"),
         ([], "tree_depth: 3", "is a run's: give the run's folder as the tester"),

@@ -13,6 +13,7 @@ from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat
 from astra_trl.backends.base import SamplingParams
 from astra_trl.callables import check_callable, describe, describe_error
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_numbers
 
 Reply = Callable[[Any], Any]
 
@@ -58,10 +59,7 @@ class FunctionBackend(MessagesBackend):
         self.name = str(name or getattr(function, "__qualname__", type(function).__name__))
         argument = "conversations" if batched else "messages"
         check_callable("the target's function", function, argument, allow_async=True)
-        if batch_size < 1 or max_retries < 0:
-            raise InputError(
-                f"batch_size must be at least 1 and max_retries 0 or more, got {batch_size}, {max_retries}"
-            )
+        check_numbers({"batch_size": batch_size, "max_retries": max_retries})
         super().__init__(Caller(Limiter(Limits(**limits)), max_retries), SamplingParams(), max_characters)
         self.function = function
         self.batched = batched

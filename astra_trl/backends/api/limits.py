@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from astra_trl.errors import BudgetSpent, InputError, TooManyFailed
+from astra_trl.numbers import check_numbers
 
 MINUTE = 60.0
 MIN_CALLS = 100  # of which the share of failed calls is taken, even if there are fewer
@@ -44,12 +45,7 @@ class Limits:
     max_failed_share: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("max_concurrency", *SHARED):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.max_failed_share <= 1:
-            raise InputError(f"max_failed_share must be between 0 and 1, got {self.max_failed_share}")
+        check_numbers(vars(self))
 
     def share(self, processes: int) -> "Limits":
         """Return the limits of each of several processes, which together stay within these limits.

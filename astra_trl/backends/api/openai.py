@@ -19,6 +19,7 @@ from astra_trl.backends.api.prompt_logprobs import NoLogprobs, PromptLogprobs, P
 from astra_trl.backends.api.response_cache import ResponseCache
 from astra_trl.backends.base import SamplingParams
 from astra_trl.errors import BudgetSpent, InputError, MissingExtra
+from astra_trl.numbers import check_numbers
 from astra_trl.text import parse_json
 
 try:
@@ -99,8 +100,7 @@ class OpenAIBackend(MessagesBackend):
         self._key = Key()
         if not self._key and base_url is None:
             raise InputError(f"no key for {model!r}: set {KEY_VARIABLE}, or give the base_url of a server without one")
-        if timeout <= 0 or max_retries < 0:
-            raise InputError(f"timeout must be above 0 and max_retries 0 or more, got {timeout} and {max_retries}")
+        check_numbers({"timeout": timeout, "max_retries": max_retries})
         sampling = sampling or SamplingParams()
         super().__init__(
             Caller(limiter or Limiter(Limits(**limits)), max_retries),
