@@ -1,21 +1,17 @@
 """A Python function as a backend: a product with its own client, an agent, anything that answers."""
 
-import asyncio
 import inspect
-import threading
-from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from astra_trl.backends.api.calls import Answer, Caller, CallFailed
+from astra_trl.backends.api.connection import run
 from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat
 from astra_trl.backends.base import SamplingParams
 from astra_trl.errors import InputError
 
 Reply = Callable[[Any], Any]
-
-_loop_lock = threading.Lock()
 
 
 class FunctionBackend(MessagesBackend):
@@ -60,11 +56,12 @@ class FunctionBackend(MessagesBackend):
             raise InputError(
                 f"batch_size must be at least 1 and max_retries 0 or more, got {batch_size}, {max_retries}"
             )
-        super().__init__(Caller(Limiter(Limits(**limits)), max_retries), SamplingParams(), max_characters)
+        self.name = name or getattr(function, "__qualname__", type(function).__name__)
+        caller = Caller(Limiter(Limits(**limits)), max_retries, name=self.name)
+        super().__init__(caller, SamplingParams(), max_characters)
         self.function = function
         self.batched = batched
         self.batch_size = batch_size if batched else 1
-        self.name = name or getattr(function, "__qualname__", type(function).__name__)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -80,7 +77,7 @@ class FunctionBackend(MessagesBackend):
         try:
             result = self.function(chats if self.batched else chats[0])
             if inspect.isawaitable(result):
-                result = asyncio.run_coroutine_threadsafe(_await(result), _loop()).result()
+                result = run(result)
         except InputError:  # its message says how to fix it
             raise
         except Exception as error:  # a user's function can raise anything
@@ -95,20 +92,3 @@ class FunctionBackend(MessagesBackend):
             else Answer(error=f"the function returned {type(text).__name__}, not a text")
             for text in texts
         ]
-
-
-async def _await(result: Awaitable[Any]) -> Any:
-    return await result
-
-
-@cache
-def _start_loop() -> asyncio.AbstractEventLoop:
-    # One loop for all functions and for good: e.g. their open connections belong to the loop that made them.
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True, name="astra_trl functions").start()
-    return loop
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    with _loop_lock:  # or two threads at once would start two
-        return _start_loop()
