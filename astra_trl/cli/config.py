@@ -1,11 +1,11 @@
 """Configuration of a run and of an evaluation: flags, their help and their defaults. Importing it takes no time."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from astra_trl.cli.typed import KINDS, parse_mapping
 from astra_trl.errors import InputError
 from astra_trl.systems.astprompter import ASTPROMPTER_SAMPLING as PAPER
 from astra_trl.trainers import TRAINERS
@@ -205,13 +205,11 @@ def _expectation(f: Field[Any]) -> str:
         return "give a mapping, as JSON on the command line"
     if "choices" in f.metadata:
         return f"choose one of {', '.join(f.metadata['choices'])}"
-    return f"{f.metadata['help'].partition('. ')[0].rstrip('.').lower()} is of another type"
+    kinds = get_args(f.type) if NoneType in get_args(f.type) else (f.type,)
+    return f"give {KINDS.get(get_origin(kinds[0]) or kinds[0], 'another value')}"
 
 
 def _from_json(name: str, value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return dict(value) if isinstance(value, Mapping) else value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise InputError(f"--{name} is not JSON ({error}): give e.g. '{{\"key\": 1}}' in single quotes") from error
+    return parse_mapping(value, name)

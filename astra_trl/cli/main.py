@@ -65,7 +65,8 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
     prog = " ".join(["astra-trl", *words])
     sandbox = words[0] == "sandbox"
     if _asks_for_help(argv) or "--help_all" in map(underscored, argv):
-        system, algorithm = choose(argv)
+        choice = choose(argv, prog=prog)
+        system, algorithm = choice.system, choice.algorithm
         defaults = system_class(system).default_settings(algorithm) | {"system": system, "algorithm": algorithm}
         defaults |= sandbox_defaults(system, algorithm) if sandbox else {}
         parser = help_parser(prog, sandbox, None if _asks_for_help(argv) else algorithm)
@@ -73,15 +74,17 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
         parser.print_help()
         return 0
 
-    system, algorithm = choose(argv)
-    defaults = sandbox_defaults(system, algorithm) if sandbox else {}
+    choice = choose(argv, prog=prog)
+    defaults = sandbox_defaults(choice.system, choice.algorithm) if sandbox else {}
     from astra_trl.cli.launching import launch, split_launch_flags
 
-    parser = train_parser(prog, algorithm)
+    parser = train_parser(prog, choice.algorithm)
     launch_flags, rest = split_launch_flags(argv, parser)
-    arguments = parse(defaults, rest, parser)
+    arguments = parse(defaults, rest, parser, choice)
     if launch_flags:
-        return launch(launch_flags, ["astra_trl.cli.main", *words, *rest])
+        with choice.file.on_disk() as path:  # each process reads it
+            config = [] if path is None else ["--config", path]
+            return launch(launch_flags, ["astra_trl.cli.main", *words, *rest, *config])
 
     from astra_trl.cli.train import run
 
@@ -146,7 +149,7 @@ examples:
 """,
     )
     parser.add_argument("folder", metavar="FOLDER", help="a run's output_dir or one of its checkpoints")
-    parser.add_argument("--repo_id", metavar="ID", help="default: the run's hub_model_id, or the folder's name")
+    parser.add_argument("--repo_id", metavar="ID", help="default: the folder's name, in your namespace")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
     parser.add_argument("--public", action="store_true", help="let everybody see the repository")
     parser.add_argument("--push_transcripts", action="store_true", help="push the conversations too")

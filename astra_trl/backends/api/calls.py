@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from functools import partial
 from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -123,7 +122,8 @@ class Caller:
         self, attempt: Attempt[T], group: Sequence[T], tokens: int, pause: Callable[[float, str], None]
     ) -> Sequence[Answer]:
         for retry in count():
-            request, used = self.limiter.reserve(tokens, partial(pause, reason="its limits allow no call now")), (0, 0)
+            request = self.limiter.reserve(tokens, lambda seconds: pause(seconds, "the limits of the run"))
+            used = (0, 0)
             delay, reason = None, ""
             try:
                 answers = attempt(group)

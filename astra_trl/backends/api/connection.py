@@ -8,7 +8,11 @@ from collections.abc import Awaitable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
+from astra_trl.backends.api.calls import CallFailed
+
 T = TypeVar("T")
+
+MAX_BYTES = 2**26  # of a response body; log-probabilities of a long conversation take some megabytes
 
 _loop_lock = threading.Lock()
 
@@ -37,6 +41,17 @@ def _start_loop() -> asyncio.AbstractEventLoop:
 def _loop() -> asyncio.AbstractEventLoop:
     with _loop_lock:  # or two threads at once would start two
         return _start_loop()
+
+
+async def read_limited(response: Any) -> None:
+    """Read the body of a response, before the client does, which would read a body without end."""
+    chunks, size = [], 0
+    async for chunk in response.aiter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_BYTES:
+            raise CallFailed(f"the answer is longer than {MAX_BYTES} bytes")
+    response._content = b"".join(chunks)  # httpx keeps it
 
 
 def explain(error: BaseException) -> tuple[str, bool]:

@@ -9,12 +9,11 @@ from typing import Any
 import yaml
 
 from astra_trl.backends.api.completions import read_error
-from astra_trl.backends.api.keys import KEY_VARIABLE, MIN_KEY_LENGTH
+from astra_trl.backends.api.keys import KEY_VARIABLE, MIN_KEY_LENGTH, without_credentials
 from astra_trl.errors import InputError
 
 LIMITS = ("max_tokens", "max_completion_tokens")
 _OWN = ("model", "messages", "prompt", "stream")
-_CREDENTIAL = re.compile(r"key|(.*[_-])?(api[_-]?key|access[_-]?key|token|secret|password|authorization)", re.IGNORECASE)
 _INSTEAD = re.compile(r"\buse ['\"`]?(\w+)['\"`]? instead", re.IGNORECASE)
 
 
@@ -38,11 +37,9 @@ def checked_extra_body(fields: Mapping[str, Any] | None) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InputError(f"extra_body cannot be sent as JSON: {error}") from None
     key = os.environ.get(KEY_VARIABLE) or ""
-    credential = next((name for name in _names(fields) if _CREDENTIAL.fullmatch(name)), None)
-    if credential or (len(key) >= MIN_KEY_LENGTH and key in text):
+    if without_credentials(fields) != fields or (len(key) >= MIN_KEY_LENGTH and key in text):
         raise InputError(
-            f"extra_body holds a credential ({credential or KEY_VARIABLE}), which the files of a run would show: give "
-            f"the key in {KEY_VARIABLE} alone"
+            f"extra_body holds a key, a token or a password, which is sent by {KEY_VARIABLE} alone: leave it out"
         )
     return json.loads(text)
 
@@ -67,7 +64,8 @@ def advise(data: Any, body: Mapping[str, Any]) -> str:
     instead = _INSTEAD.search(message)
     if instead and len(refused) == 1:
         changes[instead[1]] = body[refused[0]]
-    return f"extra_body: {yaml.safe_dump(changes, default_flow_style=True, sort_keys=False).strip()}" if changes else ""
+    text = yaml.safe_dump(changes, default_flow_style=True, sort_keys=False).strip()
+    return f"extra_body: {text}" if changes else ""
 
 
 def _places(data: Any) -> Iterator[str]:
@@ -82,11 +80,3 @@ def _places(data: Any) -> Iterator[str]:
         else:
             for name in ("error", "message", "detail"):
                 yield from _places(data.get(name))
-
-
-def _names(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        yield from map(str, value)
-    if isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _names(one)
