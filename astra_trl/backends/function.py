@@ -1,13 +1,11 @@
 """A Python function as a backend: a product with its own client, an agent, anything that answers."""
 
-import asyncio
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
 from typing import Any
 
 from astra_trl.backends.api.calls import Answer, Caller, CallFailed
+from astra_trl.backends.api.connection import run
 from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat
 from astra_trl.backends.base import SamplingParams
@@ -16,8 +14,6 @@ from astra_trl.errors import InputError
 from astra_trl.numbers import check_numbers
 
 Reply = Callable[[Any], Any]
-
-_loop_lock = threading.Lock()
 
 
 class FunctionBackend(MessagesBackend):
@@ -60,7 +56,8 @@ class FunctionBackend(MessagesBackend):
         argument = "conversations" if batched else "messages"
         check_callable("the target's function", function, argument, allow_async=True)
         check_numbers({"batch_size": batch_size, "max_retries": max_retries})
-        super().__init__(Caller(Limiter(Limits(**limits)), max_retries), SamplingParams(), max_characters)
+        caller = Caller(Limiter(Limits(**limits)), max_retries, name=self.name)
+        super().__init__(caller, SamplingParams(), max_characters)
         self.function = function
         self.batched = batched
         self.batch_size = batch_size if batched else 1
@@ -92,7 +89,7 @@ class FunctionBackend(MessagesBackend):
         try:
             result = self.function(argument)
             if inspect.isawaitable(result):
-                result = asyncio.run_coroutine_threadsafe(self._await(result), _loop()).result()
+                result = run(self._await(result))
             return result
         except InputError:  # its message says how to fix it
             raise
@@ -109,16 +106,3 @@ class FunctionBackend(MessagesBackend):
 
     def _exit_error(self, error: SystemExit) -> InputError:
         return InputError(f"the function {self.name!r} {describe_error(error)}")
-
-
-@cache
-def _start_loop() -> asyncio.AbstractEventLoop:
-    # One loop for all functions and for good: e.g. their open connections belong to the loop that made them.
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True, name="astra_trl functions").start()
-    return loop
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    with _loop_lock:  # or two threads at once would start two
-        return _start_loop()
