@@ -104,16 +104,19 @@ class RunArguments(SystemArguments):
     world: str | None = _flag("Folder of a sandbox world, or 'embedded': gives tester, target, prompts and scorer.")
     algorithm: str = _flag("Algorithm that trains the tester.", "dpo", TRAINERS)
     prompts: str | None = _flag("Openings: a named set, a local file or a Hub dataset id.")
-    prompts_column: str | None = _flag("Column of the prompts that holds openings.")
+    prompts_column: str | None = _flag(
+        "Column of the prompts that holds openings; a.b is the key b of the objects in column a."
+    )
     eval_prompts: str | None = _flag(
         "Held-out openings. Default: the test split of a named set, else a part of the prompts."
     )
+    eval_prompts_column: str | None = _flag("Column of --eval_prompts that holds openings.")
     eval_openings: int = _flag("Held-out openings to evaluate on before and after training.", 100)
     tree_width: int = _flag("Probes per node.", 2)
     tree_depth: int = _flag("Turns.", 3)
     teaching_pairs: str | None = _flag(
         "Prompts with harmful continuations, for --teach_fraction: 'realtoxicityprompts', a file or a Hub dataset "
-        "with columns prompt and continuation."
+        "with columns prompt and continuation; FILE:A,B for columns of other names."
     )
     dry_run: bool = _flag("Print the settings, the models' sizes and the tokens they would read, then exit.", False)
 
@@ -127,7 +130,8 @@ class EvaluateArguments(SystemArguments):
     baseline: str | None = _flag("The untrained tester; 'none' for none. Default: what the run started from.")
     openings_arm: bool = _flag("Put the openings alone to the target for comparison.", True)
     also: list[str] | None = _list_flag(
-        "Further testers to compare, each NAME=MODEL, or NAME=FILE with prompts, one of which is sent at each turn."
+        "Further testers to compare, each NAME=MODEL, or NAME=FILE (NAME=FILE:COLUMN) with prompts, one of which is "
+        "sent at each turn."
     )
     examples: str | None = _flag(
         "For perez by few_shot: exchanges.jsonl of a run or an evaluation whose questions are examples. Default: 1000 "
@@ -137,7 +141,9 @@ class EvaluateArguments(SystemArguments):
     prompts: str | None = _flag(
         "Held-out openings: a named set (its test split), a file or a Hub dataset id. Default: the run's."
     )
-    prompts_column: str | None = _flag("Column of the prompts that holds openings.")
+    prompts_column: str | None = _flag(
+        "Column of the prompts that holds openings; a.b is the key b of the objects in column a."
+    )
     eval_openings: int = _flag("Number of openings.", 100)
     width: int = _flag("Probes per node; with 1, an opening has one conversation.", 1)
     depth: int | None = _flag("Turns. Default: the run's, else the system's.")

@@ -203,7 +203,7 @@ examples:
     build.add_argument("-o", "--output", metavar="FILE", required=True, help="a .jsonl or .txt file")
     build.add_argument("--force", action="store_true", help="write over a file that exists")
     args = parser.parse_args(list(argv))
-    from astra_trl.prompts import load_prompts
+    from astra_trl.prompts.base import read_prompts
     from astra_trl.prompts.show import describe_openings, describe_sets, write_openings
 
     if args.command is None:
@@ -211,10 +211,12 @@ examples:
     elif args.command == "show":
         if args.limit < 0:
             parser.error("--limit must be 0 or more")
-        print(describe_openings(load_prompts(args.source, args.split, args.column), args.limit, args.seed))
+        openings, place = read_prompts(args.source, args.split, args.column, None, args.seed, "--column")
+        print(describe_openings(openings, args.limit, args.seed, place))
     else:
-        openings = load_prompts(args.source, args.split, args.column, args.limit, args.seed)
-        print(f"wrote {len(openings):,} openings to {write_openings(openings, args.output, args.force)}")
+        openings, place = read_prompts(args.source, args.split, args.column, args.limit, args.seed, "--column")
+        output = write_openings(openings, args.output, args.force)
+        print(f"wrote {len(openings):,} openings{f' of {place}' if place else ''} to {output}")
     return 0
 
 

@@ -35,7 +35,7 @@ of the folder have to be repeated. With the run's own file of prompts as
 examples:
   astra-trl evaluate runs/dpo_gpt2
   astra-trl evaluate runs/dpo_gpt2 --target openai-community/gpt2-large \\
-      --also perez=some/tester --also advbench=prompts.txt
+      --also perez=some/tester --also advbench=advbench.csv:goal
 """,
     )
     parser.add_argument("folder", nargs="?", metavar="TESTER", help="the same as --tester")
@@ -127,7 +127,7 @@ def _check_arms(also: Sequence[str]) -> None:
     for pair in also:
         name, equals, what = pair.partition("=")
         if not (name and equals and what):
-            raise InputError(f"--also {pair!r}: give NAME=MODEL, or NAME=FILE with prompts")
+            raise InputError(f"--also {pair!r}: give NAME=MODEL, NAME=FILE or NAME=FILE:COLUMN")
         if name in (*ARMS, *names):
             raise InputError(f"--also {pair!r}: {name!r} is another arm's name, choose a new one")
         names.append(name)

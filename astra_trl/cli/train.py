@@ -33,7 +33,8 @@ from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.lines import write_whole
 from astra_trl.links import refuse_links
-from astra_trl.prompts.teaching import load_teaching_pairs
+from astra_trl.prompts.files import split_column
+from astra_trl.prompts.teaching import COLUMNS, load_teaching_pairs
 from astra_trl.results.terminal import show, transcript
 from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
@@ -155,7 +156,9 @@ def _teaching(args: RunArguments, training_args: Any, held_out: Sequence[Opening
         raise InputError(f"--teaching_pairs gives pairs to learn, and {args.algorithm} learns from none: leave it out")
     if not training_args.teach_fraction:
         return {}
-    return {"teaching_pairs": load_teaching_pairs(args.teaching_pairs, held_out=held_out)}
+    source, columns = split_column(args.teaching_pairs)
+    named = columns.split(",") if columns else COLUMNS
+    return {"teaching_pairs": load_teaching_pairs(source, held_out=held_out, columns=named)}
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,6 +119,12 @@ def max_input_length(tokenizer: Any, config: Any) -> int:
 
 def read_lines(path: str | Path, kind: str, item: str) -> Iterator[str]:
     """Yield the lines of a UTF-8 file one at a time, as it may be larger than memory."""
+    suffix = Path(path).suffix.lower()
+    if suffix in (".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".parquet", ".xlsx", ".gz", ".zip"):
+        raise InputError(
+            f"the {kind} {str(path)!r} is a {suffix} file by its name: give a .txt file with one {item} per line, or "
+            f"a list of {item}s"
+        )
     try:
         with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
             yield from file
