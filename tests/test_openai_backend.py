@@ -529,7 +529,7 @@ def test_a_redirect_is_refused_and_nothing_reaches_the_other_address(status):
             with pytest.raises(InputError) as refused:
                 backend.open(["hi"], seeds=[0]).sample()
         assert str(refused.value) == (
-            f"{url} redirects to {other}/chat/completions, which is not followed: if you trust it, give its address as "
-            "the base_url"
+            f"{url} redirects to {other}/chat/completions, which is not followed: if you trust it, give its address "
+            "as the base_url"
         )
         assert requests == []

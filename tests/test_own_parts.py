@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 import yaml
@@ -102,8 +103,10 @@ def test_own_parts_work_in_every_command_from_the_shell(package, gpt2_folder, ca
 
     # The folder alone may not name code.
     assert main(["evaluate", "run", "--draws", "5", "--output_dir", "again"]) == 1
-    assert "would import Python code, my_parts." in capsys.readouterr().err
-    repeated = [*own[:2], *own[4:10], "--reward", json.dumps(reward)]
+    said = capsys.readouterr().err
+    repeated = shlex.split(said.partition("if you trust them, repeat them: ")[2])
+    flags = ("--system", "--scorer", "--held_out_scorers", "--reward", "--target", "--baseline")
+    assert [part for part in repeated if part.startswith("--")] == [*flags]
     assert main(["evaluate", "run", *repeated, "--draws", "5", "--output_dir", "again"]) == 0
     again = json.loads((package / "again" / "evaluation.json").read_text())
     shares = {row["arm"]: row["value"] for row in again["figures"] if row["figure"] == "harmful_share/my_parts.soup"}

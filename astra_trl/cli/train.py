@@ -67,7 +67,9 @@ def run(
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning)
     folder = RunFolder(training_args.output_dir)
     resume = _resume_from(training_args)
-    if not (resume or args.dry_run):
+    if resume:
+        refuse_links(folder.path)
+    elif not args.dry_run:
         folder.refuse_if_used()
 
     # First, as building a system takes settings away: `config.yaml` holds all but tokens and keys.
@@ -184,8 +186,6 @@ def _resume_from(training_args: Any) -> str | bool | None:
         raise InputError(
             f"resume_from_checkpoint {resume!r} is not a folder: give a checkpoint, or 'true' for the last one"
         )
-    if resume is not None:
-        refuse_links(resume)
     return resume
 
 

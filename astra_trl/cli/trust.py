@@ -21,11 +21,8 @@ from astra_trl.text import parse_json
 
 OPT_INS = ("trust_remote_code", "allow_pickle")
 # Settings of a run that its evaluation takes over. What a folder would allow, the command has to allow by itself.
-INHERITED = {f.name for f in (*fields(SystemArguments), *fields(LoadArguments))} - {*OPT_INS} | {
-    "world",
-    "eval_openings",
-    "seed",
-}
+INHERITED = {f.name for f in (*fields(SystemArguments), *fields(LoadArguments))} - {*OPT_INS}
+INHERITED |= {"world", "eval_openings", "seed"}
 # Keyword arguments for libraries, which may hold anything.
 _FOR_LIBRARIES = ("model_init_kwargs", "endpoint_kwargs")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -55,8 +52,8 @@ def refuse_foreign(folder: str, run: Mapping[str, Any], taken: Mapping[str, Any]
         flags["prompts"] = prompts
     base = read_object(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
     named = [target_model(_decoded(target)) for target in asked.get("target") or ()] + [asked.get("baseline")]
-    named += [str(arm).partition("=")[2] for arm in asked.get("also") or ()]
-    if isinstance(base, str) and base not in (*named, flags.get("baseline")) and _is_outside(base, folder):
+    named += [flags.get("baseline"), *(str(arm).partition("=")[2] for arm in asked.get("also") or ())]
+    if isinstance(base, str) and _is_outside(base, folder) and not any(is_same_source(base, one) for one in named):
         if "baseline" in {*asked, *flags}:
             flags["also"] = [f"base={base}"]
         else:

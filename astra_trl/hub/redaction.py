@@ -24,13 +24,13 @@ _PATTERNS = {
     "a Slack token": re.compile(r"\bx(app|oxe)-\d-[\w-]{20,}"),
     "a private key": re.compile(r"BEGIN (ENCRYPTED|SSH2 ENCRYPTED|PGP) PRIVATE KEY"),
 }
-# Detectors of detect-secrets that a model's own words do not set off; those of entropy, of the word "password" and of IP
-# addresses do.
+# Detectors of detect-secrets that the words of a model do not set off, as those of entropy, of the word "password" and
+# of IP addresses would.
 _DETECTORS = (
-    "AWS Access Key", "Azure Storage Account access key", "Basic Auth Credentials", "Discord Bot Token", "GitHub Token",
-    "GitLab Token", "JSON Web Token", "Mailchimp Access Key", "NPM tokens", "Private Key", "PyPI Token",
-    "SendGrid API Key", "Slack Token", "Square OAuth Secret", "Stripe Access Key", "Telegram Bot Token",
-    "Twilio API Key",
+    "AWS Access Key", "Azure Storage Account access key", "Basic Auth Credentials", "Discord Bot Token",
+    "GitHub Token", "GitLab Token", "JSON Web Token", "Mailchimp Access Key", "NPM tokens", "Private Key",
+    "PyPI Token", "SendGrid API Key", "Slack Token", "Square OAuth Secret", "Stripe Access Key",
+    "Telegram Bot Token", "Twilio API Key",
 )  # fmt: skip
 _BLOCK = 2**20  # characters that are searched at a time: line by line, a vocabulary would take many seconds
 _MIN_SECRET_LENGTH = 8
@@ -99,8 +99,8 @@ class Secrets:
                     name = file.relative_to(staged).as_posix()
                     where = f"{name}, line {next(places, number)}," if number else name
                     raise InputError(
-                        f"nothing was pushed: {where} would hold {kind}: remove it from the file or setting of the run "
-                        "that it comes from, then push again"
+                        f"nothing was pushed: {where} would hold {kind}: remove it from the file or setting of the "
+                        "run that it comes from, then push again"
                     )
 
     def _kind_of_secret(self, text: str, paths: bool) -> str | None:

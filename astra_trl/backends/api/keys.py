@@ -68,8 +68,10 @@ class Key:
 
 
 def without_credentials(settings: Mapping[str, Any], names_are_given: bool = False) -> dict[str, Any]:
-    """Return settings without tokens, keys and passwords at any depth. `scorers` are named by the user: a scorer may be
-    called "password"."""
+    """Return settings without tokens, keys and passwords at any depth.
+
+    The user gives names to `scorers`: one of them may be called "password".
+    """
     return {
         key: without_credentials(value, key == "scorers") if isinstance(value, Mapping) else _each_without(value)
         for key, value in settings.items()
