@@ -30,6 +30,7 @@ from astra_trl.backends.hf.session import HFSession
 from astra_trl.cli.parse_train import parse
 from astra_trl.cli.train import run
 from astra_trl.evaluation import ASTEvaluator
+from astra_trl.outputs import LOCK
 from astra_trl.sandbox.defaults import SANDBOX
 from astra_trl.systems.astprompter import ASTPrompterSystem
 from astra_trl.trainers import trainer_classes
@@ -167,7 +168,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     """Return all results of a run, without times."""
     state = json.loads((folder / "trainer_state.json").read_text())
     records = [parquet.read_table(file).to_pylist() for file in sorted((folder / "records").iterdir())]
-    evaluation = {file.name: file.read_bytes() for file in (folder / "evaluation").iterdir()}
+    evaluation = {file.name: file.read_bytes() for file in (folder / "evaluation").iterdir() if file.name != LOCK}
     return {
         "weights": (folder / "model.safetensors").read_bytes(),
         "exchanges": (folder / "exchanges.jsonl").read_bytes(),

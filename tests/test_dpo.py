@@ -44,6 +44,7 @@ def make_config(folder, **config) -> ASTDPOConfig:
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         "save_strategy": "no",
+        "save_total_limit": None,
         "logging_steps": 1,
         "report_to": "none",
     }

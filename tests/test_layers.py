@@ -20,6 +20,7 @@ ROWS = [
         "untrusted",
         "lazy",
         "lines",
+        "outputs",
         "links",
     ],
     ["numbers"],

@@ -74,7 +74,7 @@ TRAINING = {
     "max_completion_length beside --max_new_tokens": (["--algorithm", "rloo", "--max_completion_length", "9"], ["--algorithm", "rloo", "--max_completion_length", "24"]),
     "warmup_steps with --lr_scheduler_type constant": (["--warmup_steps", "9"], ["--warmup_steps", "9", "--lr_scheduler_type", "linear"]),
     "logging_steps without --logging_strategy steps": (["--logging_steps", "9", "--logging_strategy", "epoch"], ["--logging_steps", "9"]),
-    "save_steps without --save_strategy steps": (["--save_steps", "9", "--save_strategy", "epoch"], ["--save_steps", "9"]),
+    "save_steps without --save_strategy steps": (["--save_steps", "9"], ["--save_steps", "9", "--save_strategy", "steps"]),
     "save_total_limit with --save_strategy no": (["--save_total_limit", "9", "--save_strategy", "no"], ["--save_total_limit", "9"]),
     "eval_steps without --eval_strategy steps": (["--eval_steps", "9"], ["--eval_steps", "9", "--eval_strategy", "steps"]),
     "eval_delay without --eval_strategy": (["--eval_delay", "1"], ["--eval_delay", "1", "--eval_strategy", "epoch"]),

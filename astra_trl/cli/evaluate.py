@@ -20,6 +20,8 @@ from astra_trl.embedding import load_embedder
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
+from astra_trl.evaluation.folder import lock_evaluation
+from astra_trl.outputs import explain_full_disk
 from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.files import local_file, split_column
 from astra_trl.results.terminal import show
@@ -39,18 +41,31 @@ def evaluate(args: EvaluateArguments, load: LoadArguments) -> Evaluation:
     transformers_logging.disable_progress_bar()
     if args.tester is None or not args.target:
         raise InputError("an evaluation needs a tester and a target: give --tester and --target")
+    output_dir = Path(args.output_dir or f"evaluation-{Path(args.tester).name}")
+    # Now, and not only once the models are loaded.
+    lock = lock_evaluation(output_dir)
+    try:
+        with explain_full_disk(output_dir, "Give the command again to continue"):
+            return _evaluate_in(output_dir, args.tester, args.target, args, load)
+    finally:
+        lock.release()
+
+
+def _evaluate_in(
+    output_dir: Path, tester_id: str, targets: Sequence[Any], args: EvaluateArguments, load: LoadArguments
+) -> Evaluation:
     world = named_world(args.world)
     run = _of_run(args)
     openings = _held_out(args, run, world)
     listed = _load_listed(args)
     models = _Models(args, load)
-    tester = models.tester(args.tester)
+    tester = models.tester(tester_id)
     baseline = None if args.baseline in (None, "none") else models.frozen("baseline", args.baseline)
     arms: dict[str, Backend] = {TESTER: tester}
     if baseline is not None:
         arms[BASELINE] = baseline
     arms |= {name: listed[name] if name in listed else models.tester(what) for name, what in args.arms.items()}
-    first, *others = args.target
+    first, *others = targets
     own: Any = args.system_kwargs
     kwargs = dict(own or {})
     few_shot = kwargs.pop("method", None) == "few_shot"
@@ -59,7 +74,6 @@ def evaluate(args: EvaluateArguments, load: LoadArguments) -> Evaluation:
     )
     if few_shot:
         _give_examples(system, args)
-    output_dir = Path(args.output_dir or f"evaluation-{Path(args.tester).name}")
     evaluator = ASTEvaluator(
         system,
         openings,

@@ -122,16 +122,12 @@ examples:
     from astra_trl import report
 
     written = {".md": "md", ".markdown": "md"}.get(Path(args.output or "").suffix.lower(), "html")
-    try:
-        if (args.format or written) == "html":
-            print(f"wrote {report.write_report(args.folders, args.output or 'report.html')}")
-        elif args.output is None:
-            print(report.markdown_report(args.folders))
-        else:
-            Path(args.output).write_text(report.markdown_report(args.folders) + "\n", encoding="utf-8")
-            print(f"wrote {args.output}")
-    except OSError as error:
-        raise InputError(f"the report could not be written ({error}): give another file with -o") from error
+    if (args.format or written) == "html":
+        print(f"wrote {report.write_report(args.folders, args.output or 'report.html')}")
+    elif args.output is None:
+        print(report.markdown_report(args.folders))
+    else:
+        print(f"wrote {report.write_markdown_report(args.folders, args.output)}")
     return 0
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -33,6 +34,7 @@ from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.lines import write_whole
 from astra_trl.links import refuse_links
+from astra_trl.outputs import explain_full_disk
 from astra_trl.prompts.files import split_column
 from astra_trl.prompts.teaching import COLUMNS, load_teaching_pairs
 from astra_trl.results.terminal import show, transcript
@@ -66,6 +68,15 @@ def run(
     # TRL calls checkpointing by its old names at every save: the user of a recipe cannot fix that.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning)
     folder = RunFolder(training_args.output_dir)
+    writes = PartialState().is_main_process and not args.dry_run
+    advice = "Then --resume_from_checkpoint true continues the run"
+    with folder.only_writer() if writes else nullcontext(), explain_full_disk(folder.path, advice):
+        return _run_in(folder, args, training_args, model_args, started)
+
+
+def _run_in(
+    folder: RunFolder, args: RunArguments, training_args: Any, model_args: ModelConfig, started: float
+) -> dict[str, Any]:
     resume = _resume_from(training_args)
     if resume:
         refuse_links(folder.path)

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from astra_trl.conversation import Turn
 from astra_trl.errors import InputError
 from astra_trl.lines import add_lines, as_line, damaged_line, ends_with_newline, read_lines, write_whole
+from astra_trl.outputs import lock_folder
 from astra_trl.rollout.run_folder import exchange_line, read_exchanges, with_no_ids
 from astra_trl.text import parse_object
 from astra_trl.tree import Tree
@@ -26,12 +29,14 @@ class EvaluationFolder:
             `False` in processes that only read.
 
     Raises:
-        InputError: the folder holds an evaluation with different settings, or a damaged one.
+        InputError: the folder holds a run, an evaluation with different settings or a damaged one, cannot be written
+            to, or another process writes to it.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any], writes: bool = True) -> None:
         self.path, self.settings, self.writes = Path(path), _through_json(settings), writes
         self.exchanges, self.result = self.path / "exchanges.jsonl", self.path / "evaluation.json"
+        self._lock = lock_evaluation(self.path) if self.writes else None  # held as long as this object
         self._known: dict[str, Any] = {"settings": self.settings, "arms": []}
         if (file := self.path / "settings.json").exists():
             self._known = _read_settings(file)
@@ -110,6 +115,17 @@ class EvaluationFolder:
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         if self.writes and self.exchanges.exists():
             write_whole(self.exchanges, [as_line(line) for line in read_lines(self.exchanges) if wanted(line)])
+
+
+def lock_evaluation(folder: Path) -> FileLock:
+    """Return the lock of an evaluation's folder, which no other process writes to as long as it is held.
+
+    Raises:
+        InputError: the folder holds a run, cannot be written to, or another process writes to it.
+    """
+    if os.path.exists(folder / "config.yaml"):  # also if the name is too long for a file
+        raise InputError(f"'{folder}' holds a run, whose files stay as they are: choose another output_dir")
+    return lock_folder(folder, "choose another output_dir")
 
 
 def _through_json(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from astra_trl.conversation import Opening, as_conversation, as_messages
 from astra_trl.errors import InputError
+from astra_trl.outputs import refuse_file_of_run
 from astra_trl.prompts.base import draw_sample, read_prompts
 from astra_trl.text import visible
 
@@ -59,6 +60,7 @@ def write_openings(openings: Sequence[Opening], output: str | Path, force: bool 
         column = "opening" if all(isinstance(opening, str) for opening in openings) else "messages"
         rows = [opening if isinstance(opening, str) else as_messages(opening) for opening in openings]
         lines = [json.dumps({column: row}, ensure_ascii=False) for row in rows]
+    refuse_file_of_run(path, "name another file")
     partial = path.with_name(f"unfinished-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 from astra_trl.evaluation.results import TESTER, number
 from astra_trl.lines import damaged_line, read_lines
 from astra_trl.report.figures import Table, headline, summary_line, tables
+from astra_trl.report.output import MARKDOWN_MARK, write_output
 from astra_trl.report.setup import setup
 from astra_trl.results.markdown import escape, fenced, table
 from astra_trl.results.reading import Folder, read_folders
@@ -35,6 +36,11 @@ def markdown_report(folders: Sequence[str | Path] | str | Path) -> str:
     if conversations := _conversations(read[0]):
         parts += [f"### The first conversations{suffixes[0]}, not the best ones", *conversations]
     return "\n\n".join(parts) + "\n"
+
+
+def write_markdown_report(folders: Sequence[str | Path] | str | Path, output: str | Path) -> Path:
+    """Write the report as Markdown and return its path. Raises `InputError` as `write_report` does."""
+    return write_output(output, lambda: MARKDOWN_MARK + markdown_report(folders))
 
 
 def _section(content: Table) -> str:

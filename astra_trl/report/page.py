@@ -11,6 +11,7 @@ from pathlib import Path
 
 from astra_trl.report.data import report_data
 from astra_trl.report.figures import Table, headline, summary_line, tables
+from astra_trl.report.output import write_output
 from astra_trl.report.setup import all_settings, setup
 from astra_trl.results.reading import Folder, read_folders
 
@@ -31,13 +32,10 @@ def write_report(folders: Sequence[str | Path] | str | Path, output: str | Path)
             The HTML file.
 
     Raises:
-        InputError: a folder holds neither a run nor an evaluation, or a file in it is damaged.
+        InputError: a folder holds neither a run nor an evaluation, a file in it is damaged, or `output` exists and is
+            not a report.
     """
-    output, read = Path(output), read_folders(folders)
-    page = html_report(read)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8", newline="\n")
-    return output
+    return write_output(output, lambda: html_report(read_folders(folders)))
 
 
 def html_report(folders: Sequence[Folder]) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pyarrow import parquet
 
 from astra_trl.errors import InputError
 from astra_trl.lines import add_lines, as_line, damaged_line, put, read_lines, write_whole
+from astra_trl.outputs import LOCK, lock_folder
 from astra_trl.text import parse_object
 from astra_trl.tree import Node
 
@@ -30,6 +32,22 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.summary = self.path / "summary.json"
         self.usage = self.path / "usage.json"
+
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Keep other processes from writing to the folder within the block.
+
+        Raises:
+            InputError: the folder cannot be written to, or another process writes to it.
+        """
+        lock = lock_folder(self.path, "choose another output_dir")
+        try:
+            yield
+        finally:
+            if os.listdir(self.path) == [LOCK] and lock.lock_counter == 1:  # nothing came of the run
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
+            lock.release()
 
     def refuse_if_used(self) -> None:
         """Raise `InputError` if the folder holds another run, finished or not."""

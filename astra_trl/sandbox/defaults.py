@@ -15,8 +15,6 @@ _ALL: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "gradient_checkpointing": False,
     "dataloader_pin_memory": False,
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
 }
 _BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "dpo": {

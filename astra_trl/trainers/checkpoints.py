@@ -7,18 +7,17 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from astra_trl.errors import InputError, RunStopped
 from astra_trl.lines import sync, write_whole
 from astra_trl.links import is_inside, refuse_links
+from astra_trl.outputs import FULL, explain_full_disk, saving_weights
 from astra_trl.results.reading import read_object
 from astra_trl.systems.base import System
 from astra_trl.text import parse_object
@@ -31,8 +30,6 @@ SEAL = "whole.json"  # in a checkpoint, written last: its files, and the state t
 REWARD_STATE = "reward_state.json"  # in a checkpoint: the memory of reward terms
 # Counters of transformers' and TRL's loops for the log, which start from 0 when a run is resumed.
 COUNTERS = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step", "_total_train_tokens")
-# Texts by which torch and safetensors report that a file cannot be written to its end.
-FULL_DISK = ("inline_container", "iostream error", "No space left", "File too large", "quota exceeded")
 # Fields of TRL's and transformers' configs that change neither what is collected nor what is learned.
 RESUMABLE = frozenset((
     # logging and reports
@@ -158,11 +155,8 @@ def save_checkpoint(trainer: Any, save: Callable[[], None]) -> None:
     # Only a complete checkpoint may replace an earlier one, and this one is not complete yet.
     limit, args.save_total_limit = args.save_total_limit, None
     try:
-        save()
-    except (RuntimeError, SafetensorError) as error:
-        if any(text in str(error) for text in FULL_DISK):
-            raise OSError(ENOSPC, str(error)) from error
-        raise
+        with saving_weights():
+            save()
     finally:
         args.save_total_limit = limit
     save_usage(trainer)
@@ -261,15 +255,13 @@ def explain_stop(trainer: Any) -> Iterator[None]:
     except RunStopped as error:
         raise type(error)(f"{error}; {_how_to_resume(trainer)}") from error
     except OSError as error:
-        if error.errno not in (ENOSPC, EDQUOT, EFBIG):
+        if error.errno not in FULL:
             raise
         unfinished = checkpoint_of_now(trainer)
         if unfinished.exists() and read_seal(unfinished) is None:
             shutil.rmtree(unfinished, ignore_errors=True)
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(
-            f"the disk of '{trainer.args.output_dir}' is full ({reason}): free some space. {_how_to_resume(trainer)}"
-        ) from error
+        with explain_full_disk(trainer.args.output_dir, _how_to_resume(trainer)):
+            raise
 
 
 def _how_to_resume(trainer: Any) -> str:

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from typing import Any, ClassVar
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.utils import is_torch_bf16_gpu_available
 
 from astra_trl.backends.api.keys import without_credentials
@@ -58,6 +58,13 @@ class RoundsConfig:
             "help": "Trees that one process grows in one batch. Default: its share of trees_per_round. With equal "
             "numbers, several processes grow the same trees as one, to the last digit."
         },
+    )
+    save_strategy: SaveStrategy | str = field(
+        default="epoch", metadata={"help": "When checkpoints are saved: after each round (epoch), steps, best or no."}
+    )
+    save_total_limit: int | None = field(
+        default=1,
+        metadata={"help": "Newest checkpoints that are kept; an older one is deleted once a newer one is complete."},
     )
     hub_private_repo: bool | None = field(
         default=True, metadata={"help": "Whether a repo that is made for the tester on the Hub is private."}

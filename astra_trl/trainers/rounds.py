@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from transformers import (
 from astra_trl.backends.base import Backend
 from astra_trl.errors import InputError, RunStopped
 from astra_trl.evaluation import ASTEvaluator
+from astra_trl.outputs import saving_weights
 from astra_trl.rollout.collector import RoundRecords
 from astra_trl.rollout.records import Record
 from astra_trl.rollout.run_folder import RunFolder
@@ -146,7 +147,8 @@ class RoundsMixin(Trainer):
             checkpoints.restore_usage(self)
         elif self.folder.exchanges.exists():
             self.folder.refuse_if_used()
-        with checkpoints.explain_stop(self), closed_bar(self.callback_handler.callbacks):
+        writing = self.folder.only_writer() if self.is_world_process_zero() else nullcontext()
+        with writing, checkpoints.explain_stop(self), closed_bar(self.callback_handler.callbacks):
             return super().train(checkpoint, *args, **kwargs)
 
     def evaluate(
@@ -276,7 +278,8 @@ class RoundsMixin(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the tester with its tokenizer and model card. With `push_to_hub`, a user's call also pushes it, and a
         failed push is only logged."""
-        super().save_model(output_dir, _internal_call=True)
+        with saving_weights():
+            super().save_model(output_dir, _internal_call=True)
         publishing.write_card(self, output_dir or self.args.output_dir)  # peft has written one of its own
         if self.args.push_to_hub and not _internal_call:
             publishing.push_or_warn(self)
