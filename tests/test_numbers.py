@@ -140,6 +140,14 @@ def test_a_number_in_a_file_is_refused_by_name(yaml, message, tmp_path):
     assert str(refused.value).startswith(message)
 
 
+def test_a_number_that_is_optional_can_be_none():
+    flags = [part for name in ("max_length", "cache_bytes", "ld_alpha") for part in (f"--{name}", "None")]
+    args, training_args, _ = parse({}, flags)
+    assert (args.max_length, args.cache_bytes, training_args.ld_alpha) == (None, None, None)
+    with pytest.raises(InputError, match="--learning_rate must be 0 or more, got 'none'"):
+        parse({}, ["--learning_rate", "none"])
+
+
 def test_texts_that_stand_for_numbers_are_numbers(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn
 
 from trl import TrlParser
 
 from astra_trl.backends.api.endpoint import CALLING
 from astra_trl.cli.config import MAPPINGS, SECTIONS
-from astra_trl.cli.numbers import read_setting
+from astra_trl.cli.numbers import is_numeric, read_setting
 from astra_trl.errors import InputError
 from astra_trl.numbers import as_number
 from astra_trl.text import parse_yaml
@@ -78,7 +78,7 @@ class Parser(FlagParser, TrlParser):
         super().__init__(classes, prog=prog, **kwargs)
         kinds = {f.name: f.type for cls in classes for f in fields(cls)}
         for action in self._actions:
-            if action.type in (int, float) or get_origin(action.type) is tuple:
+            if action.dest in kinds and is_numeric(kinds[action.dest]):
                 action.type = as_number  # `fill` says what is allowed
             if action.nargs not in (0, "?") and not action.choices:
                 numbers = {int: "N", float: "X"}
