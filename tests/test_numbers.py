@@ -21,6 +21,7 @@ from astra_trl.cli.parse_evaluate import evaluate_parser, parse_evaluate
 from astra_trl.cli.parse_train import parse, train_parser
 from astra_trl.numbers import FINITE, RULES, read_numbers
 from astra_trl.rewards.credit import Backup
+from astra_trl.scorers.base import score_distinct
 from astra_trl.trainers import TRAINERS, trainer_classes
 
 ALGORITHMS = [name for name in TRAINERS if name != "ppo" or trl.__version__ < "1.13"]
@@ -223,6 +224,7 @@ def test_numbers_of_own_parts_are_theirs():
             "timeout must be above 0, got nan",
         ),
         (lambda: FunctionBackend(len, batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: score_distinct(["a"], len, 0), "batch_size must be at least 1, got 0"),
         (lambda: Backup(math.nan), "gamma must be between 0 and 1, got nan"),
     ],
 )
