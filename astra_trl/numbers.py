@@ -72,7 +72,7 @@ RULES: Mapping[str, Rule] = {name: rule for rule, names in _NAMES for name in na
 def check_number(name: str, value: Any, label: str | None = None, rule: Rule | None = None) -> None:
     """Raise `InputError` if a value is not a number that the setting of that name may have."""
     requirement, is_valid = rule or RULES.get(name, FINITE)
-    if not _is_number(value) or not is_valid(value):
+    if not is_number(value) or not is_valid(value):
         raise InputError(f"{label or name} must be {requirement}, got {value!r:.80}")
 
 
@@ -83,7 +83,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             read_numbers(value, name, {})
         for number in value if isinstance(value, list | tuple) else [value]:
-            if _is_number(number):
+            if is_number(number):
                 check_number(name, number)
 
 
@@ -102,10 +102,10 @@ def _read(value: Any, name: Any, label: str, rules: Mapping[Any, Rule]) -> Any:
     if isinstance(value, Mapping):
         return read_numbers(value, label, {} if is_dotted_path(name) else rules)
     if isinstance(value, list):
-        return [_read(part, number, label, {} if _is_number(part) else rules) for number, part in enumerate(value)]
+        return [_read(part, number, label, {} if is_number(part) else rules) for number, part in enumerate(value)]
     if name in rules:
         value = as_number(value)
-    if _is_number(value) or (name in rules and isinstance(value, str)):
+    if is_number(value) or (name in rules and isinstance(value, str)):
         check_number(name, value, label, rules.get(name, FINITE))
     return value
 
@@ -120,5 +120,6 @@ def as_number(value: Any) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """`True` for an int or a float; a bool is not a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)

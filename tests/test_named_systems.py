@@ -199,9 +199,11 @@ def test_a_run_and_its_evaluation(models, capsys, system, flags):
         assert settings["reward_left_out"] == ["self_bleu_novelty"]
     else:
         assert "first probes' credit" in out
-    args, *_ = parse_evaluate([str(run)])
+    # Files and models outside of the folder, as they are in the run.
+    own = [*prompts, "--target", str(models / "target"), "--baseline", str(models / "tester")]
+    args, *_ = parse_evaluate([str(run), *own])
     assert (args.system, args.depth) == (system, 4 if system == "malibu" else 1)
-    assert main(["evaluate", str(run), "--draws", "5"]) == 0
+    assert main(["evaluate", str(run), *own, "--draws", "5"]) == 0
     again = json.loads((run / "evaluation-target" / "evaluation.json").read_text())
     assert (again["settings"]["system"], again["settings"]["goals"]) == (settings["system"], settings["goals"])
     figures = {(row["arm"], row["figure"]): row["value"] for row in again["figures"]}

@@ -2,9 +2,8 @@
 
 import json
 import math
-from dataclasses import fields
 from functools import partial
-from typing import get_args, get_origin
+from typing import get_args
 
 import pytest
 import trl
@@ -52,8 +51,7 @@ NOT_READ += ("num_total_batches", "micro_batch_size", "local_batch_size", "local
 
 def numeric(parser):
     """Names of the fields that hold a number, or a list of them."""
-    known = [f for cls in parser.dataclass_types for f in fields(cls) if f.init and get_origin(f.type) is not tuple]
-    return {f.name for f in known if {int, float} & {*(get_args(f.type) or (f.type,))}}
+    return {name for name, hint in parser.hints.items() if {int, float} & {hint, *get_args(hint)} - {tuple}}
 
 
 def refusal(work, capsys):
@@ -73,10 +71,13 @@ def check_every_number(parser, read, capsys):
         for text in ("nan", "inf", "-1", "0", "text"):
             line = refusal(partial(read, [f"--{name}", text]), capsys)
             if text not in VALID[requirement]:
-                value = "'text'" if text == "text" else text
-                assert line == f"error: --{name} must be {requirement}, got {value}\n"
+                kinds = [f"--{name} is '{text}': give {kind}" for kind in ("a whole number", "a number")]
+                texts = [f"--{name} must be {requirement}, got {text}", *kinds, *(f"{kind} or text" for kind in kinds)]
+                assert line in [f"error: {text}\n" for text in texts], (name, text, line)
             elif line is not None:  # refused in this combination
-                assert name in ("logging_steps", *NOT_READ) and name in line and line.count("\n") == 1, line
+                assert name in ("logging_steps", *NOT_READ) or "has no effect" in line, line
+                # TRL renames one of them.
+                assert name.removesuffix("_cap") in line and line.count("\n") == 1, line
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -115,20 +116,20 @@ def test_a_number_is_refused_before_a_run_begins(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("learning_rate: .nan", "--learning_rate must be 0 or more, got nan"),
-        ("learning_rate: nan", "--learning_rate must be 0 or more, got nan"),
-        ("beta: .inf", "--beta must be 0 or more, got inf"),
-        ("learning_rate: true", "--learning_rate must be 0 or more, got True"),
-        ("learning_rate:", "--learning_rate must be 0 or more, got None"),
-        ("learning_rate: 1e-5 a step", "--learning_rate must be 0 or more, got '1e-5 a step'"),
-        ("learning_rate: [1, 2]", "--learning_rate must be 0 or more, got [1, 2]"),
-        ("seed: 2.5", "--seed must be a whole number, got 2.5"),
-        ("seed: 4294967296", "--seed must be between 0 and 4294967295, got 4294967296"),
-        ("lora_r: 0", "--lora_r must be at least 1, got 0"),
-        ("loss_weights: [1, .nan]", "--loss_weights must be a finite number, got nan"),
-        ("algorithm: rloo\nreward_clip_range: 3", "--reward_clip_range must be 2 numbers, got 3: give a list"),
-        ("algorithm: rloo\nreward_clip_range: [.nan, 3]", "--reward_clip_range must be a number, or inf, got nan"),
-        ("max_length: -3", "--max_length must be at least 1, got -3"),
+        ("learning_rate: .nan", "learning_rate must be 0 or more, got nan"),
+        ("learning_rate: nan", "learning_rate must be 0 or more, got nan"),
+        ("beta: .inf", "beta must be 0 or more, got inf"),
+        ("learning_rate: true", "learning_rate is true: give a number"),
+        ("learning_rate:", "learning_rate has no value: give a number"),
+        ("learning_rate: 1e-5 a step", "learning_rate is '1e-5 a step': give a number"),
+        ("learning_rate: [1, 2]", "learning_rate is [1, 2]: give a number"),
+        ("seed: 2.5", "seed is 2.5: give a whole number"),
+        ("seed: 4294967296", "seed must be between 0 and 4294967295, got 4294967296"),
+        ("lora_r: 0", "lora_r must be at least 1, got 0"),
+        ("loss_weights: [1, .nan]", "loss_weights must be a finite number, got nan"),
+        ("algorithm: rloo\nreward_clip_range: 3", "reward_clip_range is 3: give a list of 2"),
+        ("algorithm: rloo\nreward_clip_range: [.nan, 3]", "reward_clip_range must be a number, or inf, got nan"),
+        ("max_length: -3", "max_length must be at least 1, got -3"),
         ("beta: 0\nloss_type: ipo", "beta must be above 0, got 0: loss_type ipo divides by it"),
         ("lr_scheduler_kwargs: {min_lr: .nan}", "lr_scheduler_kwargs: min_lr must be a finite number, got nan"),
     ],
@@ -138,14 +139,14 @@ def test_a_number_in_a_file_is_refused_by_name(yaml, message, tmp_path):
     config.write_text(yaml)
     with pytest.raises(InputError) as refused:
         parse({}, ["--config", str(config)])
-    assert str(refused.value).startswith(message)
+    assert message in str(refused.value)
 
 
 def test_a_number_that_is_optional_can_be_none():
     flags = [part for name in ("max_length", "cache_bytes", "ld_alpha") for part in (f"--{name}", "None")]
     args, training_args, _ = parse({}, flags)
     assert (args.max_length, args.cache_bytes, training_args.ld_alpha) == (None, None, None)
-    with pytest.raises(InputError, match="--learning_rate must be 0 or more, got 'none'"):
+    with pytest.raises(InputError, match="--learning_rate is 'none': give a number"):
         parse({}, ["--learning_rate", "none"])
 
 

@@ -43,7 +43,6 @@ from trl.experimental.ppo import ppo_trainer
 
 from astra_trl import ASTPPOConfig, ASTPPOTrainer
 from astra_trl.trainers.ppo import trainer as ppo
-from astra_trl.trainers.ppo.config import NOT_READ
 from astra_trl.trainers.ppo.loop import VALUE_MODEL_NAME
 from astra_trl.trainers.ppo.trainer import by_depth
 
@@ -513,63 +512,6 @@ def test_a_probe_without_an_end_costs_the_penalty(tmp_path, monkeypatch):
         late += not ended
         assert score == pytest.approx(line["reward"] - (0 if ended else 10), abs=1e-5)
     assert late > 3
-
-
-# Read by TRL's PPO, by transformers as it makes the optimizer, saves and reports, by accelerate, or by this package.
-READ = {
-    "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim", "optim_args",
-    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules",
-    "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing",
-    "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile",
-    "torch_compile_backend", "torch_compile_mode", "logging_strategy", "logging_steps", "logging_first_step",
-    "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
-    "trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay", "save_only_model", "save_strategy",
-    "save_steps", "save_on_each_node", "save_total_limit", "push_to_hub", "hub_token", "hub_private_repo",
-    "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision", "load_best_model_at_end",
-    "metric_for_best_model", "greater_is_better", "seed", "use_cpu", "dataloader_persistent_workers", "ddp_backend",
-    "ddp_timeout", "fsdp", "fsdp_config", "deepspeed", "do_train", "do_eval", "do_predict",
-    "resume_from_checkpoint", "local_rank", "num_mini_batches", "total_episodes",
-    "local_rollout_forward_batch_size", "response_length", "stop_token", "temperature", "missing_eos_penalty",
-    "num_ppo_epochs", "whiten_rewards", "kl_coef", "kl_estimator", "cliprange", "vf_coef", "cliprange_value",
-    "gamma", "lam", "ds3_gather_for_generation", "trees_per_round", "max_trees_per_round", "trees_together",
-    "push_transcripts", "model_init_kwargs", "trust_remote_code", "contexts_per_round",
-}  # fmt: skip
-
-
-# Of work that there is none of, and no result depends on: they may stand in a file that other algorithms share.
-ONLY_SPEED = {
-    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_in_order",
-    "dataloader_multiprocessing_context", "dataset_num_proc", "per_device_eval_batch_size",
-    "eval_accumulation_steps", "skip_memory_metrics",
-}  # fmt: skip
-
-# What transformers refuses by itself on a machine without a GPU, or without other settings or packages.
-NEEDS_MORE = {
-    "bf16_full_eval", "fp16_full_eval", "parallelism_config", "enable_jit_checkpoint", "use_liger_kernel",
-}  # fmt: skip
-
-
-def test_every_setting_is_read_or_refused(tmp_path):
-    for setting in fields(ASTPPOConfig):
-        name = setting.name
-        assert [name in names for names in (READ, NOT_READ, ONLY_SPEED)].count(True) == 1, name
-        if name not in NOT_READ:
-            continue
-        default = getattr(ASTPPOConfig(str(tmp_path), report_to="none"), name)
-        other = {
-            "accelerator_config": {"split_batches": True}, "include_for_metrics": ["inputs"], "label_names": ["x"],
-            "include_num_input_tokens_seen": "all", "train_sampling_strategy": "sequential", "log_level": "info",
-            "log_level_replica": "info", "debug": "underflow_overflow", "liger_kernel_config": {"rope": True},
-        }.get(name)  # fmt: skip
-        if other is None:
-            other = (
-                "x" if isinstance(default, str) else not default if isinstance(default, bool) else (default or 0) + 1
-            )
-        if name in NEEDS_MORE:
-            continue
-        with pytest.raises(InputError, match=f"^{name}=.*no effect in PPO"):
-            ASTPPOConfig(str(tmp_path), report_to="none", **{name: other})
 
 
 def test_a_runs_own_settings_make_the_same_config_again(tmp_path):

@@ -68,6 +68,22 @@ def test_the_kills_would_tell_of_a_log_that_starts_anew(tmp_path, monkeypatch):
         assert (losses[0] == losses[1]) is restored
 
 
+def test_a_checkpoint_brings_in_no_file_from_outside_of_its_folder(saved, tmp_path):
+    folder = shutil.copytree(saved[0], tmp_path / "run")
+    state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
+    state["best_model_checkpoint"] = str(saved[0] / "checkpoint-2")
+    (folder / "checkpoint-6" / "trainer_state.json").write_text(json.dumps(state))
+    checkpoints.seal(folder / "checkpoint-6", checkpoints.read_seal(saved[0] / "checkpoint-6"))
+    trainer = make_trainer(folder, **EVERY_STEP)
+    trainer.args.load_best_model_at_end = True
+    with pytest.raises(InputError, match="checkpoint-6' names a best checkpoint of another folder, '.*/saved.*2'"):
+        checkpoints.load_checkpoint(trainer, True)
+    (folder / "checkpoint-6" / "rng_state.pth").unlink()
+    (folder / "checkpoint-6" / "rng_state.pth").symlink_to(saved[0] / "checkpoint-6" / "rng_state.pth")
+    with pytest.raises(InputError, match="rng_state.pth' is a link out of its folder"):
+        checkpoints.load_checkpoint(trainer, str(folder / "checkpoint-6"))
+
+
 @pytest.mark.parametrize("damage", ["no seal", "broken seal", "cut", "missing"])
 def test_a_checkpoint_that_is_not_whole_is_skipped_and_says_so(damage, saved, tmp_path, caplog):
     folder, ends_with = saved

@@ -3,21 +3,26 @@
 import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from detect_secrets.core.scan import scan_file
 from detect_secrets.settings import default_settings
 from endpoints import completion, endpoint
 from test_api_target import FLAGS, answer
 
+from astra_trl import ASTDPOConfig
+from astra_trl.backends.api.keys import without_credentials
 from astra_trl.cli.main import main
 from astra_trl.hub import model_card
 
 # In the form of a real one, put together here so that nothing is found in this file.
 KEY = "-".join(("sk", "proj", "Zq7" + "Kd83Vn02LmXw51RtYb" + "T3Blbk" + "FJ" + "u6Hs94PeQa17GcNi28Wz"))
+HUB_TOKENS = ["hf_" + "AbCd1234" * 4, "hf_" + "EfGh5678" * 4]  # of hub_token and of model_init_kwargs
 NUMBERS = itertools.count()
 ENTROPY = {"Hex High Entropy String", "Base64 High Entropy String"}  # what digests are taken for
 
@@ -54,7 +59,9 @@ def echoing(request):
 
 def arguments(folder, url):
     target = json.dumps({"model": "openai:m", "base_url": url, "max_retries": 1, "max_failed_share": 1})
-    return ["sandbox", "run", *FLAGS, "--target", target, "--output_dir", str(folder / "run")]
+    tokens = ["--hub_token", HUB_TOKENS[0], "--model_init_kwargs", json.dumps({"token": HUB_TOKENS[1]})]
+    flags = [*FLAGS, *tokens, "--report_to", "tensorboard", "--logging_steps", "1"]
+    return ["sandbox", "run", *flags, "--target", target, "--output_dir", str(folder / "run")]
 
 
 def run_of(folder, url):
@@ -85,6 +92,36 @@ def test_nothing_holds_the_key(left):
     assert b"is retried" in (left / "stderr.txt").read_bytes() or (left / "stderr.txt").stat().st_size
     assert holding_the_key(left) == []
     assert found_in(left.rglob("*")) == []
+
+
+def test_no_token_of_the_hub_is_in_a_file_of_the_run(left):
+    files = [file for file in left.rglob("*") if file.is_file()]
+    names = {file.name for file in files}
+    assert {"training_args.bin", "whole.json", "config.yaml", "trainer_state.json", "card.md"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert [file for file in files for token in HUB_TOKENS if token.encode() in file.read_bytes()] == []
+    settings = yaml.safe_load((left / "run" / "config.yaml").read_text())
+    assert settings["model_init_kwargs"] == {} and "hub_token" not in settings
+
+
+def test_the_arguments_that_are_saved_beside_a_model_hold_no_token():
+    args = ASTDPOConfig("out", hub_token=HUB_TOKENS[0], model_init_kwargs={"token": HUB_TOKENS[1], "dtype": "auto"})
+    assert args.hub_token == HUB_TOKENS[0]  # which a push takes
+    assert args.to_dict()["model_init_kwargs"] == {"dtype": "auto"}
+    saved = pickle.loads(pickle.dumps(args))
+    assert (saved.hub_token, saved.model_init_kwargs) == (None, {"dtype": "auto"})
+    assert saved.output_dir == "out" and saved.learning_rate == args.learning_rate
+
+
+def test_credentials_are_left_out_at_any_depth_and_names_of_the_users_stay():
+    planted = {"token": "a", "api_key": "a", "X-Api-Key": "a", "password": "a", "Authorization": "a", "hub_token": "a"}
+    kept = {"max_new_tokens": 8, "pad_token": "<pad>", "token": None, "scorers": {"password": "detoxify"}}
+    assert without_credentials({**planted, **kept}) == kept
+    nested = {"target": {"model": "m", **planted}, "held_out_scorers": [{"model_init_kwargs": planted}, "detoxify"]}
+    assert without_credentials(nested) == {
+        "target": {"model": "m"},
+        "held_out_scorers": [{"model_init_kwargs": {}}, "detoxify"],
+    }
 
 
 @pytest.mark.parametrize(

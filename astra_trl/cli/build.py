@@ -16,7 +16,7 @@ from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.cli.config import RunArguments, SystemArguments
 from astra_trl.errors import InputError
-from astra_trl.lookup import build, build_own, is_dotted_path
+from astra_trl.lookup import build, build_own, is_dotted_path, looks_like_code, unknown
 from astra_trl.rewards.config import build_reward
 from astra_trl.sandbox import World
 from astra_trl.scorers import KeywordScorer, Scorer
@@ -44,6 +44,8 @@ def local_target(target: Any) -> str | None:
     if endpoint_of(target) is not None:
         return None
     model = target_model(target)
+    if looks_like_code(model):
+        raise unknown("target", model, "give a Hub id or folder, or ")
     return None if is_dotted_path(model) else model
 
 
@@ -201,6 +203,7 @@ class Calls:
         """Return arguments of an [`OpenAIBackend`], for a judge with its own settings over the target's."""
         own = {"max_retries": self._first.max_retries, "request_timeout": self._first.request_timeout, **settings}
         kwargs = {"max_retries": own["max_retries"], "timeout": own["request_timeout"], "limiter": self.limiter}
+        kwargs["extra_body"] = own.get("extra_body")
         return kwargs if self.response_cache is None else {**kwargs, "response_cache": self.response_cache}
 
     def target(self, spec: Any) -> Backend:
@@ -217,7 +220,7 @@ class Calls:
             chat=endpoint.api == "chat",
             sampling=talks["target_sampling"] or talks["sampling"],
             prompt_logprobs=endpoint.logprobs,
-            **self.kwargs(),
+            **self.kwargs(vars(endpoint)),
         )
 
 

@@ -1,11 +1,11 @@
 """Configuration of a run and of an evaluation: flags, their help and their defaults. Importing it takes no time."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from astra_trl.cli.typed import KINDS, parse_mapping
 from astra_trl.errors import InputError
 from astra_trl.lookup import is_dotted_path
 from astra_trl.numbers import RULES, WEIGHT, Rule, check_numbers, read_numbers
@@ -104,16 +104,19 @@ class RunArguments(SystemArguments):
     world: str | None = _flag("Folder of a sandbox world, or 'embedded': gives tester, target, prompts and scorer.")
     algorithm: str = _flag("Algorithm that trains the tester.", "dpo", TRAINERS)
     prompts: str | None = _flag("Openings: a named set, a local file or a Hub dataset id.")
-    prompts_column: str | None = _flag("Column of the prompts that holds openings.")
+    prompts_column: str | None = _flag(
+        "Column of the prompts that holds openings; a.b is the key b of the objects in column a."
+    )
     eval_prompts: str | None = _flag(
         "Held-out openings. Default: the test split of a named set, else a part of the prompts."
     )
+    eval_prompts_column: str | None = _flag("Column of --eval_prompts that holds openings.")
     eval_openings: int = _flag("Held-out openings to evaluate on before and after training.", 100)
     tree_width: int = _flag("Probes per node.", 2)
     tree_depth: int = _flag("Turns.", 3)
     teaching_pairs: str | None = _flag(
         "Prompts with harmful continuations, for --teach_fraction: 'realtoxicityprompts', a file or a Hub dataset "
-        "with columns prompt and continuation."
+        "with columns prompt and continuation; FILE:A,B for columns of other names."
     )
     dry_run: bool = _flag("Print the settings, the models' sizes and the tokens they would read, then exit.", False)
 
@@ -127,7 +130,8 @@ class EvaluateArguments(SystemArguments):
     baseline: str | None = _flag("The untrained tester; 'none' for none. Default: what the run started from.")
     openings_arm: bool = _flag("Put the openings alone to the target for comparison.", True)
     also: list[str] | None = _list_flag(
-        "Further testers to compare, each NAME=MODEL, or NAME=FILE with prompts, one of which is sent at each turn."
+        "Further testers to compare, each NAME=MODEL, or NAME=FILE (NAME=FILE:COLUMN) with prompts, one of which is "
+        "sent at each turn."
     )
     examples: str | None = _flag(
         "For perez by few_shot: exchanges.jsonl of a run or an evaluation whose questions are examples. Default: 1000 "
@@ -137,7 +141,9 @@ class EvaluateArguments(SystemArguments):
     prompts: str | None = _flag(
         "Held-out openings: a named set (its test split), a file or a Hub dataset id. Default: the run's."
     )
-    prompts_column: str | None = _flag("Column of the prompts that holds openings.")
+    prompts_column: str | None = _flag(
+        "Column of the prompts that holds openings; a.b is the key b of the objects in column a."
+    )
     eval_openings: int = _flag("Number of openings.", 100)
     width: int = _flag("Probes per node; with 1, an opening has one conversation.", 1)
     depth: int | None = _flag("Turns. Default: the run's, else the system's.")
@@ -209,16 +215,14 @@ def _expectation(f: Field[Any]) -> str:
         return "give a mapping, as JSON on the command line"
     if "choices" in f.metadata:
         return f"choose one of {', '.join(f.metadata['choices'])}"
-    return f"{f.metadata['help'].partition('. ')[0].rstrip('.').lower()} is of another type"
+    kinds = get_args(f.type) if NoneType in get_args(f.type) else (f.type,)
+    return f"give {KINDS.get(get_origin(kinds[0]) or kinds[0], 'another value')}"
 
 
 def _read(name: str, value: Any, rules: Mapping[Any, Rule]) -> Any:
     # A mapping, from JSON if it is one, with its numbers; any other value as it is.
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise InputError(f"--{name} is not JSON ({error}): give e.g. '{{\"key\": 1}}' in single quotes") from error
+        value = parse_mapping(value, f"--{name}")
     if not isinstance(value, Mapping):
         return value
     weights = dict.fromkeys(value, WEIGHT) if name == "reward" else {}

@@ -21,7 +21,7 @@ from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.prompts.base import NAMED, load_prompts
-from astra_trl.prompts.files import local_file
+from astra_trl.prompts.files import local_file, split_column
 from astra_trl.results.terminal import show
 from astra_trl.rollout.run_folder import read_exchanges
 from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
@@ -42,13 +42,14 @@ def evaluate(args: EvaluateArguments, load: LoadArguments) -> Evaluation:
     world = named_world(args.world)
     run = _of_run(args)
     openings = _held_out(args, run, world)
+    listed = _load_listed(args)
     models = _Models(args, load)
     tester = models.tester(args.tester)
     baseline = None if args.baseline in (None, "none") else models.frozen("baseline", args.baseline)
     arms: dict[str, Backend] = {TESTER: tester}
     if baseline is not None:
         arms[BASELINE] = baseline
-    arms |= {name: _further(models, name, what) for name, what in args.arms.items()}
+    arms |= {name: listed[name] if name in listed else models.tester(what) for name, what in args.arms.items()}
     first, *others = args.target
     own: Any = args.system_kwargs
     kwargs = dict(own or {})
@@ -140,12 +141,16 @@ def zero_shot_cases(system: PerezSystem, seed: int, on_exchanges: OnExchanges = 
     return [node for tree in trees for node in tree.nodes()]
 
 
-def _further(models: _Models, name: str, what: str) -> Backend:
-    # A tester, or prompts that are sent as they are.
-    if what not in NAMED and not (Path(what).suffix and local_file(what)):
-        return models.tester(what)
-    prompts: list[Any] = load_prompts(what)
-    return ListedBackend(prompts, Path(what).name)
+def _load_listed(args: EvaluateArguments) -> dict[str, ListedBackend]:
+    # Of the further arms, those that are prompts, which are sent as they are; the others are testers.
+    listed = {}
+    for name, what in args.arms.items():
+        source, column = split_column(what)
+        if source in NAMED or (Path(source).suffix and local_file(source)):
+            option = f"--also {name}={source}:COLUMN with COLUMN"
+            prompts: Any = load_prompts(source, column=column, option=option)
+            listed[name] = ListedBackend(prompts, Path(source).name)
+    return listed
 
 
 def _of_run(args: EvaluateArguments) -> RunArguments:
@@ -157,6 +162,19 @@ def _of_run(args: EvaluateArguments) -> RunArguments:
 def _held_out(args: EvaluateArguments, run: RunArguments, world: World | None) -> Sequence[Opening]:
     if args.prompts is not None:
         split = "test" if args.prompts in NAMED else "train"
-        return load_prompts(args.prompts, split, args.prompts_column, limit=args.eval_openings, seed=args.seed)
-    run = replace(run, eval_openings=args.eval_openings, system=args.system, system_kwargs=args.system_kwargs)
-    return openings_and_held_out(run, world, args.run_settings.get("seed", args.seed))[1]
+        return load_prompts(
+            args.prompts, split, args.prompts_column, args.eval_openings, args.seed, option="--prompts_column"
+        )
+    run = replace(run, system=args.system, system_kwargs=args.system_kwargs)
+    if run.prompts is not None and run.eval_prompts is not None:
+        # The others are not read.
+        run = replace(run, prompts=run.eval_prompts, prompts_column=run.eval_prompts_column)
+    if run.prompts is None or run.eval_prompts is not None or run.prompts in NAMED:
+        run = replace(run, eval_openings=args.eval_openings)
+    elif not 1 <= args.eval_openings <= run.eval_openings:
+        # With another number the run would have held others out, and these would be among those that it trained on.
+        raise InputError(
+            f"eval_openings must be at least 1 and at most the {run.eval_openings} that the run held out of its "
+            "prompts: give fewer, or other openings with --prompts"
+        )
+    return openings_and_held_out(run, world, args.run_settings.get("seed", args.seed))[1][: args.eval_openings]

@@ -65,7 +65,8 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
     prog = " ".join(["astra-trl", *words])
     sandbox = words[0] == "sandbox"
     if _asks_for_help(argv) or "--help_all" in map(underscored, argv):
-        system, algorithm = choose(argv)
+        choice = choose(argv, prog=prog)
+        system, algorithm = choice.system, choice.algorithm
         defaults = system_class(system).default_settings(algorithm) | {"system": system, "algorithm": algorithm}
         defaults |= sandbox_defaults(system, algorithm) if sandbox else {}
         parser = help_parser(prog, sandbox, None if _asks_for_help(argv) else algorithm)
@@ -73,15 +74,17 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
         parser.print_help()
         return 0
 
-    system, algorithm = choose(argv)
-    defaults = sandbox_defaults(system, algorithm) if sandbox else {}
+    choice = choose(argv, prog=prog)
+    defaults = sandbox_defaults(choice.system, choice.algorithm) if sandbox else {}
     from astra_trl.cli.launching import launch, split_launch_flags
 
-    parser = train_parser(prog, algorithm)
+    parser = train_parser(prog, choice.algorithm)
     launch_flags, rest = split_launch_flags(argv, parser)
-    arguments = parse(defaults, rest, parser)
+    arguments = parse(defaults, rest, parser, choice)
     if launch_flags:
-        return launch(launch_flags, ["astra_trl.cli.main", *words, *rest])
+        with choice.file.on_disk() as path:  # each process reads it
+            config = [] if path is None else ["--config", path]
+            return launch(launch_flags, ["astra_trl.cli.main", *words, *rest, *config])
 
     from astra_trl.cli.train import run
 
@@ -146,7 +149,7 @@ examples:
 """,
     )
     parser.add_argument("folder", metavar="FOLDER", help="a run's output_dir or one of its checkpoints")
-    parser.add_argument("--repo_id", metavar="ID", help="default: the run's hub_model_id, or the folder's name")
+    parser.add_argument("--repo_id", metavar="ID", help="default: the folder's name, in your namespace")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
     parser.add_argument("--public", action="store_true", help="let everybody see the repository")
     parser.add_argument("--push_transcripts", action="store_true", help="push the conversations too")
@@ -200,7 +203,7 @@ examples:
     build.add_argument("-o", "--output", metavar="FILE", required=True, help="a .jsonl or .txt file")
     build.add_argument("--force", action="store_true", help="write over a file that exists")
     args = parser.parse_args(list(argv))
-    from astra_trl.prompts import load_prompts
+    from astra_trl.prompts.base import read_prompts
     from astra_trl.prompts.show import describe_openings, describe_sets, write_openings
 
     if args.command is None:
@@ -208,10 +211,12 @@ examples:
     elif args.command == "show":
         if args.limit < 0:
             parser.error("--limit must be 0 or more")
-        print(describe_openings(load_prompts(args.source, args.split, args.column), args.limit, args.seed))
+        openings, place = read_prompts(args.source, args.split, args.column, None, args.seed, "--column")
+        print(describe_openings(openings, args.limit, args.seed, place))
     else:
-        openings = load_prompts(args.source, args.split, args.column, args.limit, args.seed)
-        print(f"wrote {len(openings):,} openings to {write_openings(openings, args.output, args.force)}")
+        openings, place = read_prompts(args.source, args.split, args.column, args.limit, args.seed, "--column")
+        output = write_openings(openings, args.output, args.force)
+        print(f"wrote {len(openings):,} openings{f' of {place}' if place else ''} to {output}")
     return 0
 
 

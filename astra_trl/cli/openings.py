@@ -22,10 +22,19 @@ def openings_and_held_out(
         if (own := _own_opening(args)) is not None:
             return [own], [own] * args.eval_openings  # no model sees them: they say how many test cases there are
         raise InputError(f"no prompts: give --prompts with one of {', '.join(NAMED)}, a file or a Hub dataset id")
-    openings = load_prompts(args.prompts, column=args.prompts_column)
+    if args.eval_prompts_column is not None and args.eval_prompts is None:
+        raise InputError("--eval_prompts_column names a column of --eval_prompts: give that too, or leave it out")
+    openings = load_prompts(args.prompts, column=args.prompts_column, option="--prompts_column")
     if args.eval_prompts is not None or args.prompts in NAMED:
         split = "test" if args.eval_prompts is None or args.eval_prompts in NAMED else "train"
-        held_out = load_prompts(args.eval_prompts or args.prompts, split, limit=args.eval_openings, seed=seed)
+        held_out = load_prompts(
+            args.eval_prompts or args.prompts,
+            split,
+            args.eval_prompts_column,
+            args.eval_openings,
+            seed,
+            option="--eval_prompts_column",
+        )
         return _without(openings, held_out), held_out
     return _split_off(openings, args.eval_openings, seed, f"{args.prompts!r}")
 

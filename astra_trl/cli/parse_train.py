@@ -1,12 +1,17 @@
 """Arguments of a run: from flags, YAML files, recipes and systems."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, make_dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from astra_trl.cli.config import RunArguments
-from astra_trl.cli.parser import Parser, file_settings, last_value, read_settings
-from astra_trl.errors import InputError
+from astra_trl.cli.parser import FlagParser, Parser
+from astra_trl.cli.settings_file import SettingsFile, read_settings_file
+from astra_trl.cli.trust import refuse_switched_on
+from astra_trl.cli.unused_flags import refuse_unused
+from astra_trl.errors import InputError, MissingExtra
 from astra_trl.systems import system_class
 from astra_trl.trainers import TRAINERS, trainer_classes
 
@@ -14,20 +19,33 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 
-def choose(argv: Sequence[str], defaults: Mapping[str, Any] = {}) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Choice:
+    """The system and the algorithm of a run, and the file of `--config`."""
+
+    system: str
+    algorithm: str
+    file: SettingsFile
+
+
+def choose(argv: Sequence[str], defaults: Mapping[str, Any] = {}, prog: str = "astra-trl train") -> Choice:
     """Return the system and the algorithm from the flags, or else from the file of `--config`, or else the defaults.
 
-    What the other flags are, and their defaults, depends on both.
+    The file is read here, once. What the other flags are, and their defaults, depends on system and algorithm.
     """
-    path = last_value(argv, "config")
-    settings = {**defaults, **({} if path is None else read_settings(path))}
-    system = last_value(argv, "system") or settings.get("system") or "astprompter"
-    algorithm = last_value(argv, "algorithm") or settings.get("algorithm") or "dpo"
+    parser = FlagParser(prog, add_help=False)
+    for name in ("config", "system", "algorithm"):
+        parser.add_argument(f"--{name}")
+    flags, _ = parser.parse_known_args(argv)
+    file = read_settings_file(flags.config)
+    settings = {**defaults, **file.settings}
+    system = flags.system or settings.get("system") or "astprompter"
+    algorithm = flags.algorithm or settings.get("algorithm") or "dpo"
     if not isinstance(system, str):
         raise InputError(f"system is {system!r:.80}: give a name")
     if algorithm not in TRAINERS:
         raise InputError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(TRAINERS)}")
-    return system, algorithm
+    return Choice(system, algorithm, file)
 
 
 def train_parser(prog: str, algorithm: str | None = None, **kwargs: Any) -> Parser:
@@ -37,7 +55,17 @@ def train_parser(prog: str, algorithm: str | None = None, **kwargs: Any) -> Pars
     from trl import ModelConfig
 
     config_class, _ = trainer_classes(algorithm)
-    return Parser([RunArguments, _without_own_fields(config_class), ModelConfig], prog, **kwargs)
+    explain = partial(_explain, algorithm)
+    return Parser([RunArguments, _without_own_fields(config_class), ModelConfig], prog, explain, **kwargs)
+
+
+def _explain(algorithm: str, name: str) -> str | None:
+    # A message about a setting of another algorithm.
+    for other in TRAINERS:
+        with suppress(MissingExtra):  # PPO's, with a newer TRL
+            if other != algorithm and name in {f.name for f in fields(trainer_classes(other)[0])}:
+                return f"{name} is a setting of --algorithm {other}, and this run trains by {algorithm}"
+    return None
 
 
 def help_parser(prog: str, sandbox: bool, algorithm: str | None) -> Parser:
@@ -85,17 +113,18 @@ examples:
 
 
 def parse(
-    defaults: Mapping[str, Any], argv: Sequence[str], parser: Parser | None = None
+    defaults: Mapping[str, Any], argv: Sequence[str], parser: Parser | None = None, choice: Choice | None = None
 ) -> tuple[RunArguments, Any, "ModelConfig"]:
     """Parse the arguments of a run: its own, the trainer's config and the models'.
 
     Flags win over the file of `--config`, which wins over `defaults` (a recipe's), over the system's defaults, over
-    the dataclasses'. `parser` is the one of [`train_parser`] for the algorithm, if there is one already.
+    the dataclasses'. `parser` and `choice` are those of [`train_parser`] and [`choose`], if there are any yet.
 
     Raises:
-        InputError: a setting is unknown or of the wrong type, or settings do not go together.
+        InputError: a setting is unknown, of the wrong type or without effect, or settings do not go together.
     """
-    system, algorithm = choose(argv, defaults)
+    choice = choice or choose(argv, defaults)
+    system, algorithm, file = choice.system, choice.algorithm, choice.file
     if defaults.get("algorithm", algorithm) != algorithm:
         raise InputError(f"this recipe trains by {defaults['algorithm']}: use `astra-trl train` for {algorithm}")
     parser = parser or train_parser("astra-trl train", algorithm)
@@ -103,11 +132,16 @@ def parse(
     own = chosen_class.default_settings(algorithm)
     parser.set_defaults_with_config(**{**own, **defaults})  # for help
     given = parser.parse_given(argv)
-    path = given.pop("config", None)
-    layers: Any = (own, defaults, file_settings(path), given)
+    given.pop("config", None)
+    refuse_switched_on(file.path, file.settings, given)
+    in_file = parser.settings_in(file)
+    layers: Any = (own, defaults, in_file, given)
     settings = {key: value for layer in layers for key, value in layer.items()}
     settings |= {"system": system, "algorithm": algorithm}
-    args, training_args, model_args = parser.fill(settings, f"config {path!r}" if path else "settings")
+    args, training_args, model_args = parser.fill(settings)
+    called = {} if file.is_resolved else {name: f"config {file.path!r}: {name}" for name in in_file}
+    called |= {name: f"--{name}" for name in given}
+    refuse_unused(called, args, training_args, model_args)
     training_args.__class__, _ = trainer_classes(algorithm)  # which can be saved with a checkpoint
     chosen_class.check_training(algorithm, args.system_kwargs or {})
     return args, training_args, model_args

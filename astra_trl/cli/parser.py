@@ -2,21 +2,21 @@
 
 import argparse
 import json
-import os
+import re
+import shlex
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, fields
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
 from astra_trl.backends.api.endpoint import CALLING
-from astra_trl.cli.config import MAPPINGS, SECTIONS
-from astra_trl.cli.numbers import is_numeric, read_setting
+from astra_trl.cli.config import MAPPINGS, NAMES_OR_MAPPINGS, SECTIONS
+from astra_trl.cli.settings_file import SettingsFile
+from astra_trl.cli.typed import MAX_CHOICES, nearest, typed
 from astra_trl.errors import InputError
-from astra_trl.numbers import as_number
-from astra_trl.text import parse_yaml
+from astra_trl.numbers import check_number, is_number
 
 # Flags of version 0.1, by the setting that holds them now.
 MOVED = {
@@ -26,6 +26,9 @@ MOVED = {
     "system_kwargs": ("method", "instruction", "example_format", "setting", "credit", "credit_gamma"),
     "scorers": ("keywords", "detoxify_", "llama_guard_", "classifier_", "judge_", "scorer_batch_size", "scorer_dtype"),
 }
+
+# Hyphens, dashes and minus signs that word processors put in place of those of a keyboard.
+DASHES = "\u2010-\u2015\u2212\ufe58\ufe63\uff0d"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -58,11 +61,44 @@ class FlagParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")  # argparse's has no exponent
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for arg in args or ():
+            dashed = re.match(rf"-*[{DASHES}][-{DASHES}]*(\w[\w-]*)", arg)
+            if dashed and (flag := underscored(f"--{dashed[1]}")) in self._option_string_actions:
+                self.error(f"{arg!r} begins with a dash of a word processor: write {flag}")
         return super().parse_known_args(None if args is None else [underscored(arg) for arg in args], namespace)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.refuse(rest)
+        return found
+
+    def refuse(self, args: Sequence[str]) -> NoReturn:
+        """Exit with a message about arguments that are not known, and with the nearest flag."""
+        names = [name for arg in args if (name := re.sub(rf"^[-{DASHES}]+|=.*|\s", "", arg, flags=re.S)) != arg]
+        flags = [flag[2:] for flag in self._all_flags() if flag.startswith("--") and "-" not in flag[2:]]
+        text = next(filter(None, (self.explain(name) for name in names if name not in flags)), None)
+        if text is None and any(not arg.strip() for arg in args):
+            text = "a backslash at the end of a line must not have a space after it"
+        text = text or (nearest(underscored(f"--{names[0]}")[2:].lower(), flags, "--") if names else None)
+        self.error(f"unrecognized arguments: {shlex.join(args)}{': ' if text else ''}{text or ''}")
+
+    def explain(self, name: str) -> str | None:
+        """Return a message about a name that is not a flag here but elsewhere, or `None`."""
+        return None
+
+    def _all_flags(self) -> Iterable[str]:
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser._all_flags()
+
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # one spelling of each flag
         self.exit(2, f"error: {InputError(message)} (see {self.prog} --help)\n")
         raise AssertionError  # for type checkers: exit does not return
 
@@ -73,16 +109,32 @@ class Parser(FlagParser, TrlParser):
     Parsed are only the flags that are given: defaults belong to systems, recipes, files and dataclasses.
     """
 
-    def __init__(self, classes: Sequence[type], prog: str, **kwargs: Any) -> None:
+    def __init__(
+        self, classes: Sequence[type], prog: str, explain: Callable[[str], str | None] | None = None, **kwargs: Any
+    ) -> None:
         kwargs = {"usage": "%(prog)s [--config FILE] [flags...]", **kwargs}
         super().__init__(classes, prog=prog, **kwargs)
-        kinds = {f.name: f.type for cls in classes for f in fields(cls)}
+        self._explain_more = explain
+        # Not the types of `fields`, which TRL's parser replaces by those of the command line.
+        self.hints = {
+            f.name: _hint(f, hints[f.name])
+            for cls in classes
+            if (hints := get_type_hints(cls))
+            for f in fields(cls)
+            if f.init
+        }
         for action in self._actions:
-            if action.dest in kinds and is_numeric(kinds[action.dest]):
-                action.type = as_number  # `fill` says what is allowed
+            hint = self.hints.get(action.dest)
+            kinds = (hint, *get_args(hint))
+            if pair := next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), ()):
+                action.nargs, action.type = len(pair), str  # TRL's parser makes a tuple of the letters of a word
+            elif action.type is not None and {int, float} & {*kinds}:
+                action.type = str  # `_typed` says what is allowed
+            if len([*(action.choices or ())]) > MAX_CHOICES:
+                action.choices = None  # the message would list them all: `typed` names the nearest
             if action.nargs not in (0, "?") and not action.choices:
-                numbers = {int: "N", float: "X"}
-                action.metavar = "JSON" if action.dest in MAPPINGS else numbers.get(kinds[action.dest], "TEXT")  # type: ignore[arg-type]
+                numbers = [letter for kind, letter in ((int, "N"), (float, "X")) if kind in kinds]
+                action.metavar = "JSON" if action.dest in MAPPINGS else (*numbers, "TEXT")[0]
         self.add_argument("--config", metavar="FILE", help="YAML file with any of the flags")
 
     def parse_given(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -92,22 +144,50 @@ class Parser(FlagParser, TrlParser):
             self.exit()
         for action in self._actions:
             action.default = argparse.SUPPRESS
-        found, unknown = self.parse_known_args(argv)
-        if unknown:
-            names = [arg.lstrip("-").partition("=")[0] for arg in unknown if arg.startswith("--")]
-            self.error(next(filter(None, map(moved_to, names)), f"unrecognized arguments: {' '.join(unknown)}"))
-        return vars(found)
+        found = vars(self.parse_args(argv))
+        return {
+            key: self._typed(key, value, value, f"--{key}") if key in self.hints else value
+            for key, value in found.items()
+        }
 
-    def fill(self, settings: Mapping[str, Any], source: str) -> tuple[Any, ...]:
+    def settings_in(self, file: SettingsFile) -> dict[str, Any]:
+        """Return the settings of a file, with values of the types of their fields.
+
+        Raises:
+            InputError: a name is unknown, or a value is of another type.
+        """
+        called = f"config {file.path!r}"
+        # `env`, TRL's environment variables, has been checked by `refuse_switched_on`: they are set already.
+        settings = {key: value for key, value in file.settings.items() if key != "env"}
+        self._check_names(settings, called)
+        return {
+            key: self._typed(key, value, file.texts.get(key, value), f"{called}: {key}")
+            for key, value in settings.items()
+        }
+
+    def _typed(self, key: str, value: Any, written: Any, called: str) -> Any:
+        value = typed(value, written, self.hints[key], called)
+        for part in value if isinstance(value, list) else [value]:
+            if is_number(part):
+                check_number(key, part, called)
+        return value
+
+    def fill(self, settings: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return an instance of each dataclass with these settings."""
-        known = {f.name: f for cls in self.dataclass_types for f in fields(cls) if f.init}
-        if unknown := [key for key in settings if key not in known]:
-            text = moved_to(unknown[0]) or f"unknown setting {unknown[0]!r} (--help_all lists every one)"
-            raise InputError(f"{source}: {text}")
+        self._check_names(settings, "settings")
         try:
-            return self.parse_dict({key: read_setting(value, known[key]) for key, value in settings.items()})
+            return self.parse_dict(dict(settings))
         except (ValueError, TypeError, AttributeError, OSError) as error:  # TRL's configs check types by use
             raise InputError(" ".join(str(error).split())) from error
+
+    def explain(self, name: str) -> str | None:
+        return moved_to(name) or (self._explain_more(name) if self._explain_more else None)
+
+    def _check_names(self, settings: Mapping[str, Any], source: str) -> None:
+        for name in settings:
+            if name not in self.hints:
+                text = self.explain(name) or nearest(name, self.hints) or f"{self.prog} --help lists them"
+                raise InputError(f"{source}: unknown setting {name!r}: {text}")
 
     def format_help(self) -> str:
         formatter = self._get_formatter()
@@ -146,34 +226,13 @@ def moved_to(name: str) -> str | None:
     return None
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Raises:
-        InputError: the file cannot be read, or does not hold a mapping.
-    """
-    try:
-        settings = parse_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"config {str(path)!r} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"config {str(path)!r} holds no settings: give a YAML file of `flag: value` lines")
-    return settings
-
-
-def file_settings(path: str | None) -> dict[str, Any]:
-    """Return the settings in the file of `--config`, after setting the environment variables of its `env`."""
-    settings = {} if path is None else read_settings(path)
-    environment = settings.pop("env", {})  # as in TRL
-    if not isinstance(environment, dict):
-        raise InputError(f"config {path!r}: env is not a mapping of environment variables")
-    os.environ.update({str(key): str(value) for key, value in environment.items()})
-    return settings
-
-
-def last_value(argv: Sequence[str], name: str) -> str | None:
-    """Return the value of a flag that takes one, before a parser can be built."""
-    args = [underscored(arg) for arg in argv]
-    values = [arg.partition("=")[2] for arg in args if arg.startswith(f"--{name}=")]
-    values += [args[place + 1] for place, arg in enumerate(args[:-1]) if arg == f"--{name}"]
-    return values[-1] if values else None
+def _hint(f: Field[Any], hint: Any) -> Any:
+    # As in a file. The types say text too, as the command line has JSON.
+    if "choices" in f.metadata:
+        choices: Any = Literal[tuple(f.metadata["choices"])]
+        return choices | None if f.default is None else choices
+    if f.name in NAMES_OR_MAPPINGS and list[str] in (hint, *get_args(hint)):
+        return list[dict[str, Any] | str] | None
+    if f.name in MAPPINGS or (f.name.endswith("_kwargs") and str in get_args(hint)):
+        return dict[str, Any] | None
+    return hint

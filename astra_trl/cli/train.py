@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config
 
 from astra_trl.backends.api.endpoint import CALLING
+from astra_trl.backends.api.keys import without_credentials
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.cli.build import build_system
@@ -25,13 +26,15 @@ from astra_trl.cli.config import FREE_ON_RESUME, RunArguments
 from astra_trl.cli.dry_run import dry_run
 from astra_trl.cli.openings import dev_openings, openings_and_held_out
 from astra_trl.cli.parse_train import parse
-from astra_trl.cli.parser import read_settings
+from astra_trl.cli.settings_file import read_settings
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.lines import write_whole
-from astra_trl.prompts.teaching import load_teaching_pairs
+from astra_trl.links import refuse_links
+from astra_trl.prompts.files import split_column
+from astra_trl.prompts.teaching import COLUMNS, load_teaching_pairs
 from astra_trl.results.terminal import show, transcript
 from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
@@ -64,12 +67,14 @@ def run(
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning)
     folder = RunFolder(training_args.output_dir)
     resume = _resume_from(training_args)
-    if not (resume or args.dry_run):
+    if resume:
+        refuse_links(folder.path)
+    elif not args.dry_run:
         folder.refuse_if_used()
 
-    # First, as building a system takes settings away: `config.yaml` holds all but tokens, which are masked.
+    # First, as building a system takes settings away: `config.yaml` holds all but tokens and keys.
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(args)}
-    settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
+    settings = without_credentials({key: one for key, one in settings.items() if not key.endswith("_token")})
     if resume and folder.config.exists():
         free = FREE_ON_RESUME | training_args.resumable
         refuse_changes(_comparable(read_settings(folder.config)), _comparable(settings), folder.path, free)
@@ -153,7 +158,9 @@ def _teaching(args: RunArguments, training_args: Any, held_out: Sequence[Opening
         raise InputError(f"--teaching_pairs gives pairs to learn, and {args.algorithm} learns from none: leave it out")
     if not training_args.teach_fraction:
         return {}
-    return {"teaching_pairs": load_teaching_pairs(args.teaching_pairs, held_out=held_out)}
+    source, columns = split_column(args.teaching_pairs)
+    named = columns.split(",") if columns else COLUMNS
+    return {"teaching_pairs": load_teaching_pairs(source, held_out=held_out, columns=named)}
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:

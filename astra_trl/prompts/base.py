@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,58 +11,81 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from astra_trl.conversation import Opening, Speaker, Turn, as_conversation
+from astra_trl.conversation import Opening, Turn, as_conversation
 from astra_trl.errors import InputError
+from astra_trl.prompts.columns import as_table, rows_of_dataset, rows_of_table
 from astra_trl.prompts.files import error_line, local_file, read_file
+from astra_trl.prompts.rows import as_opening, clean_text, kind_of
 from astra_trl.prompts.splits import split_openings
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("opening", "prompt", "text", "question", "messages")  # usual names of a column of openings, best first
-CHAT_SPEAKERS: tuple[Speaker, ...] = ("system", "user", "assistant")
-
 
 def load_prompts(
-    source: str | Path, split: str = "train", column: str | None = None, limit: int | None = None, seed: int = 0
+    source: str | Path,
+    split: str = "train",
+    column: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    option: str = "column=",
 ) -> list[Opening]:
-    """Return the openings of `source` in its order, without blank and repeated ones (one log line counts those).
+    """Return the openings of `source` in its order, without blank and repeated ones. One log line says which column
+    they are from, another counts what was skipped.
 
-    A row is a text, or a conversation in the chat format (a list of messages with role and content), which becomes an
+    A row is a text, or a conversation (a list of messages with role and content, or from and value), which becomes an
     opening of several turns.
 
     Args:
         source (`str` or `Path`):
-            A name from `NAMED`, a local file (.txt with one opening per line, .json, .jsonl, .csv, .parquet), or else
-            a Hub dataset id.
+            A name from `NAMED`, a local file (.txt with one opening per line, .json, .jsonl, .csv, .tsv, .yaml,
+            .parquet), a folder of `save_to_disk`, or else a Hub dataset id.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a named set or a Hub dataset. A local file has only `"train"`.
         column (`str`, *optional*):
-            Column of the openings. Defaults to the only column with text, else to the first of `COLUMNS`.
+            Column of the openings; `"a.b"` is the key `b` of the objects in column `a`. Defaults to the first with
+            text of opening, prompt, text, question, messages, conversations, conversation and turns, or to the only
+            column that may hold text.
         limit (`int`, *optional*):
             Keep a sample of at most this many openings, drawn with `seed`.
+        option (`str`, *optional*, defaults to `"column="`):
+            Name of `column` in messages, e.g. of a flag.
 
     Raises:
         InputError: `source` cannot be read, has a row that is neither text nor a chat, or has no opening.
     """
+    openings, place = read_prompts(source, split, column, limit, seed, option)
+    if place is not None:
+        logger.warning("%s: openings are read from %s", source, place)
+    return openings
+
+
+def read_prompts(
+    source: str | Path,
+    split: str = "train",
+    column: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    option: str = "column=",
+) -> tuple[list[Opening], str | None]:
+    """Return the openings of [`load_prompts`], and the column that they are from, as text, if there are columns."""
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit} leaves no opening: give 1 or more, or None for all of '{source}'")
-    rows: Iterable[object]
     if source in NAMED:
         splits = NAMED[str(source)]()
         if split not in splits:
             raise InputError(f"'{source}' has no split '{split}': give one of {', '.join(splits)}")
-        rows = _column({"opening": list(splits[split]["opening"])}, column, source)
-    elif path := local_file(source):
-        rows = _column(read_file(path, split), column, source)
-    elif str(source).strip():
-        dataset = load_hub(str(source), split)
-        text_columns = [name for name, kind in dataset.features.items() if _may_hold_text(kind)]
-        rows = dataset[_pick(dataset.column_names, text_columns, column, source)]
-    else:
+        rows, place = rows_of_table(list(splits[split]["opening"]), column, source, option)
+    elif not str(source).strip():
         raise InputError(f"the prompt set has no name: give one of {', '.join(NAMED)}, a file or a dataset id")
-    return draw_sample(_distinct(rows, source), limit, seed)
+    elif path := local_file(source):
+        asked = () if column is None else (column, column.partition(".")[0])
+        rows, place = rows_of_table(read_file(path, split, asked), column, source, option)
+    else:
+        rows, place = rows_of_dataset(load_hub(str(source), split), column, source, option)
+    return draw_sample(_distinct(rows, source), limit, seed), place
 
 
 @dataclass(frozen=True)
@@ -115,41 +139,25 @@ def load_hub(name: str, split: str) -> Any:
     from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever the Hub client runs on
 
     try:
+        if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            dataset = datasets.load_from_disk(name)  # what `save_to_disk` writes
+            dataset = dataset if isinstance(dataset, dict) else {"train": dataset}
+            if split not in dataset:
+                raise ValueError(f"its splits are {', '.join(dataset)}")
+            return dataset[split]
         return datasets.load_dataset(name, split=split)
     # RuntimeError: a loading script; ValueError: a malformed id, an unknown split or configuration.
     except (datasets.exceptions.DatasetsError, HTTPError, OSError, RuntimeError, ValueError) as error:
+        if os.path.isdir(name):
+            raise InputError(
+                f"the folder '{name}' does not load as a dataset with split '{split}' ({error_line(error)}): name a "
+                "file in it"
+            ) from error
         raise InputError(
             f"'{name}' is neither a prompt set ({', '.join(NAMED)}) nor a file, and does not load as a Hub dataset "
             f"with split '{split}': check the name, the split, the network and whether its terms are to be accepted "
             f"({error_line(error)})"
         ) from error
-
-
-def _may_hold_text(kind: Any) -> bool:
-    row = getattr(kind, "feature", None)  # of a list
-    is_chat = isinstance(row, dict) and {"role", "content"} <= row.keys()
-    return is_chat or getattr(kind, "dtype", "").endswith("string")
-
-
-def _column(columns: dict[str, list], column: str | None, source: object) -> list:
-    def is_text(rows: list) -> bool:  # letters tell it from ids and figures: a CSV has no types
-        return any(any(map(str.isalpha, row)) if isinstance(row, str) else row and _is_chat(row) for row in rows)
-
-    text_columns = [name for name, rows in columns.items() if is_text(rows)]
-    return columns[_pick(list(columns), text_columns, column, source)] if columns else []
-
-
-def _pick(names: list[str], text_columns: list[str], column: str | None, source: object) -> str:
-    if column is not None and column not in names:
-        raise InputError(f"'{source}' has no column '{column}': give one of {', '.join(names)}")
-    if column is not None or len(names) == 1:
-        return column or names[0]
-    # A column of a usual name that holds no text may still be the one: the other text may be an id.
-    usual = [name for name in COLUMNS if name in names]
-    for name in usual or (text_columns if len(text_columns) == 1 else []):
-        if name in text_columns:
-            return name
-    raise InputError(f"which column of '{source}' holds the openings? Give column= one of {', '.join(names)}")
 
 
 def _distinct(rows: Iterable[object], source: object) -> list[Opening]:
@@ -158,7 +166,7 @@ def _distinct(rows: Iterable[object], source: object) -> list[Opening]:
     total = blank = 0
     for total, row in enumerate(rows, start=1):
         try:
-            opening = _as_opening(row)
+            opening = as_opening(row)
         except ValueError as error:
             raise InputError(f"'{source}', row {total} {error}: fix or remove it, or name another column") from None
         if opening:
@@ -172,51 +180,62 @@ def _distinct(rows: Iterable[object], source: object) -> list[Opening]:
     return list(openings)
 
 
-def openings_of(prompts: Any) -> Sequence[Opening]:
-    """Return the openings of a source for `load_prompts` or of a `datasets.Dataset`, or a sequence of openings as it
-    is, after a check; `InputError` if it is empty, or one of them is neither text nor turns, broken or blank."""
+def openings_of(prompts: Any) -> list[Opening]:
+    """Return the openings of a source for `load_prompts`, of a table (a `datasets.Dataset`, a table of pandas, a list
+    of objects), or of a collection of openings, after a check.
+
+    Raises:
+        InputError: there are none, or one of them is neither text nor turns, broken or blank.
+    """
     if isinstance(prompts, str | Path):
         return load_prompts(prompts)
+    kind, option = type(prompts).__name__, "prompts[NAME] with NAME"
+    if isinstance(prompts, Mapping):
+        raise InputError(f"prompts is a {kind} of {', '.join(map(str, prompts)) or 'nothing'}: give one of them")
     if hasattr(prompts, "column_names"):
-        columns = {name: list(prompts[name]) for name in prompts.column_names}
-        return _distinct(_column(columns, None, "the dataset"), "the dataset")
-    if not len(prompts):
-        raise InputError("the prompt set is empty: give at least one opening")
-    for index, prompt in enumerate(prompts):
-        turns, kind = (prompt, Turn) if isinstance(prompt, tuple) else ((prompt,), str)
-        if wrong := [type(turn).__name__ for turn in turns if not isinstance(turn, kind)]:
+        if not hasattr(prompts, "__len__"):
             raise InputError(
-                f"prompt {index} is not text but {wrong[0]}: a prompt set is a list of strings, or of tuples of Turn"
+                f"prompts is of type {kind}, which may be endless: give a Dataset, or a list of its texts"
             )
-        try:
-            texts = [clean_text(turn.text) for turn in as_conversation(prompt)]
-        except ValueError as error:
-            raise InputError(f"prompt {index} {error}: fix or remove it") from None
+        return _of_table(*rows_of_dataset(prompts, None, "prompts", option))
+    if hasattr(prompts, "columns"):
+        columns = {str(name): [_without_numpy(row) for row in prompts[name]] for name in prompts.columns}
+        return _of_table(*rows_of_table(columns, None, "prompts", option))
+    try:
+        # A set has another order in each process.
+        rows = sorted(prompts, key=repr) if isinstance(prompts, set | frozenset) else list(prompts)
+    except TypeError:
+        raise InputError(f"prompts is of type {kind}: give a list of texts, a dataset, or a source by name") from None
+    if not rows:
+        raise InputError("the prompt set is empty: give at least one opening")
+    if all(isinstance(row, dict) for row in rows):
+        return _of_table(*rows_of_table(as_table(rows), None, "prompts", "the texts of"))
+    return [_check_opening(row, index) for index, row in enumerate(rows)]
+
+
+def _of_table(rows: list, place: str | None) -> list[Opening]:
+    logger.warning("prompts: openings are read from %s", place)
+    return _distinct(rows, "prompts")
+
+
+def _without_numpy(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _check_opening(prompt: Any, index: int) -> Opening:
+    try:
+        opening: Opening = as_opening(prompt) if isinstance(prompt, list) else prompt
+        turns, kind = (opening, Turn) if isinstance(opening, tuple) else ((opening,), str)
+        if wrong := [turn for turn in turns if not isinstance(turn, kind)]:
+            raise ValueError(f"is not text but {kind_of(wrong[0])}")
+        texts = [clean_text(turn.text) for turn in as_conversation(opening)]
         if not any(texts):
-            raise InputError(f"prompt {index} is empty: drop blank openings")
-    return prompts
-
-
-def _as_opening(row: object) -> Opening:
-    # A text, or the turns of a chat that are not blank; `ValueError` with what is wrong with the row.
-    if isinstance(row, str):
-        return clean_text(row)
-    if not _is_chat(row):
-        raise ValueError(f"is {'null' if row is None else type(row).__name__}, not text")
-    turns = []
-    for number, message in enumerate(row, start=1):  # type: ignore[var-annotated,arg-type]
-        role, content = message["role"], message["content"]
-        speaker = next((name for name in CHAT_SPEAKERS if name == role), None)
-        if speaker is None:
-            raise ValueError(f"has role {role!r} in message {number}, which is none of {', '.join(CHAT_SPEAKERS)}")
-        if not isinstance(content, str):
-            raise ValueError(f"has a message {number} whose content is {type(content).__name__}, not text")
-        turns += [Turn(speaker, text)] if (text := clean_text(content)) else []
-    return tuple(turns)
-
-
-def _is_chat(row: object) -> bool:
-    return isinstance(row, list) and all(isinstance(part, dict) and {"role", "content"} <= part.keys() for part in row)
+            raise ValueError("is empty")
+    except ValueError as error:
+        raise InputError(
+            f"prompt {index} {error}: fix or remove it; prompts are a list of texts, of chats, or of tuples of Turn"
+        ) from None
+    return opening
 
 
 def draw_sample(rows: list[T], limit: int | None, seed: int) -> list[T]:
@@ -224,15 +243,3 @@ def draw_sample(rows: list[T], limit: int | None, seed: int) -> list[T]:
     if limit is None or limit >= len(rows):
         return rows
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
-
-
-def clean_text(text: str) -> str:
-    """Return the text without white space around it; `ValueError` if it is broken."""
-    # No tokenizer can encode half a surrogate pair; both are signs of broken exports.
-    try:
-        is_broken = b"\0" in text.encode()
-    except UnicodeEncodeError:
-        is_broken = True
-    if is_broken:
-        raise ValueError("holds a NUL or half a surrogate pair")
-    return text.strip()

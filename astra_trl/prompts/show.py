@@ -7,7 +7,7 @@ from pathlib import Path
 
 from astra_trl.conversation import Opening, as_conversation, as_messages
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import draw_sample, load_prompts
+from astra_trl.prompts.base import draw_sample, read_prompts
 from astra_trl.text import visible
 
 # The source of each set in `NAMED`, and its content.
@@ -28,11 +28,17 @@ def describe_sets() -> str:
     return "\n".join([*rows, "", "ConvoKit: downloaded, cleaned and scored by Detoxify when first used, then kept."])
 
 
-def describe_openings(openings: Sequence[Opening], limit: int, seed: int = 0) -> str:
-    """Return the number of openings and a sample of them, as text of at most 80 columns."""
+def describe_openings(openings: Sequence[Opening], limit: int, seed: int = 0, place: str | None = None) -> str:
+    """Return the number of openings, the place they are from, and a sample of them, as text of at most 80 columns."""
     several = sum(len(as_conversation(opening)) > 1 for opening in openings)
     head = f"{len(openings):,} openings" + (f", {several:,} of them of several turns" if several else "")
-    return "\n\n".join([head, *("\n".join(_lines(opening)) for opening in draw_sample(list(openings), limit, seed))])
+    head += f", read from {visible(place)}" if place else ""
+    return "\n\n".join(
+        [
+            textwrap.fill(head, 80),
+            *("\n".join(_lines(opening)) for opening in draw_sample(list(openings), limit, seed)),
+        ]
+    )
 
 
 def write_openings(openings: Sequence[Opening], output: str | Path, force: bool = False) -> Path:
@@ -57,7 +63,7 @@ def write_openings(openings: Sequence[Opening], output: str | Path, force: bool 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-        if load_prompts(partial) != list(openings):  # a text with line ends in it, a conversation
+        if read_prompts(partial)[0] != list(openings):  # a text with line ends in it, a conversation
             raise InputError(f"'{path}' cannot hold these openings, one per line: give a .jsonl file")
         partial.replace(path)
     except OSError as error:

@@ -1,13 +1,15 @@
 """Pairs of a prompt and a harmful continuation, for ASTPrompter's weak supervision."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from astra_trl.conversation import Opening, as_conversation, as_text
 from astra_trl.errors import InputError
-from astra_trl.prompts.base import clean_text, draw_sample, load_hub
+from astra_trl.prompts.base import draw_sample, load_hub
+from astra_trl.prompts.columns import rows_of_dataset, rows_of_table
 from astra_trl.prompts.files import local_file, read_file
+from astra_trl.prompts.rows import clean_text
 from astra_trl.prompts.splits import split_openings
 
 logger = logging.getLogger(__name__)
@@ -18,7 +20,11 @@ Row = tuple[str, tuple[str, str]]  # the prompt in the dataset, and the pair mad
 
 
 def load_teaching_pairs(
-    source: str | Path, limit: int | None = None, seed: int = 0, held_out: Iterable[Opening] = ()
+    source: str | Path,
+    limit: int | None = None,
+    seed: int = 0,
+    held_out: Iterable[Opening] = (),
+    columns: Sequence[str] = COLUMNS,
 ) -> list[tuple[str, str]]:
     """Return pairs (prompt, harmful continuation), each once, without pairs of which one side is blank and those of
     rows that are held out for an evaluation.
@@ -28,16 +34,18 @@ def load_teaching_pairs(
             `"realtoxicityprompts"`: texts of RealToxicityPrompts whose continuation has toxicity above 0.5, cut at
             half their words as in ASTPrompter (huggingface.co/papers/2407.09447); only those whose prompt is in the
             train split of `load_prompts("realtoxicityprompts")`. Or a local file or Hub dataset (its train split) with
-            the text columns prompt and continuation.
+            two columns of text.
         limit (`int`, *optional*):
             Keep a sample of at most this many pairs, drawn with `seed`.
         held_out (`Iterable[Opening]`, *optional*):
             Openings of evaluations: rows with one of them as the prompt are left out. One log line counts those rows.
+        columns (`Sequence[str]`, *optional*, defaults to `("prompt", "continuation")`):
+            Columns of a file or dataset: those of the prompts and of the continuations.
 
     Raises:
         InputError: `source` cannot be read, lacks a column, has a row that is not text, or leaves no pair.
     """
-    rows = list(_realtoxicityprompts() if source == "realtoxicityprompts" else _columns(source))
+    rows = list(_realtoxicityprompts() if source == "realtoxicityprompts" else _columns(source, columns))
     held_out_prompts = {_words(as_text(as_conversation(opening))) for opening in held_out}
     kept = [pair for prompt, pair in rows if _words(prompt) not in held_out_prompts]
     if len(kept) < len(rows):
@@ -51,13 +59,17 @@ def load_teaching_pairs(
     return draw_sample(pairs, limit, seed)
 
 
-def _columns(source: str | Path) -> Iterator[Row]:
-    path = local_file(source)
-    columns = read_file(path) if path else load_hub(str(source), "train").to_dict()
-    if missing := [name for name in COLUMNS if name not in columns]:
-        raise InputError(f"'{source}' has no column '{missing[0]}': it has {', '.join(columns) or 'none'}")
-    for number, texts in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True), start=1):
-        pair = _clean_pair(texts, number, source)
+def _columns(source: str | Path, columns: Sequence[str]) -> Iterator[Row]:
+    if len(columns) != 2:
+        raise InputError(f"teaching pairs of the columns {', '.join(columns)}: name two, of prompts and continuations")
+    path, option = local_file(source), f"two columns (FILE:{','.join(COLUMNS)}), each"
+    table = read_file(path, asked=columns) if path else load_hub(str(source), "train")
+    if isinstance(table, list):
+        raise InputError(f"'{source}' has no columns of prompts and continuations: name them {' and '.join(COLUMNS)}")
+    rows_of = rows_of_table if path else rows_of_dataset
+    texts = [rows_of(table, column, source, option)[0] for column in columns]
+    for number, row in enumerate(zip(*texts, strict=True), start=1):
+        pair = _clean_pair(row, number, source)
         yield pair[0], pair
 
 

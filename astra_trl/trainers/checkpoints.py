@@ -18,6 +18,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from astra_trl.errors import InputError, RunStopped
 from astra_trl.lines import sync, write_whole
+from astra_trl.links import is_inside, refuse_links
+from astra_trl.results.reading import read_object
 from astra_trl.systems.base import System
 from astra_trl.text import parse_object
 from astra_trl.trainers.progress import round_at
@@ -126,6 +128,7 @@ def load_checkpoint(trainer: Any, resume_from_checkpoint: str | Literal[True]) -
     checkpoint = broadcast_object_list(folders)[0]
     if checkpoint is None:
         return None
+    refuse_links(checkpoint)
     state = read_seal(checkpoint)
     if state is None:
         raise InputError(
@@ -134,6 +137,12 @@ def load_checkpoint(trainer: Any, resume_from_checkpoint: str | Literal[True]) -
     if state["settings"].get("save_only_model"):
         raise InputError(f"'{checkpoint}' was saved with save_only_model: without an optimizer it cannot be resumed")
     refuse_changes(state["settings"], _settings(trainer), checkpoint, trainer.args.resumable)
+    best = read_object(checkpoint / "trainer_state.json").get("best_model_checkpoint")
+    if trainer.args.load_best_model_at_end and best and os.path.isdir(best) and not is_inside(best, checkpoint.parent):
+        raise InputError(
+            f"'{checkpoint}' names a best checkpoint of another folder, '{best}', which would be loaded at the end: "
+            "leave load_best_model_at_end out, or delete that folder if it is an old copy"
+        )
     reward_state = json.loads((checkpoint / REWARD_STATE).read_text(encoding="utf-8"))
     trainer.sampler.system.reward.load_state_dict(reward_state)
     return checkpoint, state

@@ -1,14 +1,20 @@
 """Settings of a round, which every trainer's config adds to TRL's."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
 from typing import Any, ClassVar
 
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import SchedulerType
 from transformers.utils import is_torch_bf16_gpu_available
 
+from astra_trl.backends.api.keys import without_credentials
 from astra_trl.errors import InputError
 from astra_trl.numbers import check_numbers
 from astra_trl.rollout.sampler import ASTSampler
+from astra_trl.trainers.unread import BY_ALL
 
 
 @dataclass
@@ -16,10 +22,12 @@ class RoundsConfig:
     """Settings that the trainers of this package add to TRL's config. An epoch is a round.
 
     A subclass names the records of a round in `unit` (e.g. `"pair"`) and has a field for their number
-    (`pairs_per_round`). The fields in `resumable` may differ when a run is resumed.
+    (`pairs_per_round`). The fields in `resumable` may differ when a run is resumed. Those in `unread`, by names or
+    patterns and with reasons, have no effect: they are refused if they are set to anything but their default.
     """
 
     unit: ClassVar[str] = "record"
+    unread: ClassVar[Mapping[str, str]] = BY_ALL
     # Not in the fields' metadata: HfArgumentParser hands that to argparse, which refuses what it does not know.
     resumable: ClassVar[frozenset[str]] = frozenset({"push_transcripts"})
 
@@ -27,7 +35,7 @@ class RoundsConfig:
     per_device_train_batch_size: int = field(
         default=4, metadata={"help": "Pairs or probes per device and forward pass."}
     )
-    lr_scheduler_type: str = field(
+    lr_scheduler_type: SchedulerType | str = field(
         default="constant", metadata={"help": "The learning rate schedule over all rounds."}
     )
     num_train_epochs: float = field(
@@ -69,10 +77,44 @@ class RoundsConfig:
         # TRL sets the field by its old name, for which newer transformers warn at every start.
         if getattr(self, "activation_checkpointing", True) is None:
             self.activation_checkpointing = self.gradient_checkpointing
-        super().__post_init__()  # type: ignore[misc]  # a mixin: the next class is TRL's config
+        self.init_trl()
         check_numbers({name: getattr(self, name) for name in self._VALID_DICT_FIELDS})  # it has decoded their JSON
+        self.refuse_unread()
         if self.dataloader_persistent_workers:
             raise InputError("dataloader_persistent_workers would keep serving the first round: switch it off")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise InputError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} needs all records beforehand, and rounds "
+                "collect theirs: choose random or sequential"
+            )
+        if others := set(self.report_to) - INTEGRATION_TO_CALLBACK.keys():
+            raise InputError(f"report_to {min(others)!r}: choose none, or among {', '.join(INTEGRATION_TO_CALLBACK)}")
+
+    # No token of the Hub is in what is logged, nor in the `training_args.bin` of a model.
+    def to_dict(self) -> dict[str, Any]:
+        return without_credentials(super().to_dict())  # type: ignore[misc]  # as above
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_credentials(self.__dict__)
+
+    def init_trl(self) -> None:
+        """Let TRL's config check and complete its fields."""
+        super().__post_init__()  # type: ignore[misc]  # a mixin: the next class is TRL's config
+
+    def refuse_unread(self: Any) -> None:
+        """Check that all fields that are set are read.
+
+        Raises:
+            InputError: a field has no effect.
+        """
+        for name, default in self.unread_defaults().items():
+            reason = next((reason for pattern, reason in self.unread.items() if fnmatch(name, pattern)), None)
+            if reason is not None and getattr(self, name) != default:
+                raise InputError(f"{name}={getattr(self, name)!r} has no effect, as {reason}: leave it out")
+
+    def unread_defaults(self: Any) -> dict[str, Any]:
+        """Return the defaults of fields, as TRL leaves them."""
+        return {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
 
     def records_per_batch(self, tree_width: int) -> int:
         """Return the number that the records of a round must be a multiple of."""

@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from astra_trl.systems.base import System
 from astra_trl.trainers.config import RoundsConfig
 from astra_trl.trainers.roles import dropouts, reference_model, trainable_tester, use_sampling
 from astra_trl.trainers.rounds import RoundsMixin
+from astra_trl.trainers.unread import BY_ALL, BY_GROUPS
 from astra_trl.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class GroupsConfig(RoundsConfig):
     """Settings that GRPO and RLOO add to TRL's config. The fields for sampling follow the system's tester."""
 
     unit: ClassVar[str] = "group"
+    unread: ClassVar[Mapping[str, str]] = {**BY_ALL, **BY_GROUPS}
 
     groups_per_round: int | None = field(
         default=None,
@@ -75,19 +77,17 @@ class GroupsConfig(RoundsConfig):
         },
     )
 
-    def __post_init__(self: Any) -> None:
+    def init_trl(self: Any) -> None:
         # TRL derives one from the other, and refuses both: the settings of an earlier run have both.
         steps, probes = self.steps_per_generation, self.generation_batch_size
         if steps and probes and probes % (self.per_device_train_batch_size * steps) == 0:
             self.generation_batch_size = None
-        # TRL checks a group's size against the batch here, but a size that is left to the sampler is not known yet.
-        width = self.num_generations
-        if width is None:
-            batch = self.per_device_train_batch_size
-            self.num_generations = batch if batch > 1 else max(2, self.gradient_accumulation_steps)
+        # TRL checks a group's size against the batch here, but it is the sampler's, which is not known yet.
+        width, batch = self.num_generations, self.per_device_train_batch_size
+        self.num_generations = batch if batch > 1 else max(2, self.gradient_accumulation_steps)
         # TRL also checks it against the evaluation's batch, but evaluations grow conversations.
         eval_batch, self.per_device_eval_batch_size = self.per_device_eval_batch_size, self.num_generations
-        super().__post_init__()
+        super().init_trl()
         self.num_generations, self.per_device_eval_batch_size = width, eval_batch
 
     def records_per_batch(self: Any, tree_width: int) -> int:
@@ -279,9 +279,6 @@ def _check(sampler: ASTSampler, args: Any) -> None:
             f"a generation batch of {args.generation_batch_size} probes does not hold whole groups of tree_width="
             f"{width}: make per_device_train_batch_size a multiple of {width}"
         )
-    for name in ("use_vllm", "use_transformers_continuous_batching", "min_p", "generation_kwargs"):
-        if getattr(args, name):
-            raise InputError(f"{name} would sample probes, and the trees hold them already: leave it out")
     tester = trainable_tester(sampler.system)
     ends = {tester.tokenizer.eos_token_id, tester.tokenizer.pad_token_id}
     shortens = type(sampler.system).probe_in is not System.probe_in

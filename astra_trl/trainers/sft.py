@@ -1,6 +1,6 @@
 """Supervised learning by TRL's SFTTrainer from probes that made the target fail, on fresh trees each round."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ from astra_trl.errors import InputError
 from astra_trl.rollout.records import Record, supervised_records
 from astra_trl.trainers.config import RoundsConfig
 from astra_trl.trainers.rounds import RoundsMixin
+from astra_trl.trainers.unread import BY_ALL, BY_SFT
 from astra_trl.tree import Tree
 
 
@@ -23,6 +24,7 @@ class ASTSFTConfig(RoundsConfig, SFTConfig):
     """
 
     unit: ClassVar[str] = "case"
+    unread: ClassVar[Mapping[str, str]] = {**BY_ALL, **BY_SFT}
 
     cases_per_round: int | None = field(
         default=None,

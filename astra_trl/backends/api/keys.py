@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from astra_trl.errors import InputError
@@ -10,8 +11,18 @@ from astra_trl.errors import InputError
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
 
+# Names of environment variables that hold secrets.
+SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 MIN_KEY_LENGTH = 8  # a shorter value, e.g. "none" or "EMPTY", is not a secret but a word that a model can say
 MAX_REASON_LENGTH = 300
+_METHOD = re.compile(r"(/chat)?/(completions|responses|models|embeddings)/*$")
+_KEY_LIKE = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}")
+# Names of settings that hold credentials, at any depth; `pad_token`, `max_new_tokens` and `prompt_cache_key` do not.
+_CREDENTIALS = re.compile(
+    r"((hub|push_to_hub|(use_)?auth|access|api|bearer)[_-])?token|key"
+    r"|(\w+[_-])*(api[_-]?key|secret|password|authorization)",
+    re.IGNORECASE,
+)
 _BEARER = re.compile(r"\b(bearer|basic)(?:\s|\\[nrt])+[^\s\"',;]+", re.IGNORECASE)
 
 
@@ -56,39 +67,60 @@ class Key:
         return " ".join(_BEARER.sub(r"\1 ***", self.redact(text)).split())[:MAX_REASON_LENGTH]
 
 
-def checked_base_url(url: str | None) -> str | None:
-    """Return the address of an endpoint without a slash at its end.
+def without_credentials(settings: Mapping[str, Any], names_are_given: bool = False) -> dict[str, Any]:
+    """Return settings without tokens, keys and passwords at any depth.
 
-    Raises `InputError`, which does not repeat the address, if it holds credentials or is not an address.
+    The user gives names to `scorers`: one of them may be called "password".
+    """
+    return {
+        key: without_credentials(value, key == "scorers") if isinstance(value, Mapping) else _each_without(value)
+        for key, value in settings.items()
+        if names_are_given or not (isinstance(value, str) and _CREDENTIALS.fullmatch(str(key)))
+    }
+
+
+def _each_without(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [without_credentials(part) if isinstance(part, Mapping) else _each_without(part) for part in value]
+
+
+def checked_base_url(url: str | None) -> str | None:
+    """Return the address of an endpoint without spaces around it and a slash at its end.
+
+    Raises `InputError`, which does not repeat the address, if it holds credentials or is not an address of an API.
     """
     if url is None:
         return None
+    url = url.strip()
     try:
         parts = urlsplit(url)
-        host = parts.hostname
+        host, _ = parts.hostname, parts.port
     except ValueError:
         parts, host = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not host:
+    if re.match(r"[\w.-]+(:\d+)?(/|$)", url):
+        raise InputError("the base_url has no scheme: write http:// or https:// before it")
+    if parts.scheme not in ("http", "https") or not host or re.search(r"\s", url) or not url.isprintable():
         raise InputError("the base_url is not an address: give one like http://localhost:8000/v1")
+    if method := _METHOD.search(parts.path):
+        raise InputError(f"the base_url for {host} ends in {method[0].rstrip('/')}, which is added to it: drop that")
     key = os.environ.get(KEY_VARIABLE) or ""
-    has_key = len(key) >= MIN_KEY_LENGTH and key in url
+    has_key = (len(key) >= MIN_KEY_LENGTH and key in url) or _KEY_LIKE.search(url)
     if parts.username or parts.password or parts.query or parts.fragment or has_key:
         raise InputError(
-            f"the base_url for {host} holds a user, a password or a query: give the address alone, and the key in "
-            f"{KEY_VARIABLE}"
+            f"the base_url for {host} holds a user, a password, a key or a query: give the address alone, and the "
+            f"key in {KEY_VARIABLE}"
         )
     return url.rstrip("/")
 
 
-def refuse_borrowed_address(url: str | None, flag: str) -> None:
-    """Raise `InputError` if the key would be sent to an address that only the folder of an untrusted run names.
-
-    Addresses on this machine are allowed.
-    """
-    if url is None or urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") or not Key():
-        return
-    if url != checked_base_url(os.environ.get(URL_VARIABLE) or None):
-        raise InputError(
-            f"the run's config.yaml would have {KEY_VARIABLE} sent to {url}: repeat --{flag} with that base_url if "
-            f"you trust it, or unset {KEY_VARIABLE}"
-        )
+def is_own_address(url: str | None) -> bool:
+    """`True` if an address needs no consent: none, OpenAI's own, that of `OPENAI_BASE_URL`, or one on this machine."""
+    if url is None or url.rstrip("/") == (os.environ.get(URL_VARIABLE) or "").rstrip("/"):
+        return True
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    return host in ("localhost", "127.0.0.1", "::1") or (parts.scheme == "https" and host == "api.openai.com")

@@ -74,7 +74,7 @@ class Limiter:
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
-        self._clock = clock
+        self.clock = clock
         self._lock = threading.Lock()
         self._recent: deque[Reservation] = deque()  # of the last minute
         self._unsettled = 0  # tokens of requests that have not ended
@@ -98,7 +98,7 @@ class Limiter:
             with self._lock:
                 wait = self._wait(tokens)
                 if wait <= 0:
-                    request = Reservation(self._clock(), tokens)
+                    request = Reservation(self.clock(), tokens)
                     self._recent.append(request)
                     self._unsettled += tokens
                     self._usage["requests"] += 1
@@ -144,7 +144,7 @@ class Limiter:
                 )
             if spent + self._unsettled + tokens > limits.max_total_tokens:
                 return 0.05  # requests that have not ended may use less than they have reserved
-        now = self._clock()
+        now = self.clock()
         while self._recent and self._recent[0].time + MINUTE <= now:
             self._recent.popleft()
         wait = 0.0

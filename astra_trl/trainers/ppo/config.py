@@ -1,6 +1,7 @@
 """Settings of PPO."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from accelerate import PartialState
@@ -8,28 +9,7 @@ from accelerate import PartialState
 from astra_trl.errors import InputError
 from astra_trl.trainers.config import RoundsConfig
 from astra_trl.trainers.ppo.loop import PPOConfig
-
-# Fields of transformers' and TRL's configs that neither TRL's loop nor this package reads for PPO.
-NOT_READ = (
-    # training
-    "label_smoothing_factor", "neftune_noise_alpha", "torch_empty_cache_steps", "auto_find_batch_size",
-    "average_tokens_across_devices", "include_num_input_tokens_seen", "use_liger_kernel", "liger_kernel_config",
-    "use_cache", "full_determinism", "data_seed", "accelerator_config", "parallelism_config",
-    "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph",
-    # its data loader
-    "dataloader_drop_last", "remove_unused_columns", "label_names", "train_sampling_strategy", "length_column_name",
-    "ignore_data_skip",
-    # evaluations, in which conversations are grown
-    "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches",
-    "eval_use_gather_object", "include_for_metrics", "batch_eval_metrics", "num_sample_generations",
-    # logging and checkpoints
-    "logging_nan_inf_filter", "log_level", "log_level_replica", "debug", "enable_jit_checkpoint",
-    "restore_callback_states_from_checkpoint",
-    # fields that TRL's scripts read, or that TRL sets by itself
-    "sft_model_path", "reward_model_path", "model_adapter_name", "ref_adapter_name", "stop_token_id", "world_size",
-    "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "local_mini_batch_size",
-    "mini_batch_size",
-)  # fmt: skip
+from astra_trl.trainers.unread import BY_ALL, BY_PPO
 
 
 @dataclass
@@ -47,6 +27,7 @@ class ASTPPOConfig(RoundsConfig, PPOConfig):
     """
 
     unit: ClassVar[str] = "context"
+    unread: ClassVar[Mapping[str, str]] = {**BY_ALL, **BY_PPO}
     _VALID_DICT_FIELDS = [*PPOConfig._VALID_DICT_FIELDS, "model_init_kwargs"]
 
     # TRL's other configs have these two, with which recipes load models.
@@ -79,16 +60,13 @@ class ASTPPOConfig(RoundsConfig, PPOConfig):
 
     def __post_init__(self: Any) -> None:
         super().__post_init__()
-        default = PPOConfig(
-            self.output_dir, report_to="none", bf16=False, use_cpu=self.use_cpu, num_sample_generations=0
-        )
-        for name in (name for name in NOT_READ if hasattr(default, name)):
-            if getattr(self, name) != getattr(default, name):
-                raise InputError(
-                    f"{name}={getattr(self, name)!r} has no effect in PPO: leave it out, or train with GRPO"
-                )
         if self.stop_token != "eos":
             raise InputError(f"stop_token={self.stop_token!r}: a probe ends where the tester ends it: leave it out")
+
+    def unread_defaults(self: Any) -> dict[str, Any]:
+        # Several are objects by now, made of their settings.
+        trl = PPOConfig(self.output_dir, report_to="none", bf16=False, use_cpu=self.use_cpu, num_sample_generations=0)
+        return {f.name: getattr(trl, f.name) for f in fields(trl)}
 
     def records_per_batch(self: Any, tree_width: int) -> int:
         batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
