@@ -246,7 +246,7 @@ def test_an_adapter_is_trained_against_an_api_and_the_tester_without_it_tells_th
         ({"model": "openai:m", "base_url": "http://host/v1?api_key=hunter2"}, "or a query"),
         ({"model": "openai:m"}, "set OPENAI_API_KEY"),
         ({"model": "openai:m", "max_requests": 0}, "max_requests must be at least 1"),
-        ({"model": "openai:m", "max_requests": "many"}, "max_requests is 'many', but must be"),
+        ({"model": "openai:m", "max_requests": "many"}, "max_requests must be at least 1, got 'many'"),
         ({"model": "openai:m", "requests_per_hour": 1}, "unexpected keyword argument 'requests_per_hour'"),
         ({"model": "openai:m", "base_url": "http://h", "logprobs": "echo"}, "plain completions"),
         ({"model": "openai:m", "base_url": "http://h", "logprobs": "all"}, "must be Literal"),

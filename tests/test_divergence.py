@@ -138,6 +138,8 @@ def test_a_model_that_computes_nan_is_named_when_it_is_sampled():
     model.config.name_or_path = "some/model"
     backend = HFBackend(model, tokenizer, SAMPLING)
     assert backend.open(["Good morning"], seeds=[0]).sample()
+    with pytest.raises(InputError, match="max_rows must be at least 1, got 0"):
+        HFBackend(model, tokenizer, SAMPLING, max_rows=0)
     model.transformer.ln_f.bias.data[0] = math.nan
     with pytest.raises(
         NotFinite, match="'some/model' computes nan instead of probabilities: its weights are"

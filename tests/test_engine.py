@@ -19,8 +19,8 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from astra_trl import ASTSampler, HFASTSystem, HFBackend, KeywordScorer, SamplingParams
-from astra_trl.backends.base import OutOfMemory, derive_seed
+from astra_trl import ASTSampler, HFASTSystem, HFBackend, InputError, KeywordScorer, SamplingParams
+from astra_trl.backends.base import derive_seed
 from astra_trl.backends.hf.sampling import TokenSampler
 
 OPENINGS = [
@@ -281,7 +281,7 @@ def test_out_of_memory_halves_the_rows_says_so_once_and_loses_nothing(caplog):
 
 def test_a_single_conversation_that_does_not_fit_fails_with_the_fix():
     system = make_system("gpt2", "llama", SAMPLED, cache_bytes=10_000)
-    with pytest.raises(OutOfMemory, match="budget is 10,000: raise cache_bytes, or lower max_length"):
+    with pytest.raises(InputError, match="not even one conversation .* budget is 10,000: raise cache_bytes, or lower"):
         ASTSampler(system, OPENINGS, 2, 2).grow(OPENINGS, range(5))
 
 

@@ -20,6 +20,7 @@ from astra_trl.cli.parse_evaluate import evaluate_parser, parse_evaluate
 from astra_trl.cli.parse_train import parse, train_parser
 from astra_trl.numbers import FINITE, RULES, read_numbers
 from astra_trl.rewards.credit import Backup
+from astra_trl.scorers.base import score_distinct
 from astra_trl.trainers import TRAINERS, trainer_classes
 
 ALGORITHMS = [name for name in TRAINERS if name != "ppo" or trl.__version__ < "1.13"]
@@ -141,6 +142,14 @@ def test_a_number_in_a_file_is_refused_by_name(yaml, message, tmp_path):
     assert message in str(refused.value)
 
 
+def test_a_number_that_is_optional_can_be_none():
+    flags = [part for name in ("max_length", "cache_bytes", "ld_alpha") for part in (f"--{name}", "None")]
+    args, training_args, _ = parse({}, flags)
+    assert (args.max_length, args.cache_bytes, training_args.ld_alpha) == (None, None, None)
+    with pytest.raises(InputError, match="--learning_rate is 'none': give a number"):
+        parse({}, ["--learning_rate", "none"])
+
+
 def test_texts_that_stand_for_numbers_are_numbers(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(
@@ -216,6 +225,7 @@ def test_numbers_of_own_parts_are_theirs():
             "timeout must be above 0, got nan",
         ),
         (lambda: FunctionBackend(len, batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: score_distinct(["a"], len, 0), "batch_size must be at least 1, got 0"),
         (lambda: Backup(math.nan), "gamma must be between 0 and 1, got nan"),
     ],
 )
