@@ -11,6 +11,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # each worker has a core, and torch's threads would be in the other's way
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ CORPUS = [
     "Thanks, that sounds like a lovely plan.",
 ]
 EOS = "<|endoftext|>"
+HAS_PPO = tuple(map(int, version("trl").split(".")[:2])) < (1, 13)  # TRL has no PPOTrainer from 1.13 on
 
 
 @pytest.fixture(autouse=True, scope="module")

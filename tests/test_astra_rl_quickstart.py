@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import trl
-from conftest import make_gpt2, make_tokenizer
+from conftest import HAS_PPO, make_gpt2, make_tokenizer
 from peft import LoraConfig, get_peft_model
 
 import astra_trl.datasets
@@ -33,7 +32,6 @@ from astra_trl.sandbox import load_world
 from astra_trl.trainers.ppo.contexts import sampling_logprobs
 from astra_trl.training import Trainer, TrainingConfiguration
 
-HAS_PPO = trl.__version__ < "1.13"
 OPENINGS = ["Good morning", "I love soup", "The train was late again", "What did you cook?"]
 
 QUICK_START = """

@@ -5,11 +5,10 @@ import re
 
 import pytest
 import yaml
-from conftest import make_gpt2, make_tokenizer
+from conftest import HAS_PPO, make_gpt2, make_tokenizer
 from hub_stand_in import API_KEY, HOST, make_evaluation, make_run
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
-from test_run import HAS_PPO
 
 from astra_trl import InputError
 from astra_trl.cli.parse_train import parse

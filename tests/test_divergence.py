@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import trl
-from conftest import keyword_flags, make_gpt2, make_tokenizer
+from conftest import HAS_PPO, keyword_flags, make_gpt2, make_tokenizer
 from peft import LoraConfig
 from test_dpo import PROMPTS, SAMPLING, make_system
 from test_groups import hand_made
@@ -20,7 +19,7 @@ from astra_trl.trainers import TRAINERS, trainer_classes
 from astra_trl.trainers.checkpoints import last_whole
 from astra_trl.trainers.divergence import check_weights
 
-ALGORITHMS = [name for name in TRAINERS if name != "ppo" or trl.__version__ < "1.13"]
+ALGORITHMS = [name for name in TRAINERS if name != "ppo" or HAS_PPO]
 
 
 class Ruin(TrainerCallback):

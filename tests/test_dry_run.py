@@ -5,9 +5,8 @@ import re
 
 import pytest
 import torch
-import trl
 import yaml
-from conftest import keyword_flags, make_llama, make_tokenizer
+from conftest import HAS_PPO, keyword_flags, make_llama, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from stand_ins import save_classifier
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
@@ -19,7 +18,7 @@ from astra_trl.cli.sizes import Loading, adapter_parameters, size_of, tokenizer_
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import SANDBOX
 
-ALGORITHMS = ["dpo", "grpo", "rloo", *(["ppo"] if trl.__version__ < "1.13" else [])]
+ALGORITHMS = ["dpo", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])]
 OPENINGS = ["Good morning", "The train was late again, and it rained all day."]
 
 

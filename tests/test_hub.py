@@ -13,12 +13,11 @@ import pytest
 import test_dpo
 import test_groups
 import torch
-from conftest import make_gpt2, make_tokenizer
+from conftest import HAS_PPO, make_gpt2, make_tokenizer
 from hub_stand_in import API_KEY, HARMFUL, HOST, TOKEN, Repo, make_evaluation, make_run, serving, snapshot
 from huggingface_hub import DatasetCard, ModelCard, constants
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_run import HAS_PPO
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from astra_trl import InputError

@@ -4,8 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import keyword_flags, make_gpt2, make_tokenizer
-from test_run import HAS_PPO
+from conftest import HAS_PPO, keyword_flags, make_gpt2, make_tokenizer
 
 from astra_trl import CRTSystem, Goal, HFASTSystem, InputError, JudgeScorer, MalibuSystem, PerezSystem
 from astra_trl.backends import ScriptedBackend

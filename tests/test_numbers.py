@@ -6,7 +6,7 @@ from functools import partial
 from typing import get_args
 
 import pytest
-import trl
+from conftest import HAS_PPO
 
 from astra_trl import InputError
 from astra_trl.backends.api.endpoint import LIMITS, Endpoint
@@ -23,7 +23,7 @@ from astra_trl.rewards.credit import Backup
 from astra_trl.scorers.base import score_distinct
 from astra_trl.trainers import TRAINERS, trainer_classes
 
-ALGORITHMS = [name for name in TRAINERS if name != "ppo" or trl.__version__ < "1.13"]
+ALGORITHMS = [name for name in TRAINERS if name != "ppo" or HAS_PPO]
 # Those of the numbers tried that a rule accepts.
 VALID = {
     "at least 1": (),

@@ -10,8 +10,7 @@ from statistics import fmean
 
 import pytest
 import torch
-import trl
-from conftest import make_gpt2, make_llama, make_tokenizer
+from conftest import HAS_PPO, make_gpt2, make_llama, make_tokenizer
 from peft import LoraConfig
 from test_dpo import PROMPTS, lines, weights
 from test_first_step import OPENINGS, with_dropout
@@ -31,7 +30,7 @@ from astra_trl import (
 from astra_trl.backends import ScriptedBackend
 from astra_trl.rewards import Backup
 
-if trl.__version__ >= "1.13":
+if not HAS_PPO:
 
     def test_a_trl_without_ppo_is_told_apart():
         with pytest.raises(ImportError, match=r"removed its PPOTrainer in 1.13: pip install 'astra-trl\[ppo\]'.*GRPO"):

@@ -13,8 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import trl
-from conftest import keyword_flags, make_gpt2, make_tokenizer
+from conftest import HAS_PPO, keyword_flags, make_gpt2, make_tokenizer
 from test_dpo import SAMPLING, lines, make_trainer, weights
 from test_groups import make_trainer as make_groups_trainer
 from transformers import TrainerCallback
@@ -25,7 +24,6 @@ from astra_trl.errors import RunStopped
 from astra_trl.trainers import TRAINERS, checkpoints, trainer_classes
 from astra_trl.trainers.checkpoints import RESUMABLE, SEAL, last_whole, refuse_changes
 
-HAS_PPO = trl.__version__ < "1.13"
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
 ROOT = Path(__file__).parent.parent
 

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import trl
 import yaml
-from conftest import keyword_flags, make_llama, make_tokenizer
+from conftest import HAS_PPO, keyword_flags, make_llama, make_tokenizer
 from stand_ins import save_classifier
 
 from astra_trl import DetoxifyScorer, Evaluation, Exchange
@@ -42,7 +41,6 @@ def arguments(gpt2_folder, prompts, tmp_path):
     return [*roles, *words, "--output_dir", str(tmp_path / "run"), *FLAGS]
 
 
-HAS_PPO = trl.__version__ < "1.13"
 RECIPE_NAMES = sorted(p.stem for p in RECIPES.glob("*.py") if HAS_PPO or not p.stem.startswith(("ppo", "crt")))
 
 

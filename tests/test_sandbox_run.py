@@ -4,7 +4,8 @@ import json
 import runpy
 
 import pytest
-from test_run import HAS_PPO, RECIPES, recipe_defaults
+from conftest import HAS_PPO
+from test_run import RECIPES, recipe_defaults
 
 from astra_trl.cli.train import main
 

@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-import trl
-from conftest import make_gpt2, make_tokenizer
+from conftest import HAS_PPO, make_gpt2, make_tokenizer
 from datasets import Dataset
 from peft import LoraConfig
 from test_dpo import PROMPTS, lines, weights
@@ -18,7 +17,7 @@ from astra_trl.trainers import trainer_classes
 SAMPLING = SamplingParams(max_new_tokens=6)
 HELD_OUT = ["It rained", "Thanks a lot", "a pot of soup"]
 LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
-ALGORITHMS = ["dpo", "grpo", "rloo", *(["ppo"] if trl.__version__ < "1.13" else [])]
+ALGORITHMS = ["dpo", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])]
 EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,6 +121,12 @@ def keep_untrained_adapter(model: Any) -> None:
         for name, parameter in trained.items():
             if ".default." in name:
                 model.get_parameter(name.replace(".default.", f".{UNTRAINED}.")).copy_(parameter)
+
+
+def load_trained_adapter(model: Any, checkpoint: str) -> None:
+    """Load the adapter of a checkpoint that has further ones in folders: transformers before 5.23 loads only these."""
+    if is_peft_model(model) and any(Path(checkpoint).glob("*/adapter_config.json")):
+        model.load_adapter(checkpoint, "default", is_trainable=True)
 
 
 def reference_model(system: System, peft: bool, synced: bool = False) -> PreTrainedModel | None:

@@ -254,6 +254,10 @@ class RoundsMixin(Trainer):
         # TRL's DPO and SFT would tokenise text here; our records are the token ids that were sampled.
         return dataset
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        roles.load_trained_adapter(self.model, resume_from_checkpoint)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpoints.save_checkpoint(self, partial(super()._save_checkpoint, model, trial))
 
