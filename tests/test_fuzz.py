@@ -4,6 +4,7 @@ The same examples every time. `ASTRA_TRL_FUZZ=5000 python -m pytest tests/test_f
 """
 
 import contextlib
+import gzip
 import io
 import json
 import math
@@ -89,7 +90,10 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_siz
 message = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant"]) | anything, "content": anything}
 )
-row = anything | st.lists(message, max_size=3)
+written = st.lists(message, max_size=2).map(lambda chat: repr(chat) if len(chat) == 1 else json.dumps(chat))
+row = (
+    anything | st.lists(message, max_size=3) | written | st.dictionaries(st.sampled_from(["text", "turns"]), anything)
+)
 rows = st.lists(row | st.fixed_dictionaries({"prompt": row}, optional={"id": anything}), max_size=4)
 brackets = st.integers(1, 100_000).map(lambda depth: b"[" * depth) | st.just(b"[" * 100_000 + b"]" * 100_000)
 prompts = {
@@ -97,6 +101,11 @@ prompts = {
     ".json": st.binary(max_size=60) | rows.map(as_json) | brackets,
     ".jsonl": st.binary(max_size=60) | rows.map(lambda rows: b"\n".join(map(as_json, rows))) | brackets,
     ".csv": st.binary(max_size=60) | st.lists(words, max_size=6).map(lambda cells: ",".join(cells).encode()),
+    ".tsv": st.lists(st.lists(words, min_size=2, max_size=2).map("\t".join), max_size=3)
+    .map("\n".join)
+    .map(str.encode),
+    ".yaml": st.binary(max_size=60) | rows.map(as_json) | words.map(str.encode),
+    ".jsonl.gz": st.binary(max_size=60) | rows.map(as_json).map(gzip.compress),
     ".parquet": st.binary(max_size=60),
 }
 
@@ -107,7 +116,7 @@ prompts = {
 def test_a_file_of_prompts_gives_openings_or_one_line(suffix, data, tmp_path):
     file = tmp_path / f"prompts{suffix}"
     file.write_bytes(data.draw(prompts[suffix]))
-    column = data.draw(st.none() | st.sampled_from(["prompt", "id"]) | text)
+    column = data.draw(st.none() | st.sampled_from(["prompt", "id", "prompt.text"]) | text)
     with refused_at_most():
         openings = load_prompts(file, column=column)
         assert len(set(openings)) == len(openings) > 0

@@ -41,6 +41,15 @@ def test_words_come_from_a_file(tmp_path):
             KeywordScorer(path)
 
 
+@pytest.mark.parametrize("name", ["words.csv", "words.JSON", "words.jsonl", "words.xlsx"])
+def test_words_in_another_format_are_refused_not_read_as_lines(tmp_path, name):
+    (tmp_path / name).write_text("text,severity\nfool,1.2\n")
+    with pytest.raises(
+        InputError, match=r"word list '.*' is a \.\w+ file by its name: give a \.txt file with one word"
+    ):
+        KeywordScorer(tmp_path / name)
+
+
 def test_no_words_are_refused():
     for words in ([" "], []):
         with pytest.raises(InputError, match="no words"):

@@ -70,12 +70,12 @@ def test_a_clean_file_logs_nothing(tmp_path, caplog):
     assert caplog.records == []
 
 
-def test_column_is_the_given_one_else_the_only_text_one_else_a_usual_name(tmp_path):
+def test_column_is_the_given_one_else_a_usual_name_else_the_only_one_that_may_hold_text(tmp_path):
     both = write(tmp_path / "a.csv", "text,prompt,n\nt,p,1\n")
     assert load_prompts(both) == ["p"]
     assert load_prompts(both, column="text") == ["t"]
     assert load_prompts(write(tmp_path / "b.csv", "n,comment\n1,hello\n2,3\n")) == ["hello", "3"]
-    with pytest.raises(InputError, match="no column 'prmpt': give one of text, prompt, n"):
+    with pytest.raises(InputError, match="no column 'prmpt': give column= one of text, prompt, n"):
         load_prompts(both, column="prmpt")
     with pytest.raises(InputError, match="which column .* one of foo, bar"):
         load_prompts(write(tmp_path / "c.csv", "foo,bar\na,b\n"))
@@ -95,29 +95,32 @@ def test_limit_takes_a_seeded_sample_in_the_order_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "", "holds no opening .1 rows, 1 blank"),
+        ("a.txt", "", "is empty, 0 bytes"),
+        ("a.txt", "\n", "holds no opening .2 rows, 2 blank"),
         ("a.json", "[]", "holds no opening .0 rows"),
-        ("a.csv", "", "holds no opening"),
-        ("a.txt", b"\xff\xfe", "UTF-8"),
+        ("a.csv", "", "is empty, 0 bytes"),
+        ("a.csv", "prompt,n\n", "holds no opening"),
+        ("a.txt", b"\xff\xfe", "holds no opening"),
+        ("a.txt", b"\xff\xfea", "is not text but binary, or damaged .'utf-16"),
+        ("a.txt", "fine\nO\u00f9?".encode("cp1252"), "line 2 is not UTF-8. In Windows-1252 it reads 'O\u00f9.'"),
         ("a.txt", "fine\nb\0c", "row 2 holds a NUL"),
         ("a.json", '["fine", "\\ud800"]', "row 2 holds a NUL or half a surrogate"),
         ("a.json", '["fine", null]', "row 2 is null"),
         ("a.json", '["fine", 3]', "row 2 is int"),
         ("a.json", '[["nested"]]', "row 1 is list"),
         ("a.json", '["fine", {"text": "a"}]', "row 1 is str among objects"),
-        ("a.json", '{"text": ["a"]}', "holds one dict, not a list"),
-        ("a.json", '["fine"', "JSONDecodeError"),
+        ("a.json", '{"text": ["a"]}', "holds one object with the keys text, not a list"),
+        ("a.json", '["fine"', "line 1 is not JSON from column 8 on"),
         ("a.json", "[" * 100_000, "brackets are too deep"),
-        ("a.txt", bytes(range(256)), "UTF-8"),
+        ("a.txt", bytes(range(256)), "is not text but binary"),
         ("weights.safetensors", bytes(range(256)), r"give a \.txt, \.json"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": ', "line 3"),
         ("a.jsonl", '{"text": "a"}\n{"texts": "b"}', "row 2 is null"),
-        ("a.jsonl", '{"text": "a"}\n{"text": {"b": "c"}}', "row 2 is dict"),
+        ("a.jsonl", '{"text": "a"}\n{"text": {"b": "c"}}', "row 2 is object with the keys b, not"),
         ("a.csv", "text\nfine\nHello, world\n", "row 2 has more fields"),
         ("a.csv", "n,text\n1,a\n2\n", "row 2 is null"),
         ("a.csv", 'text\n"a\n', "unexpected end of data"),
         ("a.parquet", "nope", "ArrowInvalid"),
-        ("a.tsv", "a\tb", r"give a \.txt, \.json"),
     ],
 )
 def test_a_bad_file_is_an_input_error_on_one_line_that_names_it(tmp_path, name, content, message):
@@ -168,11 +171,11 @@ def test_a_text_column_of_a_usual_name_goes_before_messages(tmp_path):
     ("message", "wrong"),
     [
         ({"role": "tool", "content": "a"}, "row 2 has role 'tool' in message 1, which is none of system, user, assis"),
-        ({"role": "user", "content": None}, "row 2 has a message 1 whose content is NoneType, not text"),
-        ({"role": "user", "content": [{"type": "text", "text": "a"}]}, "message 1 whose content is list"),
+        ({"role": "user", "content": None}, "row 2 has a message 1 whose content is null, not text"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "message 1 whose content is of type 'image_url', not"),
         ({"role": "user", "content": "a\0"}, "row 2 holds a NUL"),
         ({"role": ["user"], "content": "a"}, "row 2 has role"),
-        ({"from": "human", "value": "a"}, "row 2 is list, not text"),
+        ({"who": "human", "said": "a"}, "row 2 is list of objects with the keys who, said, not text"),
     ],
 )
 def test_a_bad_chat_is_an_input_error_that_names_its_row(tmp_path, message, wrong):
@@ -201,7 +204,11 @@ def test_a_chat_column_of_a_hub_dataset_is_found_beside_ids(monkeypatch):
     assert load_prompts("org/set") == [(Turn("user", "hi"),)]
     rows = [{"filename": "a.txt", "prompt": {"text": "hi", "toxicity": 0.1}}]
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows))
-    with pytest.raises(InputError, match="which column .* one of filename, prompt"):  # no silent guess at the names
+    assert load_prompts("org/set") == ["hi"]
+    rows = [{"filename": "a.txt", "utterances": ["hi"]}]
+    with pytest.raises(
+        InputError, match="which column .* one of filename, utterances"
+    ):  # no silent guess at the names
         load_prompts("org/set")
 
 
@@ -246,13 +253,13 @@ def test_a_hub_dataset_that_does_not_load_is_an_input_error_that_names_it(name):
 def test_a_hub_dataset_gives_its_split_and_text_column(monkeypatch):
     def load_dataset(name, split):
         assert (name, split) == ("org/set", "test")
-        return datasets.Dataset.from_dict({"n": [1, 2], "words": ["a", "b"], "tags": [["x"], ["y"]]})
+        return datasets.Dataset.from_dict({"n": [1, 2], "words": ["a", "b"], "tags": [[1], [2]]})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_prompts("org/set", split="test") == ["a", "b"]
     with pytest.raises(InputError, match="'org/set', row 1 is list"):
         load_prompts("org/set", split="test", column="tags")
-    with pytest.raises(InputError, match="give one of n, words, tags"):
+    with pytest.raises(InputError, match="give column= one of n, words, tags"):
         load_prompts("org/set", split="test", column="word")
 
 

@@ -124,8 +124,8 @@ def test_pairs_come_from_a_file_each_once(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "a", "text": "b"}], "has no column 'continuation': it has prompt, text"),
-        ([], "has no column 'prompt'"),
+        ([{"prompt": "a", "text": "b"}], "has no column 'continuation': give .* one of prompt, text"),
+        ([], "has no columns of prompts and continuations"),
         ([{"prompt": "a", "continuation": None}], "row 1 is not two texts"),
         ([{"prompt": "a", "continuation": "b\\u0000"}], "row 1 holds a NUL"),
         ([{"prompt": "a", "continuation": ""}], "holds no pair"),

@@ -191,7 +191,7 @@ def openings_of(prompts: Any) -> list[Opening]:
         return load_prompts(prompts)
     kind, option = type(prompts).__name__, "prompts[NAME] with NAME"
     if isinstance(prompts, Mapping):
-        raise InputError(f"prompts is a {kind} of {', '.join(map(str, prompts)) or 'nothing'}: give one of them")
+        raise InputError(f"prompts is a {kind} of {', '.join(map(str, prompts)) or 'nothing'}: give one of these")
     if hasattr(prompts, "column_names"):
         if not hasattr(prompts, "__len__"):
             raise InputError(
@@ -214,7 +214,8 @@ def openings_of(prompts: Any) -> list[Opening]:
 
 
 def _of_table(rows: list, place: str | None) -> list[Opening]:
-    logger.warning("prompts: openings are read from %s", place)
+    if place is not None:
+        logger.warning("prompts: openings are read from %s", place)
     return _distinct(rows, "prompts")
 
 

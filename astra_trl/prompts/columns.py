@@ -119,11 +119,13 @@ def _parse(rows: list, path: str, source: object) -> list:
 
 
 def rows_of_table(table: Table, column: str | None, source: object, option: str) -> tuple[list, str | None]:
-    """Return the rows of the column of openings, and that column as text, `None` if there are no columns."""
+    """Return the rows of the column of openings, and that column as text, or `None` for a source without columns."""
     if isinstance(table, list):
         if column is not None and table:
             raise InputError(f"'{source}' has no columns: leave {option.rstrip('=')} out")
         return table, None
+    if not any(table.values()):
+        return [], None
     texts = [name for name, rows in table.items() if _holds_text(rows)]
     name, keys = _choose(list(table), texts, column, source, option)
     return _open_objects(table[name], name, keys, source, option)

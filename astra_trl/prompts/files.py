@@ -140,7 +140,7 @@ def _read_csv(text: str, asked: Sequence[str]) -> Table:
 
 def _delimiter(header: str) -> str:
     # The one that makes most columns of the names, of which few hold any of these; texts may hold all of them.
-    return max(",;\t|", key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
+    return max(",;\t|", key=lambda delimiter: len(next(csv.reader([header[:10_000]], delimiter=delimiter), [])))
 
 
 def _refuse_row_as_header(header: Sequence[str], asked: Sequence[str]) -> None:
@@ -229,7 +229,7 @@ def read_file(path: Path, split: str = "train", asked: Sequence[str] = ()) -> Ta
         return _read_parquet(path) if suffix == ".parquet" else READERS[suffix](_decode(data), asked)
     except InputError:
         raise
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error) as error:
         raise InputError(f"cannot read '{path}' ({error_line(error)}): check the file, or copy it again") from error
     except ValueError as error:
         raise InputError(f"cannot read '{path}': {error}") from error

@@ -66,7 +66,7 @@ def parse_written(text: str) -> Any:
             return parse(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-    raise ValueError(f"starts with {text.strip()[:20]!r} and is neither JSON nor a list of Python")
+    raise ValueError(f"starts with {text.strip()[:20]!r} but is neither JSON nor Python: write the table as .jsonl")
 
 
 def clean_text(text: str) -> str:
