@@ -59,8 +59,8 @@ def _judges_by_goal(s: Any) -> bool:
 
 
 def _models_are_folders(s: Any) -> bool:
-    named = [s.tester or s.model_name_or_path, *_targets(s), s.baseline]
-    return all(os.path.isdir(target_model(model)) for model in named if model not in (None, "none"))
+    named = [model for model in (s.tester, s.model_name_or_path, *_targets(s), s.baseline) if model not in OFF]
+    return bool(named or s.world) and all(os.path.isdir(target_model(model)) for model in named)
 
 
 def _any_api(s: Any) -> bool:
