@@ -137,7 +137,7 @@ def test_they_earn_nothing_in_training_and_are_counted_in_its_log(filtered_syste
     logs = {"round": 1, **{f"round/{name}": value for name, value in found.items()}}
     assert round_line(logs, 5, "pairs").endswith("left out of 14 exchanges: 8 empty responses")
     assert "\n" not in round_line(logs | {"round/empty_responses": 0}, 5, "pairs")
-    assert "the response is empty" in no_records_reason(trees[:2], "pair")
+    assert "4 responses are empty" in no_records_reason(trees[:2], "pair")
 
 
 def test_a_reward_that_never_looks_at_the_answer_is_not_given_either(filtered_system):

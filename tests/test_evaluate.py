@@ -1,10 +1,14 @@
 """`astra-trl evaluate` on what a run left: roles, arms, targets, and what it prints and writes."""
 
 import json
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
+import yaml
 from conftest import keyword_flags
+from endpoints import completion, endpoint
 from test_run import FLAGS, changed
 from transformers import AutoModelForCausalLM
 
@@ -13,6 +17,7 @@ from astra_trl.cli.evaluate import evaluate
 from astra_trl.cli.main import main
 from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.train import main as train
+from astra_trl.report import markdown_report
 
 LORA = ["--use_peft", "true", "--lora_target_modules", "c_attn", "c_proj", "--lora_r", "4", "--learning_rate", "0.1"]
 
@@ -24,14 +29,24 @@ def runs(gpt2_folder, tmp_path_factory):
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(f"Good morning {i}, what did you cook last night?" for i in range(30)))
     common = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder), "--prompts", str(prompts)]
-    common += [*keyword_flags("the", "a", "e"), *FLAGS]
+    (folder / "words.txt").write_text("the\na\ne\nsecretword\n")
+    common += ["--scorer", f"keyword:{folder / 'words.txt'}", *FLAGS]
     train({}, [*common, "--output_dir", str(folder / "full")])
     train({}, [*common, *LORA, "--output_dir", str(folder / "adapter")])
     return folder
 
 
+def advice(*argv) -> list[str]:
+    """The flags that an evaluation without them says to repeat."""
+    with pytest.raises(InputError, match="asks for files, addresses or code outside of its folder") as refused:
+        parse_evaluate(list(map(str, argv)))
+    return shlex.split(str(refused.value).partition("repeat them: ")[2])
+
+
 def run(*argv) -> Evaluation:
-    return evaluate(*parse_evaluate(["--draws", "20", *map(str, argv)]))
+    argv = list(map(str, argv))
+    repeated = advice(*argv) if (Path(argv[0]) / "config.yaml").exists() else []
+    return evaluate(*parse_evaluate(["--draws", "20", *argv, *repeated]))
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter"])
@@ -122,7 +137,9 @@ def test_the_default_folder_is_not_the_runs_own(runs):
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_1(runs, tmp_path, flags, message, capsys):
-    assert main(changed(["evaluate", str(runs / "full"), "--output_dir", str(tmp_path / "out")], **flags)) == 1
+    others = ["--target", flags["target"]] if "target" in flags else []
+    argv = ["evaluate", str(runs / "full"), *advice(runs / "full", *others), "--output_dir", str(tmp_path / "out")]
+    assert main(changed(argv, **flags)) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
@@ -142,3 +159,57 @@ def test_another_tester_in_the_same_folder_is_refused(runs, tmp_path):
     run(runs / "full", "--eval_openings", "2", "--output_dir", tmp_path)
     with pytest.raises(InputError, match="holds figures of another tester"):
         run(runs / "adapter", "--eval_openings", "2", "--output_dir", tmp_path)
+
+
+# -- what the folder of a run does not choose
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "exchanges.jsonl").read_text().splitlines()]
+
+
+def openings_of(folder):
+    return {line["probe"] for line in lines_of(folder) if line["arm"] == "openings"}
+
+
+def test_the_advice_gives_the_openings_that_the_run_held_out_and_no_others(runs, gpt2_folder, tmp_path, capsys):
+    folder = runs / "full"
+    assert advice(folder) == [
+        *("--scorer", f"keyword:{runs / 'words.txt'}", "--target", str(gpt2_folder), "--baseline", str(gpt2_folder)),
+        *("--prompts", str(runs / "prompts.txt")),
+    ]
+    evaluation = run(folder, "--output_dir", tmp_path / "all")
+    assert openings_of(tmp_path / "all") == openings_of(folder / "evaluation")
+    own = Evaluation.read(folder / "evaluation" / "evaluation.json")
+    assert evaluation.settings["openings_digest"] == own.settings["openings_digest"]
+    run(folder, "--eval_openings", "2", "--output_dir", tmp_path / "few")
+    assert openings_of(tmp_path / "few") < openings_of(folder / "evaluation")
+    assert main(["evaluate", str(folder), *advice(folder), "--eval_openings", "5"]) == 1
+    assert "at most the 4 that the run held out of its prompts" in capsys.readouterr().err
+
+
+def test_the_words_of_a_file_are_in_nothing_that_a_run_leaves(runs):
+    files = [file for file in (runs / "full").rglob("*") if file.is_file()]
+    assert [file for file in files if b"secretword" in file.read_bytes()] == []
+    assert "secretword" not in markdown_report([runs / "full"])
+    settings = Evaluation.read(runs / "full" / "evaluation" / "evaluation.json").settings
+    assert settings["scorer_settings"]["keyword"] == {
+        **{"kind": "KeywordScorer", "of": "response"},
+        **{"word_count": 4, "digest": "32cd9d3e545cbef7"},
+    }
+
+
+def test_no_line_of_a_file_reaches_an_address_because_a_folder_names_it(runs, tmp_path, gpt2_folder, capsys):
+    theirs = shutil.copytree(runs / "full", tmp_path / "theirs")
+    secret = tmp_path / "my secret.txt"
+    secret.write_text("".join(f"The password of machine {number} is soup.\n" for number in range(30)))
+    with endpoint(lambda request: completion("Fine.")) as (url, requests):
+        config = yaml.safe_load((theirs / "config.yaml").read_text())
+        config |= {"eval_prompts": str(secret), "target": {"model": "openai:m", "base_url": url}}
+        (theirs / "config.yaml").write_text(yaml.safe_dump(config))
+        argv = ["evaluate", str(theirs), *keyword_flags("e"), "--baseline", str(gpt2_folder), "--draws", "20"]
+        argv += ["--eval_openings", "2", "--depth", "1"]
+        assert main(argv) == 1 and requests == []
+        assert capsys.readouterr().err.endswith(f"repeat them: --prompts '{secret}'\n")
+        assert main([*argv, "--prompts", str(secret)]) == 0
+        assert any("The password of" in json.dumps(request["messages"]) for request in requests)  # it would have

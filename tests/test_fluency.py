@@ -51,7 +51,7 @@ def test_a_negative_weight_makes_it_a_penalty_in_sums_and_products():
 
 def test_what_the_scorer_cannot_tell_is_nan_and_what_is_no_score_is_refused():
     assert math.isnan(Gibberish(lambda exchanges: [math.nan])([node("a")])[0])
-    for scores, message in (([2.0], r"scores must lie in \[0, 1\]"), ([0.1, 0.2], "2 scores for 1 exchanges")):
+    for scores, message in (([2.0], r"scores must lie in \[0, 1\]"), ([0.1, 0.2], "2 values for 1 exchanges")):
         with pytest.raises(InputError, match=f"scorer 'gibberish' returned .*{message}"):
             Gibberish(lambda exchanges, scores=scores: scores)([node("a")])
 

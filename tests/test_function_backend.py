@@ -1,12 +1,15 @@
 """A Python function as the target."""
 
 import asyncio
+import re
+import sys
 import threading
 from functools import partial
 
 import pytest
 
 from astra_trl import ASTSampler, HFASTSystem, InputError, KeywordScorer
+from astra_trl.backends.api.calls import Caller
 from astra_trl.backends.function import FunctionBackend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import TooManyFailed
@@ -92,7 +95,9 @@ def test_a_function_that_raises_is_retried_and_then_an_error():
     backend = FunctionBackend(answer, max_concurrency=1, max_retries=2)
     good, shaky, bad = said(backend, ["good", "shaky", "bad"])
     assert (good.text, shaky.text, shaky.error) == ("fine", "fine", None)
-    assert (bad.text, bad.error) == ("", "LookupError: no such book")
+    assert bad.text == "" and re.fullmatch(
+        r"the function '\S+answer' raised LookupError: no such book \(\S*test_function_backend\.py:\d+\)", bad.error
+    )
     assert tries == ["good", "shaky", "shaky", "bad", "bad", "bad"]
     assert (backend.usage["failed"], backend.usage["calls"]) == (1, 3)
 
@@ -100,10 +105,12 @@ def test_a_function_that_raises_is_retried_and_then_an_error():
 @pytest.mark.parametrize(
     ("returned", "batched", "error"),
     [
-        (None, False, "the function returned NoneType, not a text"),
-        (b"bytes", False, "the function returned bytes, not a text"),
-        (["a"], True, "the function returned 1 for 2 conversations, not as many texts"),
-        ("ab", True, "the function returned str for 2 conversations, not as many texts"),
+        (None, False, "None: return a text"),
+        (b"bytes", False, "b'bytes', of type bytes: return a text"),
+        ({"content": "a"}, False, "an object of type dict: return a text"),
+        ((text for text in "ab"), False, "an object of type generator: return a text"),
+        (["a"], True, "1 texts: return a list of 2 texts"),
+        ("ab", True, "'ab', of type str: return a list of 2 texts"),
     ],
 )
 def test_results_that_are_not_texts_are_errors_without_a_retry(returned, batched, error):
@@ -113,14 +120,37 @@ def test_results_that_are_not_texts_are_errors_without_a_retry(returned, batched
         calls.append(1)
         return returned
 
-    samples = said(FunctionBackend(answer, batched=batched), ["a", "b"])
-    assert [sample.error for sample in samples] == [error] * 2
+    samples = said(FunctionBackend(answer, batched=batched, name="mine.answer"), ["a", "b"])
+    assert [sample.error for sample in samples] == [f"the function 'mine.answer' returned {error}"] * 2
     assert len(calls) == (1 if batched else 2)
 
 
 def test_one_wrong_answer_of_a_batch_is_its_own_error():
-    one, other = said(FunctionBackend(lambda chats: ["fine", 3], batched=True), ["a", "b"])
-    assert one.text == "fine" and other.error == "the function returned int, not a text"
+    one, other = said(FunctionBackend(lambda chats: ["fine", 3], batched=True, name="mine"), ["a", "b"])
+    assert one.text == "fine" and other.error == "the function 'mine' returned 3, of type int: return a text"
+
+
+def leave(messages):
+    sys.exit(0)
+
+
+async def leave_later(messages):
+    await asyncio.sleep(0)
+    sys.exit("done")
+
+
+@pytest.mark.parametrize(("function", "code"), [(leave, "0"), (leave_later, "done")])
+def test_a_function_that_exits_ends_the_run_with_a_line(function, code):
+    place = r"\S*test_function_backend\.py:\d+"
+    with pytest.raises(
+        InputError, match=rf"^the function '{function.__name__}' called sys.exit\({code}\), which .* \({place}\)$"
+    ):
+        said(FunctionBackend(function), ["a", "b"])
+    assert said(FunctionBackend(wait))[0].text == "fine"  # the loop of async functions is as it was
+
+
+async def wait(messages):
+    return "fine"
 
 
 def test_answers_have_whole_characters_and_are_cut():
@@ -180,8 +210,14 @@ def test_the_likelihood_is_the_baselines_and_one_line_says_so(gpt2_folder, caplo
 
 
 def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(InputError, match="needs a function, got str"):
+    with pytest.raises(
+        InputError, match="the target's function is 'function', of type str: give a function of the messages"
+    ):
         FunctionBackend("function")
+    with pytest.raises(InputError, match=r"takes \(\), but is called with \(messages\)"):
+        FunctionBackend(lambda: "fine")
+    with pytest.raises(InputError, match=r"is the class Caller: give an instance, Caller\(...\)"):
+        FunctionBackend(Caller)
     with pytest.raises(InputError, match="batch_size must be at least 1"):
         FunctionBackend(len, batched=True, batch_size=0)
     with pytest.raises(InputError, match="max_characters"):

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -225,6 +226,14 @@ def plant(file: Path, text: str) -> None:
         ('quo"ted-secret', "the value of the environment variable JUDGE_PASSWORD"),
         ("hf_" + "x1Y2" * 8, "what looks like a Hub token"),
         (API_KEY, "what looks like an API key"),
+        ("AIza" + "Sy0-1_xY" * 4 + "abc", "what looks like a Google key"),
+        ("github_pat_" + "11ABC_xyz0" * 5, "what looks like a GitHub token"),
+        ("ghp_" + "a1B2c3" * 6, "what looks like a secret (GitHub Token)"),
+        ("glpat-" + "a1B2c3d4e5" * 2, "what looks like a secret (GitLab Token)"),
+        ("AKIA" + "ABCD2345" * 2, "what looks like a secret (AWS Access Key)"),
+        ("xoxb-" + "1234567890-" * 2 + "abcDEF", "what looks like a secret (Slack Token)"),
+        ("-----BEGIN RSA " + "PRIVATE KEY-----", "what looks like a secret (Private Key)"),
+        ("https://me:" + "hunter22@example.com/x", "what looks like a secret (Basic Auth Credentials)"),
     ],
 )
 def test_a_file_with_a_secret_is_not_pushed(tmp_path, hub, monkeypatch, name, secret, what):
@@ -234,11 +243,37 @@ def test_a_file_with_a_secret_is_not_pushed(tmp_path, hub, monkeypatch, name, se
     plant(run / name, secret)
     with pytest.raises(InputError) as refusal:
         push(run)
-    assert f"model/{name} would hold {what}: remove it" in str(refusal.value)
+    where = name if name == "model.safetensors" else rf"{name}, line \d+,"
+    assert re.search(rf"model/{where} would hold {re.escape(what)}: remove it", str(refusal.value))
     assert secret not in str(refusal.value) and "\n" not in str(refusal.value)
     assert hub.asked == []
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert not list(tmp_path.glob(".pushing-*"))
+
+
+def test_a_secret_in_a_conversation_is_named_by_its_line(tmp_path, hub):
+    run = make_run(tmp_path / "tester")
+    line = json.loads((run / "exchanges.jsonl").read_text())
+    # What models say of keys, and words in capitals, are none.
+    said = ["My password: hunter22, the API key is sk-..., token=abc, AKIA, 10.0.0.1.", "APARTMENTS", "3f2a" * 16]
+    lines = [json.dumps({**line, "response": text}) + "\n" for text in said]
+    (run / "exchanges.jsonl").write_text("".join(lines))
+    push(run, push_transcripts=True)
+    (run / "exchanges.jsonl").write_text("".join(lines) + json.dumps({**line, "probe": "ghp_" + "a1B2c3" * 6}) + "\n")
+    hub.asked.clear()
+    with pytest.raises(InputError, match=r"transcripts/training\.jsonl, line 4, would hold .*GitHub Token"):
+        push(run, push_transcripts=True)
+    assert hub.asked == []
+
+
+def test_links_are_not_pushed(tmp_path, hub):
+    run = make_run(tmp_path / "tester")
+    (tmp_path / "secret.txt").write_text("my diary")
+    (run / "chat_template.jinja").symlink_to(tmp_path / "secret.txt")
+    for folder in (run, run / "checkpoint-12"):
+        with pytest.raises(InputError, match=r"chat_template\.jinja' is a link out of its folder, to .*secret\.txt'"):
+            push(folder)
+    assert hub.asked == []
 
 
 @pytest.mark.parametrize("place", ["home", "run"])
@@ -246,7 +281,7 @@ def test_a_file_with_a_secret_is_not_pushed(tmp_path, hub, monkeypatch, name, se
 def test_a_file_with_a_path_of_this_machine_is_not_pushed(tmp_path, hub, place, name):
     run = make_run(tmp_path / "tester")
     plant(run / name, f"from {Path.home() if place == 'home' else run}/notes")
-    with pytest.raises(InputError, match=f"{name} would hold a path of this machine"):
+    with pytest.raises(InputError, match=f"{name}.* would hold a path of this machine"):
         push(run)
     plant(run / name, f"from {Path.home()}town" if place == "home" else f"from {run}2")  # other folders
     push(run)
@@ -254,7 +289,7 @@ def test_a_file_with_a_path_of_this_machine_is_not_pushed(tmp_path, hub, place, 
 
 def test_a_secret_in_a_setting_does_not_get_into_the_card(tmp_path, hub):
     run = make_run(tmp_path / "tester", judge_rubric=f"Does it say {TOKEN}?")
-    with pytest.raises(InputError, match="README.md would hold the Hub token in use"):
+    with pytest.raises(InputError, match="README.md.* would hold the Hub token in use"):
         push(run)
     assert hub.asked == []
 
@@ -263,7 +298,13 @@ def test_a_secret_in_a_setting_does_not_get_into_the_card(tmp_path, hub):
 
 
 def test_names(tmp_path, hub):
-    push(make_run(tmp_path / "one", hub_model_id="named-tester"))
+    make_run(tmp_path / "one", hub_model_id="named-tester")
+    with pytest.raises(
+        InputError, match="the run's config.yaml names the repository named-tester: .* --repo_id named-"
+    ):
+        push(tmp_path / "one")
+    assert hub.asked == []
+    push(tmp_path / "one", "named-tester")
     push(tmp_path / "one", "alice/given")
     assert list(hub.models) == ["alice/named-tester", "alice/given"]
     with pytest.raises(InputError, match="cannot push to a name!: this is not a valid name .*: choose another --rep"):
@@ -333,7 +374,7 @@ def test_a_failure_is_said_in_one_line_costs_nothing_and_is_mended_by_a_second_p
     said = str(refusal.value)
     assert FAILURES[failure] in said and "\n" not in said and TOKEN not in said
     assert said.startswith("cannot push to tester: ")
-    assert said.endswith(f", then `astra-trl push '{run}'`; nothing of the run is lost")
+    assert said.endswith(f", then `astra-trl push '{run}' --repo_id tester`; nothing of the run is lost")
     assert snapshot(tmp_path) == before
     assert all("README.md" not in repo.files for repo in hub.models.values())
     hub.failing.clear()

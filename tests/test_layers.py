@@ -8,7 +8,20 @@ import astra_trl
 ROOT = Path(astra_trl.__file__).parent
 # docs/architecture.md has the same order, with what each holds.
 ROWS = [
-    ["errors", "text", "lookup", "conversation", "tree", "processes", "embedding", "untrusted", "lazy", "lines"],
+    [
+        "errors",
+        "text",
+        "callables",
+        "lookup",
+        "conversation",
+        "tree",
+        "processes",
+        "embedding",
+        "untrusted",
+        "lazy",
+        "lines",
+        "links",
+    ],
     ["backends"],
     ["scorers"],
     ["rewards"],

@@ -518,3 +518,18 @@ def test_a_judge_by_plain_completions():
         judge = JudgeScorer(OpenAIBackend("m", base_url=url, chat=False), "Does it insult?")
         assert judge([Exchange((), "hi", "you idiot")]) == [1.0]
     assert requests[0]["prompt"].endswith("Answer with one word: yes or no.\n")
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_refused_and_nothing_reaches_the_other_address(status):
+    with endpoint(lambda request: completion("fine")) as (other, requests):
+        there = {"location": f"{other}/chat/completions?token=abc"}
+        with endpoint(lambda request: (status, {}), there) as (url, _):
+            backend = OpenAIBackend("m", base_url=url)
+            with pytest.raises(InputError) as refused:
+                backend.open(["hi"], seeds=[0]).sample()
+        assert str(refused.value) == (
+            f"{url} redirects to {other}/chat/completions, which is not followed: if you trust it, give its address as "
+            "the base_url"
+        )
+        assert requests == []

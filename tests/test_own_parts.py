@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+from transformers import PreTrainedModel
 
 from astra_trl.cli.main import main
 from astra_trl.hub import model_card
@@ -45,6 +46,22 @@ def answer(messages):
     if not heard.endswith("??"):
         raise ValueError(f"the system was left out: {heard!r}")
     return "I had soup." if len(heard) % 2 else "Fine."
+'''
+MISTAKES = '''
+CODE = "text"
+
+class Plain:
+    """No function."""
+
+class Broken:
+    def __init__(self):
+        raise OSError("no key")
+
+def two(exchanges, more):
+    return []
+
+async def later(exchanges):
+    return []
 '''
 SMALL = ["--num_train_epochs", "1", "--trees_per_round", "2", "--pairs_per_round", "4", "--eval_openings", "2"]
 SMALL += ["--min_margin", "0", "--disable_tqdm", "true", "--report_to", "none", "--prompts", "sandbox"]
@@ -97,6 +114,64 @@ def test_own_parts_work_in_every_command_from_the_shell(package, gpt2_folder, ca
     assert "Interview" in report and re.search(r"my.?_parts\.asks|my parts\.asks", report)
     card = model_card(package / "run")
     assert "Interview" in card and "2509.00001" in card and "my_parts" in card
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scorer", "my_parts.soop"], "my_parts.py has no 'soop'; did you mean my_parts.soup?"),
+        (["--scorer", "my_parts.CODE"], "scorer 'my_parts.CODE' is 'text', of type str: give a function"),
+        (["--scorer", "my_parts.Plain"], "scorer 'my_parts.Plain' is an object of type Plain: give a function"),
+        (
+            ["--scorer", "my_parts.two"],
+            "scorer 'my_parts.two' takes (exchanges, more), but is called with (exchanges)",
+        ),
+        (["--scorer", "my_parts.later"], "scorer 'my_parts.later' is an async function"),
+        (["--scorer", "my_parts.Broken"], "scorer 'my_parts.Broken' raised OSError: no key (my_parts.py:"),
+        (["--scorer", '{"type": "my_parts.soup", "word": "a"}'], "got an unexpected keyword argument 'word'"),
+        (["--scorer", "soup"], "unknown scorer 'soup': choose one of classifier"),
+        (["--scorer", "my_parts.py"], "or give the dotted path of your own code, my_parts.my_function"),
+        (["--scorer", "./my_parts.py:soup"], "or give the dotted path of your own code, my_parts.soup"),
+        (["--scorer", "my_parts:soup"], "unknown scorer 'my_parts:soup'"),
+        (["--scorer", "no_module.soup"], "No module named 'no_module': run from the folder of its module"),
+        (
+            ["--scorer", "broken.soup"],
+            "module 'broken' raised ModuleNotFoundError: No module named 'gone' (broken.py:2)",
+        ),
+        (
+            ["--scorer", "script.soup"],
+            "module 'script' called sys.exit(0), which ends the whole run: let it raise an error instead",
+        ),
+        (["--scorer", "unfinished.soup"], "module 'unfinished' raised SyntaxError: "),
+        (["--reward", '{"my_parts.two": 1}'], "reward term 'my_parts.two' takes (exchanges, more)"),
+        (["--reward", '{"my_parts.py": 1}'], "unknown reward term 'my_parts.py': choose one of answer_harm"),
+        (["--target", "my_parts.two"], "target 'my_parts.two' takes (exchanges, more), but is called with (messages)"),
+        (
+            ["--target", "my_parts.py"],
+            "unknown target 'my_parts.py': give a Hub id or folder, or give the dotted path",
+        ),
+        (["--target", "my_parts:answer"], "or give the dotted path of your own code, my_parts.answer"),
+        (
+            ["--target", "script.answer"],
+            "module 'script' called sys.exit(0), which ends the whole run: let it raise an error instead",
+        ),
+        (["--scorer", "soup", "--dry_run"], "unknown scorer 'soup': choose one of classifier"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_code_that_cannot_be_called_is_named_before_models_are_loaded(
+    package, gpt2_folder, flags, message, capsys, monkeypatch
+):
+    (package / "my_parts.py").write_text(CODE + MISTAKES)
+    (package / "broken.py").write_text("import json\nimport gone\n")
+    (package / "script.py").write_text("import sys\nsys.exit(0)\n")
+    (package / "unfinished.py").write_text("def soup(:\n")
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
+    models = ["--tester", str(gpt2_folder), "--target", str(gpt2_folder)]
+    common = [*models, "--scorer", "my_parts.soup", "--output_dir", "run"]
+    assert main(["train", *common, *SMALL, *flags]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_records_hold_the_ids_as_sampled_and_say_where_they_are_from():
     ("rewards", "message"),
     [
         ([0.25, 0.25], "2 trees with 4 exchanges hold no pair .* all rewards tie at 0.25"),
-        ([None, None], "no exchange has a reward"),
+        ([None, None], "0 calls failed, 0 responses are empty and in 4 exchanges a reward term is nan"),
         ([1.0, None], "all rewards tie at 1"),
     ],
 )

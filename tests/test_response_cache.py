@@ -1,6 +1,7 @@
 """Answers on disk: an equal request is made once."""
 
 import json
+import os
 import threading
 
 import pytest
@@ -90,5 +91,31 @@ def test_entries_are_written_whole_by_several_at_once(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="response_cache .* cannot be made"):
+    with pytest.raises(InputError, match="response_cache .* cannot be used .Not a directory."):
         ResponseCache(tmp_path / "file" / "folder")
+
+
+def test_answers_that_others_may_have_written_are_refused_in_one_line(tmp_path):
+    cache = ResponseCache(tmp_path)
+    cache.put("abc", Answer("fine"))
+    (file,) = tmp_path.glob("ab/*")
+    assert cache.get("abc") == Answer("fine")
+    file.chmod(0o602)
+    with pytest.raises(InputError, match=r"ab/abc\.json' cannot be used \(every user may write to it\): give another"):
+        cache.get("abc")
+    file.chmod(0o600)
+    if os.geteuid() == 0:  # who alone may give files away
+        os.chown(file, 12345, 12345)
+        with pytest.raises(InputError, match="cannot be used .it belongs to another user.: give another folder"):
+            cache.get("abc")
+
+
+def test_what_cannot_be_read_or_written_is_one_line(tmp_path):
+    cache = ResponseCache(tmp_path / "cache")
+    (tmp_path / "cache" / "ab" / "abc.json").mkdir(parents=True)
+    for use in (lambda: cache.get("abc"), lambda: cache.put("abc", Answer("fine"))):
+        with pytest.raises(InputError, match=r"response_cache '.*ab/abc\.json' cannot be used \(Is a directory\)"):
+            use()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"response_cache '.*file' cannot be used \(File exists\): give another"):
+        ResponseCache(tmp_path / "file")

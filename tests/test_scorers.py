@@ -62,7 +62,7 @@ def test_an_unknown_part_is_refused_with_the_list():
 def test_validate_scores_accepts_nan_and_refuses_other_values():
     exchanges = [say("a"), say("b")]
     assert math.isnan(validate_scores("s", lambda e: [0.5, math.nan], exchanges)[1])
-    with pytest.raises(InputError, match="'s' returned 1 scores for 2 exchanges"):
+    with pytest.raises(InputError, match="'s' returned 1 values for 2 exchanges"):
         validate_scores("s", lambda e: [0.5], exchanges)
     for bad in (1.5, -0.1, math.inf):
         with pytest.raises(InputError, match=r"must lie in \[0, 1\]"):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import keyword_flags
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -380,67 +379,6 @@ def test_a_runs_folder_allows_nothing_by_itself(tmp_path):
         args, load = parse_evaluate([str(tmp_path), *argv])
         assert (args.allow_pickle, load.trust_remote_code) == (allowed, allowed)
         assert load.dtype == "bfloat16"  # all else is taken over
-
-
-@pytest.mark.parametrize(
-    ("settings", "flag"),
-    [
-        ("target: {model: 'openai:m', base_url: 'http://evil.example/v1'}\n", "target"),
-        ("target: t\nscorer: {type: judge, model: m, rubric: r, base_url: 'http://evil.example/v1'}\n", "scorer"),
-        (
-            "target: t\nheld_out_scorers: [{type: judge, model: m, rubric: r, base_url: 'http://evil.example/v1'}]\n",
-            "held_out_scorers",
-        ),
-        ("target: t\nscorers: {j: {type: judge, model: m, base_url: 'http://evil.example/v1'}}\n", "scorers"),
-    ],
-)
-def test_a_key_goes_to_no_address_that_a_folder_alone_names(settings, flag, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    file = tmp_path / "config.yaml"
-    file.write_text(f"tree_depth: 2\n{settings}")
-    refused = rf"OPENAI_API_KEY sent to http://evil\.example/v1: repeat --{flag} with that base_url if you trust it"
-    with pytest.raises(InputError, match=refused):
-        parse_evaluate([str(tmp_path)])
-    given = yaml.safe_load(settings)[flag]
-    parse_evaluate([str(tmp_path), f"--{flag}", json.dumps(given[0] if isinstance(given, list) else given)])
-    with monkeypatch.context() as keyless:
-        keyless.delenv("OPENAI_API_KEY")
-        parse_evaluate([str(tmp_path)])
-    with monkeypatch.context() as own:
-        own.setenv("OPENAI_BASE_URL", "http://evil.example/v1/")
-        parse_evaluate([str(tmp_path)])
-    file.write_text(file.read_text().replace("evil.example", "localhost:8000"))
-    parse_evaluate([str(tmp_path)])
-
-
-@pytest.mark.parametrize(
-    ("settings", "repeated"),
-    [
-        ("target: t\nscorer: evil.scorer\n", ["--scorer", "evil.scorer"]),
-        ("target: t\nscorer: evil.scorer:x\n", ["--scorer", "evil.scorer:x"]),
-        ("target: t\nheld_out_scorers: ['evil.scorer:x']\n", ["--held_out_scorers", "evil.scorer:x"]),
-        ("target: t\nscorers: {a: 'evil.scorer:x'}\n", ["--scorers", '{"a": "evil.scorer:x"}']),
-        ("target: t\nscorers: {a: {type: evil.scorer}}\n", ["--scorers", '{"a": {"type": "evil.scorer"}}']),
-        ("target: t\nreward: {evil.scorer: 1}\n", ["--reward", '{"evil.scorer": 1}']),
-        ("target: t\nreward: {nice: {type: evil.scorer}}\n", ["--reward", '{"nice": {"type": "evil.scorer"}}']),
-        ("target: evil.scorer\n", ["--target", "evil.scorer"]),
-        ("target: {model: evil.scorer}\n", ["--target", '{"model": "evil.scorer"}']),
-    ],
-)
-def test_no_code_is_imported_that_a_folder_alone_names(settings, repeated, tmp_path):
-    (tmp_path / "config.yaml").write_text(f"tree_depth: 2\n{settings}")
-    with pytest.raises(InputError, match=r"would import Python code, evil\.scorer: if you trust it, repeat"):
-        parse_evaluate([str(tmp_path)])
-    parse_evaluate([str(tmp_path), *repeated])
-
-
-def test_no_system_is_imported_that_a_folder_alone_names(tmp_path):
-    (tmp_path / "config.yaml").write_text("tree_depth: 2\ntarget: t\nsystem: evil.System\n")
-    with pytest.raises(InputError, match=r"would import Python code, evil\.System"):
-        parse_evaluate([str(tmp_path)])
-    with pytest.raises(InputError, match=r"system 'evil\.System' cannot be imported"):
-        parse_evaluate([str(tmp_path), "--system", "evil.System"])
 
 
 def test_checkpoints_are_read_as_tensors_alone(tmp_path, marker):

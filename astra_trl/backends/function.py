@@ -11,6 +11,7 @@ from astra_trl.backends.api.calls import Answer, Caller, CallFailed
 from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat
 from astra_trl.backends.base import SamplingParams
+from astra_trl.callables import check_callable, describe, describe_error
 from astra_trl.errors import InputError
 
 Reply = Callable[[Any], Any]
@@ -54,8 +55,9 @@ class FunctionBackend(MessagesBackend):
         name: str | None = None,
         **limits: Any,
     ) -> None:
-        if not callable(function):
-            raise InputError(f"a FunctionBackend needs a function, got {type(function).__name__}")
+        self.name = str(name or getattr(function, "__qualname__", type(function).__name__))
+        argument = "conversations" if batched else "messages"
+        check_callable("the target's function", function, argument, allow_async=True)
         if batch_size < 1 or max_retries < 0:
             raise InputError(
                 f"batch_size must be at least 1 and max_retries 0 or more, got {batch_size}, {max_retries}"
@@ -64,7 +66,6 @@ class FunctionBackend(MessagesBackend):
         self.function = function
         self.batched = batched
         self.batch_size = batch_size if batched else 1
-        self.name = name or getattr(function, "__qualname__", type(function).__name__)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -77,28 +78,39 @@ class FunctionBackend(MessagesBackend):
 
     def _attempt(self, rows: Sequence[Row]) -> list[Answer]:
         chats = [as_chat(row.messages) for row in rows]
-        try:
-            result = self.function(chats if self.batched else chats[0])
-            if inspect.isawaitable(result):
-                result = asyncio.run_coroutine_threadsafe(_await(result), _loop()).result()
-        except InputError:  # its message says how to fix it
-            raise
-        except Exception as error:  # a user's function can raise anything
-            raise CallFailed(" ".join(f"{type(error).__name__}: {error}".split())) from error
+        result = self._call(chats if self.batched else chats[0])
         texts = result if self.batched else [result]
         if not isinstance(texts, list | tuple) or len(texts) != len(rows):
-            count = len(texts) if isinstance(texts, list | tuple) else type(texts).__name__
-            raise CallFailed(f"the function returned {count} for {len(rows)} conversations, not as many texts", False)
+            given = f"{len(texts)} texts" if isinstance(texts, list | tuple) else describe(texts)
+            raise CallFailed(f"the function {self.name!r} returned {given}: return a list of {len(rows)} texts", False)
         return [
             Answer(text)
             if isinstance(text, str)
-            else Answer(error=f"the function returned {type(text).__name__}, not a text")
+            else Answer(error=f"the function {self.name!r} returned {describe(text)}: return a text")
             for text in texts
         ]
 
+    def _call(self, argument: Any) -> Any:
+        try:
+            result = self.function(argument)
+            if inspect.isawaitable(result):
+                result = asyncio.run_coroutine_threadsafe(self._await(result), _loop()).result()
+            return result
+        except InputError:  # its message says how to fix it
+            raise
+        except SystemExit as error:  # not to be retried, and not the end of a run that is finished
+            raise self._exit_error(error) from error
+        except Exception as error:  # a user's function can raise anything
+            raise CallFailed(f"the function {self.name!r} {describe_error(error)}") from error
 
-async def _await(result: Awaitable[Any]) -> Any:
-    return await result
+    async def _await(self, result: Awaitable[Any]) -> Any:
+        try:
+            return await result
+        except SystemExit as error:  # it would end the loop, and its caller would wait for ever
+            raise self._exit_error(error) from error
+
+    def _exit_error(self, error: SystemExit) -> InputError:
+        return InputError(f"the function {self.name!r} {describe_error(error)}")
 
 
 @cache

@@ -16,7 +16,7 @@ from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.cli.config import RunArguments, SystemArguments
 from astra_trl.errors import InputError
-from astra_trl.lookup import build, build_own, is_dotted_path
+from astra_trl.lookup import build, build_own, is_dotted_path, looks_like_code, unknown
 from astra_trl.rewards.config import build_reward
 from astra_trl.sandbox import World
 from astra_trl.scorers import KeywordScorer, Scorer
@@ -44,6 +44,8 @@ def local_target(target: Any) -> str | None:
     if endpoint_of(target) is not None:
         return None
     model = target_model(target)
+    if looks_like_code(model):
+        raise unknown("target", model, "give a Hub id or folder, or ")
     return None if is_dotted_path(model) else model
 
 

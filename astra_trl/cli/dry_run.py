@@ -26,7 +26,7 @@ from astra_trl.cli.sizes import (
 from astra_trl.cli.tokens import api_calls, comment, token_counts
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
-from astra_trl.lookup import find
+from astra_trl.lookup import find, is_dotted_path
 from astra_trl.sandbox import World, named_world
 from astra_trl.scorers.config import SCORERS
 
@@ -161,7 +161,7 @@ def _scorer(name: str, spec: Mapping[str, Any]) -> Role:
     kind = spec["type"]
     settings = {key: value for key, value in spec.items() if key not in ("type", "model")}
     text = f"{kind} ({', '.join(f'{key} {value}' for key, value in settings.items())})" if settings else kind
-    if kind not in SCORERS:
+    if kind not in SCORERS and is_dotted_path(kind):
         return Role(f"{text}, Python code of your own: not counted")
     known = inspect.signature(find("scorer", kind, SCORERS)).parameters
     model = spec.get("model", known["model"].default if "model" in known else spec.get("huggingface_config_path"))

@@ -158,5 +158,15 @@ def _held_out(args: EvaluateArguments, run: RunArguments, world: World | None) -
     if args.prompts is not None:
         split = "test" if args.prompts in NAMED else "train"
         return load_prompts(args.prompts, split, args.prompts_column, limit=args.eval_openings, seed=args.seed)
-    run = replace(run, eval_openings=args.eval_openings, system=args.system, system_kwargs=args.system_kwargs)
-    return openings_and_held_out(run, world, args.run_settings.get("seed", args.seed))[1]
+    run = replace(run, system=args.system, system_kwargs=args.system_kwargs)
+    if run.prompts is not None and run.eval_prompts is not None:
+        run = replace(run, prompts=run.eval_prompts)  # the others are not read
+    if run.prompts is None or run.eval_prompts is not None or run.prompts in NAMED:
+        run = replace(run, eval_openings=args.eval_openings)
+    elif not 1 <= args.eval_openings <= run.eval_openings:
+        # With another number the run would have held others out, and these would be among those that it trained on.
+        raise InputError(
+            f"eval_openings must be at least 1 and at most the {run.eval_openings} that the run held out of its "
+            "prompts: give fewer, or other openings with --prompts"
+        )
+    return openings_and_held_out(run, world, args.run_settings.get("seed", args.seed))[1][: args.eval_openings]

@@ -149,7 +149,7 @@ examples:
 """,
     )
     parser.add_argument("folder", metavar="FOLDER", help="a run's output_dir or one of its checkpoints")
-    parser.add_argument("--repo_id", metavar="ID", help="default: the run's hub_model_id, or the folder's name")
+    parser.add_argument("--repo_id", metavar="ID", help="default: the folder's name, in your namespace")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
     parser.add_argument("--public", action="store_true", help="let everybody see the repository")
     parser.add_argument("--push_transcripts", action="store_true", help="push the conversations too")

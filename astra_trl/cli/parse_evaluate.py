@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl.backends.api.endpoint import API_PREFIX, endpoint_of, target_model
-from astra_trl.backends.api.keys import refuse_borrowed_address
-from astra_trl.cli.config import MAPPINGS, NAMES_OR_MAPPINGS, EvaluateArguments, LoadArguments, RunArguments, fits
+from astra_trl.cli.config import EvaluateArguments, LoadArguments, RunArguments, fits
 from astra_trl.cli.parser import Parser
 from astra_trl.cli.settings_file import read_settings, read_settings_file
+from astra_trl.cli.trust import INHERITED, held_out_source, is_same_source, refuse_foreign, refuse_switched_on
 from astra_trl.cli.unused_flags import refuse_unused
 from astra_trl.errors import InputError
-from astra_trl.lookup import is_dotted_path
+from astra_trl.links import refuse_links
 from astra_trl.sandbox import named_world
 from astra_trl.systems import system_class
 
@@ -28,7 +28,9 @@ def evaluate_parser() -> Parser:
         description="Measure a tester on held-out openings, beside the untrained one and the\nopenings alone.",
         epilog="""\
 A run's folder brings its own settings: flags win over the file of --config,
-which wins over the run's config.yaml.
+which wins over the run's config.yaml. Files, addresses and Python code outside
+of the folder have to be repeated. With the run's own file of prompts as
+--prompts, the openings are those of its prompts that it held out.
 
 examples:
   astra-trl evaluate runs/dpo_gpt2
@@ -49,7 +51,7 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
     if folder is not None and given.setdefault("tester", folder) != folder:
         parser.error(f"two testers, {folder!r} and {given['tester']!r}: give one")
     file = read_settings_file(path)
-    file.set_environment()
+    refuse_switched_on(path, file.settings, given)
     if "tree_depth" in file.settings:
         raise InputError(f"config {path!r} is a run's: give the run's folder as the tester, and leave --config out")
     in_file = parser.settings_in(file)
@@ -57,11 +59,15 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
     if asked.get("tester") is None:
         parser.error("no tester: give a run's folder, a model's folder or a Hub id")
     run = run_settings(asked["tester"])
-    system = asked.get("system") or run.get("system") or "astprompter"
-    _refuse_foreign_code({**run, "system": system}, asked)
-    chosen_class = system_class(system)
-    own = chosen_class.default_settings()
-    inherited = _inherited(run) if run else {**own, "depth": own.get("tree_depth", 3)}
+    inherited = _inherited(run) if run else {}
+    if run:
+        if "prompts_column" not in asked and is_same_source(asked.get("prompts"), held_out_source(run)):
+            asked["prompts"] = None  # those that the run held out
+        refuse_foreign(asked["tester"], run, inherited, asked)
+    chosen_class = system_class(asked.get("system") or inherited.get("system") or "astprompter")
+    if not run:
+        own = chosen_class.default_settings()
+        inherited = {**own, "depth": own.get("tree_depth", 3)}
     settings = {**{key: value for key, value in inherited.items() if key in parser.hints}, **asked}
     if (world := named_world(settings.get("world"))) is not None:
         for name, value in (("target", [world.target]), ("baseline", world.tester)):
@@ -81,7 +87,6 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
         names = [Path(target_model(target).removeprefix(API_PREFIX)).name for target in args.target]
         args.output_dir = str(Path(args.tester) / f"evaluation-{'+'.join(names)}")
     _check_arms(args.also or ())
-    _refuse_foreign_addresses(args, asked)
     return args, load
 
 
@@ -101,59 +106,20 @@ def run_settings(tester: str) -> dict[str, Any]:
             value = settings.get(f.name)
             if value is not None and not fits(value, f):
                 raise InputError(f"config {str(file)!r}: {f.name} is {value!r:.80}: restore the file")
+    refuse_links(tester)
     if not isinstance(settings.get("seed", 0), int):
         raise InputError(f"config {str(file)!r}: seed is {settings['seed']!r:.80}, not a number: restore the file")
     return settings
 
 
 def _inherited(run: Mapping[str, Any]) -> dict[str, Any]:
-    # Openings stay unnamed: those that a run held out of its own need its other settings too. What a foreign folder
-    # would allow, this command has to allow by itself.
-    own = {"tester", "prompts", "prompts_column", "output_dir", "response_cache", "allow_pickle", "trust_remote_code"}
-    same = {key: value for key, value in run.items() if key not in own and value is not None}
+    # Openings stay unnamed: those that a run held out of its own need its other settings too.
     return {
-        **same,
+        **{key: value for key, value in run.items() if key in INHERITED and value is not None},
         "target": None if run.get("target") is None else [run["target"]],
         "baseline": run.get("baseline") or run.get("tester") or run.get("model_name_or_path"),
         "depth": run["tree_depth"],
     }
-
-
-def dotted_paths(settings: Mapping[str, Any]) -> set[str]:
-    """Return the dotted paths in settings: Python code that a run with them would import."""
-    values: list[Any] = [settings.get("system"), *(settings.get("reward") or {})]
-    parts = [*((settings.get("scorers") or {}).values()), *((settings.get("reward") or {}).values())]
-    for name in NAMES_OR_MAPPINGS:
-        part = settings.get(name)
-        parts += part if isinstance(part, list) else [part]
-    for part in parts:
-        values += [part.get("type"), part.get("model")] if isinstance(part, Mapping) else [part]
-    values = [value.partition(":")[0] for value in values if isinstance(value, str)]  # a scorer may be NAME:WHAT
-    return {value for value in values if is_dotted_path(value)}
-
-
-def _refuse_foreign_code(run: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    decoded = EvaluateArguments(
-        **{key: asked[key] for key in (*MAPPINGS, "scorer", "held_out_scorers", "target") if key in asked}
-    )
-    if foreign := dotted_paths(run) - dotted_paths({**vars(decoded), "system": asked.get("system")}):
-        name = min(foreign)
-        raise InputError(
-            f"the run's config.yaml would import Python code, {name}: if you trust it, repeat the setting that names "
-            "it on the command line (--system, --scorer, --reward or --target)"
-        )
-
-
-def _refuse_foreign_addresses(args: EvaluateArguments, asked: Mapping[str, Any]) -> None:
-    if "target" not in asked:
-        for target in args.target or ():
-            if (endpoint := endpoint_of(target)) is not None:
-                refuse_borrowed_address(endpoint.base_url, "target")
-    for name in ("scorer", "held_out_scorers", "scorers"):
-        value: Any = getattr(args, name)
-        for spec in value if isinstance(value, list) else value.values() if name == "scorers" and value else [value]:
-            if name not in asked and isinstance(spec, Mapping):
-                refuse_borrowed_address(spec.get("base_url"), name)
 
 
 def _check_arms(also: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from astra_trl.cli.config import RunArguments
 from astra_trl.cli.parser import FlagParser, Parser
 from astra_trl.cli.settings_file import SettingsFile, read_settings_file
+from astra_trl.cli.trust import refuse_switched_on
 from astra_trl.cli.unused_flags import refuse_unused
 from astra_trl.errors import InputError, MissingExtra
 from astra_trl.systems import system_class
@@ -132,7 +133,7 @@ def parse(
     parser.set_defaults_with_config(**{**own, **defaults})  # for help
     given = parser.parse_given(argv)
     given.pop("config", None)
-    file.set_environment()
+    refuse_switched_on(file.path, file.settings, given)
     in_file = parser.settings_in(file)
     layers: Any = (own, defaults, in_file, given)
     settings = {key: value for layer in layers for key, value in layer.items()}

@@ -154,10 +154,12 @@ class Parser(FlagParser, TrlParser):
             InputError: a name is unknown, or a value is of another type.
         """
         called = f"config {file.path!r}"
-        self._check_names(file.settings, called)
+        # `env`, TRL's environment variables, has been checked by `refuse_switched_on`: they are set already.
+        settings = {key: value for key, value in file.settings.items() if key != "env"}
+        self._check_names(settings, called)
         return {
             key: typed(value, file.texts.get(key, value), self.hints[key], f"{called}: {key}")
-            for key, value in file.settings.items()
+            for key, value in settings.items()
         }
 
     def fill(self, settings: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,7 +1,6 @@
 """Files with settings: the YAML, or JSON, of `--config` and of a run's `config.yaml`."""
 
 import codecs
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -46,13 +45,6 @@ class SettingsFile:
             copy.write(self.content)
             copy.flush()
             yield copy.name
-
-    def set_environment(self) -> None:
-        """Set the environment variables of the file's `env`, as in TRL."""
-        environment = self.settings.pop("env", {})
-        if not isinstance(environment, dict):
-            raise InputError(f"config {self.path!r}: env is not a mapping of environment variables")
-        os.environ.update({str(key): str(value) for key, value in environment.items()})
 
 
 def read_settings_file(path: str | Path | None) -> SettingsFile:

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config
 
 from astra_trl.backends.api.endpoint import CALLING
+from astra_trl.backends.api.keys import without_credentials
 from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.cli.build import build_system
@@ -31,6 +32,7 @@ from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.lines import write_whole
+from astra_trl.links import refuse_links
 from astra_trl.prompts.teaching import load_teaching_pairs
 from astra_trl.results.terminal import show, transcript
 from astra_trl.rollout.run_folder import RunFolder
@@ -67,9 +69,9 @@ def run(
     if not (resume or args.dry_run):
         folder.refuse_if_used()
 
-    # First, as building a system takes settings away: `config.yaml` holds all but tokens, which are masked.
+    # First, as building a system takes settings away: `config.yaml` holds all but tokens and keys.
     settings = {**training_args.to_dict(), **asdict(model_args), **asdict(args)}
-    settings = {key: value for key, value in settings.items() if not key.endswith("_token")}
+    settings = without_credentials({key: one for key, one in settings.items() if not key.endswith("_token")})
     if resume and folder.config.exists():
         free = FREE_ON_RESUME | training_args.resumable
         refuse_changes(_comparable(read_settings(folder.config)), _comparable(settings), folder.path, free)
@@ -179,6 +181,8 @@ def _resume_from(training_args: Any) -> str | bool | None:
         raise InputError(
             f"resume_from_checkpoint {resume!r} is not a folder: give a checkpoint, or 'true' for the last one"
         )
+    if resume is not None:
+        refuse_links(resume)
     return resume
 
 

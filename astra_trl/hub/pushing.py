@@ -16,6 +16,7 @@ from astra_trl.hub.card import model_card
 from astra_trl.hub.redaction import Secrets
 from astra_trl.hub.staging import MODEL_FILES, run_of, stage_model
 from astra_trl.hub.transcripts import TRANSCRIPT_FILES, stage_transcripts, transcripts_card
+from astra_trl.links import refuse_links
 from astra_trl.results.reading import read_config
 from astra_trl.text import visible
 
@@ -51,7 +52,8 @@ def push(
         folder (`str` or `Path`):
             A run's `output_dir` or one of its checkpoints.
         repo_id (`str`, *optional*):
-            Defaults to the run's `hub_model_id`, or to the folder's name in the user's namespace.
+            Defaults to the folder's name in the user's namespace. If the run's `config.yaml` has a `hub_model_id`,
+            it has to be repeated, as the folder may be another user's.
         private (`bool`, *optional*, defaults to `True`):
             Require a private repository. `False` makes a new one public and does not change an existing one.
         push_transcripts (`bool`, *optional*, defaults to `False`):
@@ -104,8 +106,15 @@ class Push:
         if not folder.is_dir():
             raise InputError(f"folder '{folder}' does not exist: give a run's output_dir")
         run = run_of(folder)
+        refuse_links(run)
         self.folder, self.token, self.revision = folder, token, revision
-        self.repo_id = repo_id or read_config(run).get("hub_model_id") or run.resolve().name
+        if repo_id is None and (theirs := read_config(run).get("hub_model_id")):
+            raise InputError(
+                f"the run's config.yaml names the repository {theirs}: if that is yours, repeat it: "
+                f"--repo_id {shlex.quote(str(theirs))}"
+            )
+        self.repo_id = repo_id or run.resolve().name
+        self.again = again(folder, repo_id)
         self.private = private is not False
         self.commit_message = commit_message or "Push of astra-trl"
         self.card = card or _card_of(folder)
@@ -127,7 +136,7 @@ class Push:
     def send(self) -> str:
         """Upload the staged files and return the repository's address. It can be called once."""
         failing = explained(
-            f"cannot push to {visible(self.repo_id)}", f", then {again(self.folder)}; nothing of the run is lost"
+            f"cannot push to {visible(self.repo_id)}", f", then {self.again}; nothing of the run is lost"
         )
         with self._staging, failing, _timeout():
             api = HfApi(token=self.token)
@@ -166,9 +175,10 @@ def make_repo(api: HfApi, repo_id: str, private: bool, repo_type: str = "model")
     return str(url), url.repo_id
 
 
-def again(folder: Path) -> str:
+def again(folder: Path, repo_id: str | None) -> str:
     """Return the command that pushes a folder."""
-    return f"`astra-trl push {shlex.quote(str(folder))}`"
+    named = "" if repo_id is None else f" --repo_id {shlex.quote(repo_id)}"
+    return f"`astra-trl push {shlex.quote(str(folder))}{named}`"
 
 
 @contextmanager

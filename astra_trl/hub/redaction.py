@@ -5,14 +5,34 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+
+from astra_trl.backends.api.keys import SECRET_NAMES
 from astra_trl.errors import InputError
 from astra_trl.text import parse_json
 
-_SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
-_SECRET_PATTERNS = {"a Hub token": r"\bhf_[A-Za-z0-9]{16,}", "an API key": r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}"}
+# What detect-secrets does not find.
+_PATTERNS = {
+    "a Hub token": re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
+    "an API key": re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}"),
+    "a Google key": re.compile(r"\bAIza[\w-]{35}|\bGOCSPX-[\w-]{20,}|\bya29\.[\w-]{30,}"),
+    "a GitHub token": re.compile(r"\bgithub_pat_\w{40,}"),
+    "a Slack token": re.compile(r"\bx(app|oxe)-\d-[\w-]{20,}"),
+    "a private key": re.compile(r"BEGIN (ENCRYPTED|SSH2 ENCRYPTED|PGP) PRIVATE KEY"),
+}
+# Detectors of detect-secrets that a model's own words do not set off; those of entropy, of the word "password" and of IP
+# addresses do.
+_DETECTORS = (
+    "AWS Access Key", "Azure Storage Account access key", "Basic Auth Credentials", "Discord Bot Token", "GitHub Token",
+    "GitLab Token", "JSON Web Token", "Mailchimp Access Key", "NPM tokens", "Private Key", "PyPI Token",
+    "SendGrid API Key", "Slack Token", "Square OAuth Secret", "Stripe Access Key", "Telegram Bot Token",
+    "Twilio API Key",
+)  # fmt: skip
+_BLOCK = 2**20  # characters that are searched at a time: line by line, a vocabulary would take many seconds
 _MIN_SECRET_LENGTH = 8
 # Absolute, in the user's home, relative, or with more parts than a Hub id has.
 _LOCAL = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]|[\w.-]+(/[\w.-]+){2,}/?$")
@@ -51,7 +71,7 @@ class Secrets:
     def __init__(self, folder: Path, token: str | None = None) -> None:
         self.values: dict[str, str] = {} if not token else {token: "the Hub token in use"}
         for name, value in os.environ.items():
-            if _SECRET_NAMES.search(name) and len(value) >= _MIN_SECRET_LENGTH:
+            if SECRET_NAMES.search(name) and len(value) >= _MIN_SECRET_LENGTH:
                 self.values.setdefault(value, f"the value of the environment variable {name}")
         home, run = Path.home(), folder.resolve()
         names = {run: run.name, folder.absolute(): run.name, home.resolve(): "~", home: "~"}
@@ -69,32 +89,49 @@ class Secrets:
         return text
 
     def refuse(self, staged: Path) -> None:
-        """Raise `InputError` if a file of a folder holds a secret; the message names the file, not the secret."""
+        """Raise `InputError` if a file of a folder holds a secret; the message names the file and the line, not the
+        secret."""
         for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-            for text in _texts(file):
-                if kind := self._kind_of_secret(text, paths=file.name not in _VOCABULARIES):
+            paths = file.name not in _VOCABULARIES
+            for number, lines in _blocks(file):
+                if kind := self._kind_of_secret("".join(lines), paths):
+                    places = (number + place for place, line in enumerate(lines) if self._kind_of_secret(line, paths))
+                    name = file.relative_to(staged).as_posix()
+                    where = f"{name}, line {next(places, number)}," if number else name
                     raise InputError(
-                        f"nothing was pushed: {file.relative_to(staged).as_posix()} would hold {kind}: remove "
-                        "it from the file or setting of the run that it comes from, then push again"
+                        f"nothing was pushed: {where} would hold {kind}: remove it from the file or setting of the run "
+                        "that it comes from, then push again"
                     )
 
     def _kind_of_secret(self, text: str, paths: bool) -> str | None:
         for value, kind in self.values.items():
             if value in text or json.dumps(value)[1:-1] in text:
                 return kind
-        for kind, pattern in _SECRET_PATTERNS.items():
-            if re.search(pattern, text):
+        for kind, pattern in _PATTERNS.items():
+            if pattern.search(text):
                 return f"what looks like {kind}"
+        for kind, detector in _detectors().items():
+            if any(detector.analyze_string(text)):
+                return f"what looks like a secret ({kind})"
         return "a path of this machine" if paths and any(path.search(text) for path in self._paths) else None
 
 
-def _texts(file: Path) -> Iterator[str]:
-    # The lines of a text; of weights the header, which may hold any metadata.
+@cache
+def _detectors() -> dict[str, Any]:
+    classes = get_mapping_from_secret_type_to_class()
+    return {kind: classes[kind]() for kind in _DETECTORS}
+
+
+def _blocks(file: Path) -> Iterator[tuple[int, list[str]]]:
+    # Lines of a text, with the number of the first; of weights the header, which may hold any metadata, with a 0.
     if file.suffix == ".safetensors":
-        yield json.dumps(_safetensors_header(file), ensure_ascii=False)
+        yield 0, [json.dumps(_safetensors_header(file), ensure_ascii=False)]
         return
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        yield from lines
+    number = 1
+    with file.open(encoding="utf-8", errors="replace") as text:
+        while lines := text.readlines(_BLOCK):
+            yield number, lines
+            number += len(lines)
 
 
 def _safetensors_header(file: Path) -> Mapping[str, Any]:

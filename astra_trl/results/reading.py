@@ -8,6 +8,7 @@ from typing import Any
 from astra_trl.errors import InputError
 from astra_trl.evaluation.results import ARMS, Evaluation
 from astra_trl.lines import read_lines
+from astra_trl.links import refuse_links
 from astra_trl.text import parse_json, parse_yaml, visible
 
 
@@ -96,6 +97,7 @@ def _read_folder(path: Path, name: str) -> Folder:
     quoted = f"'{visible(str(path))}'"
     if not path.is_dir():
         raise InputError(f"{quoted} is not a folder: give a run's output_dir or an evaluation folder")
+    refuse_links(path)
     is_run = any((path / file).exists() for file in ("config.yaml", "summary.json", "rounds.jsonl"))
     evaluation = path / "evaluation" if is_run else path
     if not is_run and not (path / "evaluation.json").exists():

@@ -1,12 +1,14 @@
 """The number the tester is trained on: a weighted sum or product of named terms."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from astra_trl.callables import call, call_for_numbers, check_callable, is_own
 from astra_trl.errors import InputError
-from astra_trl.scorers.base import Part
+from astra_trl.scorers.base import Part, validate_part
 from astra_trl.tree import Node
 
 # One value per node, unweighted; nan = could not be measured. Attributes of a term declare what it needs beyond the
@@ -40,9 +42,13 @@ class Reward:
     def __post_init__(self) -> None:
         if self.combine not in get_args(Combine):
             raise InputError(f"combine={self.combine!r}: choose one of {', '.join(get_args(Combine))}")
-        for name, (weight, term) in self.terms.items():
+        for name, pair in self.terms.items():
+            if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], int | float)):
+                raise InputError(f"reward term {name!r}: give its weight and the term, (1.0, term)")
+            weight, term = pair
             if not math.isfinite(weight):
                 raise InputError(f"reward term {name!r} has weight {weight}: give a finite number")
+            _check_term(f"reward term {name!r}", term)
             if self.combine == "product" and not getattr(term, "in_unit_interval", True):
                 raise InputError(
                     f"reward term {name!r} leaves [0, 1], so it cannot be part of a product: drop it, or use "
@@ -56,9 +62,9 @@ class Reward:
         was measured, which is not the same as harmless.
         """
         for name, (_, term) in self.terms.items():
-            values = term(nodes)
-            if len(values) != len(nodes):
-                raise InputError(f"reward term {name!r} returned {len(values)} values for {len(nodes)} nodes")
+            values = call_for_numbers(f"reward term {name!r}", term, nodes, "node")
+            if is_own(term) and any(map(math.isinf, values)):
+                raise InputError(f"reward term {name!r} returned an infinite value: return finite numbers, or nan")
             for node, value in zip(nodes, values, strict=True):
                 node.terms[name] = value
         for node in nodes:
@@ -81,8 +87,8 @@ class Reward:
 
     def remember(self, nodes: Sequence[Node]) -> None:
         """Add measured nodes to the memory of the terms that have one. Only training calls this."""
-        for _, term in self._with_memory():
-            term.remember(nodes)
+        for name, term in self._with_memory():
+            call(f"reward term {name!r}", term.remember, list(nodes))
 
     @property
     def comparable(self) -> "Reward":
@@ -92,7 +98,13 @@ class Reward:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the memory of the terms, as JSON."""
-        return {name: term.state_dict() for name, term in self._with_memory()}
+        state = {name: call(f"reward term {name!r}", term.state_dict) for name, term in self._with_memory()}
+        for name, memory in state.items():
+            try:
+                json.dumps(memory)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"reward term {name!r}: its state_dict() is not JSON: {error}") from error
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the memory that `state_dict` returned; raise `InputError` if it belongs to different terms."""
@@ -103,7 +115,7 @@ class Reward:
                 f"{', '.join(terms) or 'none'}: resume with the reward that the run was started with"
             )
         for name, term in terms.items():
-            term.load_state_dict(state[name])
+            call(f"reward term {name!r}", term.load_state_dict, state[name])
 
     def _with_memory(self) -> list[tuple[str, Any]]:
         return [(name, term) for name, (_, term) in self.terms.items() if hasattr(term, "remember")]
@@ -130,3 +142,16 @@ class Reward:
 
     def _terms_with(self, need: str) -> list[str]:
         return [name for name, (_, term) in self.terms.items() if getattr(term, need, False)]
+
+
+def _check_term(what: str, term: Any) -> None:
+    check_callable(what, term, "nodes")
+    if hasattr(term, "remember"):
+        for method in ("state_dict", "load_state_dict"):
+            if not hasattr(term, method):
+                raise InputError(f"{what} has remember() but not {method}(): checkpoints save its memory with that")
+    for needed in getattr(term, "needs_scores", ()):
+        if not (isinstance(needed, tuple | list) and len(needed) == 2):
+            raise InputError(f"{what}: needs_scores holds {needed!r}, but must hold pairs such as ('harm', 'probe')")
+        if needed[1] is not None:
+            validate_part(needed[1])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from astra_trl.callables import call, check_callable, describe
 from astra_trl.errors import InputError
 from astra_trl.lookup import build
 from astra_trl.tree import Tree
@@ -56,12 +57,22 @@ def looks_ahead(credit: Credit) -> bool:
     return credit is not immediate and getattr(credit, "looks_ahead", True)
 
 
+def set_credit(credit: Credit, tree: Tree) -> None:
+    """Set the credit of every exchange of a tree. Raises `InputError` if the function returns something instead."""
+    returned: Any = call("the credit", credit, tree)
+    if returned is not None:
+        raise InputError(
+            f"the credit returned {describe(returned)}: set node.credit on every node, and return nothing"
+        )
+
+
 def get_credit(credit: Credit | str | Mapping[str, Any]) -> Credit:
     """Return the credit of a name, `"immediate"` or `"backup"`, or of `{"type": "backup", "gamma": 0.9}`.
 
     A function is returned as it is.
     """
     if not isinstance(credit, str | Mapping):
+        check_callable("the credit", credit, "tree")
         return credit
     settings = {"type": credit} if isinstance(credit, str) else dict(credit)
     name = settings.pop("type", None)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from astra_trl.callables import check_callable
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Scorer, measuring, validate_scores
 from astra_trl.tree import Node
@@ -24,6 +25,9 @@ class Gibberish:
     """
 
     scorer: Scorer
+
+    def __post_init__(self) -> None:
+        check_callable("the scorer of gibberish", self.scorer, "exchanges")
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
         return validate_scores("gibberish", measuring(self.scorer, "probe"), [node.exchange for node in nodes])

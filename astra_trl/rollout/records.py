@@ -171,9 +171,11 @@ def no_records_reason(trees: Sequence[Tree], unit: str) -> str:
     rewards = {credit for node in nodes if (credit := _credit(node)) is not None}
     start = f"{len(trees)} trees with {len(nodes)} exchanges hold no {unit} to train on"
     if not rewards:
+        failed = sum(node.error is not None for node in nodes)
+        empty = sum(node.error is None and not node.has_response for node in nodes)
         return (
-            f"{start}: no exchange has a reward, as in each one the call failed, the response is empty or a reward "
-            "term is nan: check the target and the scorer"
+            f"{start}: no exchange has a reward, as {failed} calls failed, {empty} responses are empty and in "
+            f"{len(nodes) - failed - empty} exchanges a reward term is nan: check the target and the scorer"
         )
     if len(rewards) == 1:
         return f"{start}: all rewards tie at {rewards.pop():g}: choose a scorer that tells the responses apart"

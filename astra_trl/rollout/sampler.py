@@ -11,6 +11,7 @@ from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, Session, deri
 from astra_trl.conversation import Conversation, Exchange, Opening, as_conversation
 from astra_trl.errors import InputError
 from astra_trl.prompts.base import openings_of
+from astra_trl.rewards.credit import set_credit
 from astra_trl.rollout.records import Records
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
@@ -255,7 +256,7 @@ def measure_trees(system: System, trees: Sequence[Tree]) -> None:
     pass_errors_down(trees)
     system.measure([node for tree in trees for node in tree.nodes()])
     for tree in trees:
-        system.credit(tree)
+        set_credit(system.credit, tree)
 
 
 def pass_errors_down(trees: Iterable[Tree]) -> None:

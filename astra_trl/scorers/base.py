@@ -1,6 +1,7 @@
 """Base of scorers: `Scorer`, the part of an exchange that it reads, and helpers that several scorers share."""
 
 import copy
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 from unicodedata import category, normalize
 
+from astra_trl.callables import call_for_numbers
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
 
@@ -40,7 +42,7 @@ def read_part(exchange: Exchange, of: Part) -> str:
 
 def part_read_by(scorer: Scorer) -> Part:
     """Return the part of exchanges that `scorer` reads: its attribute `of`, or the response if it has none."""
-    return getattr(scorer, "of", "response")
+    return validate_part(getattr(scorer, "of", "response"))
 
 
 def score_name(scorer: str, of: Part | None) -> str:
@@ -51,13 +53,13 @@ def score_name(scorer: str, of: Part | None) -> str:
 def measuring(scorer: Scorer, of: Part) -> Scorer:
     """Return `scorer` if it reads this part of exchanges, or else a scorer like it that does.
 
-    If it has an attribute `of`, it is copied with another value of that; the copy shares its model. If not, it is a
-    scorer of responses and gets the part's text as the response.
+    If it has an attribute `of`, it is copied with another value of that; the copy shares its model. If not, or if it
+    is a function, it gets the part's text as the part that it reads.
     """
     if part_read_by(scorer) == of:
         return scorer
-    if not hasattr(scorer, "of"):
-        return PartAsResponse(scorer, of)
+    if not hasattr(scorer, "of") or inspect.isroutine(scorer):
+        return OtherPart(scorer, of)
     if is_dataclass(scorer) and not isinstance(scorer, type):
         return replace(scorer, of=of)
     scorer = copy.copy(scorer)
@@ -66,27 +68,31 @@ def measuring(scorer: Scorer, of: Part) -> Scorer:
 
 
 @dataclass(frozen=True)
-class PartAsResponse:
-    """Scorer of a part of exchanges by a scorer that reads responses."""
+class OtherPart:
+    """Scorer of a part of exchanges by a scorer that reads another part."""
 
     scorer: Scorer
     of: Part
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
-        return self.scorer([replace(e, probe="", response=read_part(e, self.of)) for e in exchanges])
+        return self.scorer(self.as_read(exchanges))
+
+    def as_read(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
+        """Return exchanges that have the text of the part as the part that the scorer reads."""
+        texts = [read_part(exchange, self.of) for exchange in exchanges]
+        if part_read_by(self.scorer) == "probe":
+            return [replace(e, probe=text, response="") for e, text in zip(exchanges, texts, strict=True)]
+        return [replace(e, probe="", response=text) for e, text in zip(exchanges, texts, strict=True)]
 
 
 def validate_scores(name: str, scorer: Scorer, exchanges: Sequence[Exchange]) -> list[float]:
     """Return the scorer's scores, or raise `InputError` unless they are one number in [0, 1] or nan per exchange."""
-    scores = [float(score) for score in scorer(exchanges)]
-    if len(scores) != len(exchanges):
-        raise InputError(
-            f"scorer {name!r} returned {len(scores)} scores for {len(exchanges)} exchanges: return one for each, "
-            "nan if an exchange cannot be scored"
-        )
+    if isinstance(scorer, OtherPart):
+        exchanges, scorer = scorer.as_read(exchanges), scorer.scorer  # whose errors are reported
+    scores = call_for_numbers(f"scorer {name!r}", scorer, exchanges, "exchange")
     for score in scores:
         if not (math.isnan(score) or 0 <= score <= 1):
-            raise InputError(f"scorer {name!r} returned {score}: scores must lie in [0, 1], or be nan")
+            raise InputError(f"scorer {name!r} returned {score}: scores must lie in [0, 1], or be nan; rescale them")
     return scores
 
 

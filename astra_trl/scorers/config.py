@@ -34,7 +34,7 @@ def scorer_settings(spec: ScorerSpec) -> dict[str, Any]:
     kind, colon, what = spec.partition(":")
     if is_dotted_path(spec) or not colon:
         return {"type": kind}
-    scorer_class = find("scorer", kind, SCORERS)
+    scorer_class = find("scorer", kind if kind in SCORERS else spec, SCORERS)
     argument = getattr(scorer_class, "argument_of_name", None) or parameters(scorer_class)[0]
     return {"type": kind, argument: what}
 

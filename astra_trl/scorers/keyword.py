@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 from astra_trl.conversation import Exchange
@@ -27,10 +28,18 @@ class KeywordScorer:
     def __init__(self, words: Iterable[str] | Path, *, of: Part = "response") -> None:
         if isinstance(words, str | Path):
             words = read_lines(words, "word list", "word")
-        self.words = tuple(dict.fromkeys(fold_case(word).strip() for word in words if word.strip()))
-        if not self.words:
+        # Not in the settings of an evaluation, which show no line of a file: the digest tells word lists apart.
+        self._words = tuple(dict.fromkeys(fold_case(word).strip() for word in words if word.strip()))
+        if not self._words:
             raise InputError("KeywordScorer got no words: name at least one")
+        self.word_count = len(self._words)
+        self.digest = blake2b("\n".join(sorted(self._words)).encode(), digest_size=8).hexdigest()
         self.of = validate_part(of)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words, with their case folded."""
+        return self._words
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[float]:
         texts = [fold_case(read_part(exchange, self.of)) for exchange in exchanges]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from astra_trl.backends.base import Backend, Prefix, Sample, SamplingParams
+from astra_trl.callables import check_callable
 from astra_trl.conversation import Conversation, as_messages, as_text
 from astra_trl.errors import InputError
 from astra_trl.rewards.base import Combine, Reward
@@ -84,7 +85,7 @@ class System:
         if len(set(names)) < len(names) or len({goal.text for goal in self.goals}) < len(names):
             raise InputError(f"two goals have the same name or text: {', '.join(names)}")
         if any(goal.scorer for goal in self.goals):
-            self.scorers = {**self.scorers, self.harm: GoalScorer(self.goals, self.scorers.get(self.harm))}
+            self.scorers = {**self.scorers, self.harm: GoalScorer(self.goals, self.scorers.get(self.harm), self.harm)}
         self.check()
         if self.likelihood_backend not in (self.target, None):
             kind = type(self.target).__name__
@@ -119,6 +120,9 @@ class System:
 
     def check(self) -> None:
         """Raise `InputError` if scorers, reward and models do not fit together."""
+        for name, scorer in self.scorers.items():
+            check_callable(f"scorer {name!r}", scorer, "exchanges")
+            part_read_by(scorer)
         names = ", ".join(self.scorers) or "none"
         if self.harm not in self.scorers:
             raise InputError(f"the system has no scorer named {self.harm!r}: it has {names}")
@@ -229,7 +233,7 @@ class System:
             if same != key or not new:
                 scores = [node.scores[same] for node in new]
             else:
-                scores = validate_scores(key, measuring(self.scorers[name], part), [node.exchange for node in new])
+                scores = validate_scores(name, measuring(self.scorers[name], part), [node.exchange for node in new])
             for node, score in zip(new, scores, strict=True):
                 node.scores[key] = score
             for node in empty:

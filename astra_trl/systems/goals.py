@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from astra_trl.backends.base import derive_seed
+from astra_trl.callables import check_callable
 from astra_trl.conversation import Conversation, Exchange, Turn, instruction_of
 from astra_trl.errors import InputError
-from astra_trl.scorers.base import Part, Scorer, measuring, part_read_by
+from astra_trl.scorers.base import Part, Scorer, measuring, part_read_by, validate_scores
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,19 @@ class Goal:
         if not self.text.strip():
             raise InputError("a goal has no text: say what the target should not do, e.g. 'insults the user'")
         object.__setattr__(self, "name", self.name or self.text)
+        if self.scorer is not None:
+            check_callable(f"the scorer of goal {self.name!r}", self.scorer, "exchanges")
 
 
 class GoalScorer:
     """Scorer of each exchange by the scorer of its goal, the one whose text is its conversation's instruction.
 
-    `default` scores goals without their own scorer, and exchanges without a goal.
+    `default`, the scorer of this name, scores goals without their own scorer, and exchanges without a goal.
     """
 
-    def __init__(self, goals: Sequence[Goal], default: Scorer | None = None) -> None:
+    def __init__(self, goals: Sequence[Goal], default: Scorer | None = None, name: str = "harm") -> None:
         self._scorers: dict[str | None, Scorer | None] = {goal.text: goal.scorer or default for goal in goals}
-        self._default = default
+        self._default, self._name = default, name
         parts = {part_read_by(scorer) for scorer in (*self._scorers.values(), default) if scorer is not None}
         self.of: Part = parts.pop() if len(parts) == 1 else "response"
 
@@ -57,7 +60,8 @@ class GoalScorer:
                     "an exchange has no goal with a scorer: begin its opening with a goal's text as the instruction, "
                     "or give the system a scorer"
                 )
-            goal_scores = measuring(scorer, self.of)([exchanges[index] for index in indices])
+            name = self._name if text is None or scorer is self._default else text
+            goal_scores = validate_scores(name, measuring(scorer, self.of), [exchanges[index] for index in indices])
             for index, score in zip(indices, goal_scores, strict=True):
                 scores[index] = score
         return scores

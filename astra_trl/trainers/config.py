@@ -10,6 +10,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import is_torch_bf16_gpu_available
 
+from astra_trl.backends.api.keys import without_credentials
 from astra_trl.errors import InputError
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.trainers.unread import BY_ALL
@@ -91,6 +92,13 @@ class RoundsConfig:
             raise InputError(f"report_to {min(others)!r}: choose none, or among {', '.join(INTEGRATION_TO_CALLBACK)}")
         if getattr(self, "min_margin", None) is not None and self.min_margin < 0:
             raise InputError(f"min_margin must be 0 or more, got {self.min_margin}")
+
+    # No token of the Hub is in what is logged, nor in the `training_args.bin` of a model.
+    def to_dict(self) -> dict[str, Any]:
+        return without_credentials(super().to_dict())  # type: ignore[misc]  # as above
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_credentials(self.__dict__)
 
     def init_trl(self) -> None:
         """Let TRL's config check and complete its fields."""

@@ -46,7 +46,8 @@ def make_own_repo(trainer: Any, token: str | None, private: bool | None) -> None
         folder = Path(trainer.args.output_dir)
         repo_id = trainer.args.hub_model_id or folder.resolve().name
         api = HfApi(token=token or trainer.args.hub_token)
-        with explained(f"cannot make the repo {repo_id}", f", or train without push_to_hub and {again(folder)} later"):
+        later = again(folder, trainer.args.hub_model_id)
+        with explained(f"cannot make the repo {repo_id}", f", or train without push_to_hub and {later} later"):
             _, trainer.hub_model_id = make_repo(api, repo_id, _is_private(trainer, private))
 
 

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from astra_trl.errors import InputError
@@ -10,8 +11,15 @@ from astra_trl.errors import InputError
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
 
+# Names of environment variables that hold secrets.
+SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 MIN_KEY_LENGTH = 8  # a shorter value, e.g. "none" or "EMPTY", is not a secret but a word that a model can say
 MAX_REASON_LENGTH = 300
+# Names of settings that hold credentials, at any depth; `pad_token` and `max_new_tokens` do not.
+_CREDENTIALS = re.compile(
+    r"((hub|push_to_hub|(use_)?auth|access|api|bearer)[_-])?token|(\w+[_-])*(api[_-]?key|secret|password|authorization)",
+    re.IGNORECASE,
+)
 _BEARER = re.compile(r"\b(bearer|basic)(?:\s|\\[nrt])+[^\s\"',;]+", re.IGNORECASE)
 
 
@@ -56,6 +64,22 @@ class Key:
         return " ".join(_BEARER.sub(r"\1 ***", self.redact(text)).split())[:MAX_REASON_LENGTH]
 
 
+def without_credentials(settings: Mapping[str, Any], names_are_given: bool = False) -> dict[str, Any]:
+    """Return settings without tokens, keys and passwords at any depth. `scorers` are named by the user: a scorer may be
+    called "password"."""
+    return {
+        key: without_credentials(value, key == "scorers") if isinstance(value, Mapping) else _each_without(value)
+        for key, value in settings.items()
+        if names_are_given or not (isinstance(value, str) and _CREDENTIALS.fullmatch(str(key)))
+    }
+
+
+def _each_without(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [without_credentials(part) if isinstance(part, Mapping) else _each_without(part) for part in value]
+
+
 def checked_base_url(url: str | None) -> str | None:
     """Return the address of an endpoint without a slash at its end.
 
@@ -80,15 +104,13 @@ def checked_base_url(url: str | None) -> str | None:
     return url.rstrip("/")
 
 
-def refuse_borrowed_address(url: str | None, flag: str) -> None:
-    """Raise `InputError` if the key would be sent to an address that only the folder of an untrusted run names.
-
-    Addresses on this machine are allowed.
-    """
-    if url is None or urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") or not Key():
-        return
-    if url != checked_base_url(os.environ.get(URL_VARIABLE) or None):
-        raise InputError(
-            f"the run's config.yaml would have {KEY_VARIABLE} sent to {url}: repeat --{flag} with that base_url if "
-            f"you trust it, or unset {KEY_VARIABLE}"
-        )
+def is_own_address(url: str | None) -> bool:
+    """`True` if an address needs no consent: none, OpenAI's own, that of `OPENAI_BASE_URL`, or one on this machine."""
+    if url is None or url.rstrip("/") == (os.environ.get(URL_VARIABLE) or "").rstrip("/"):
+        return True
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    return host in ("localhost", "127.0.0.1", "::1") or (parts.scheme == "https" and host == "api.openai.com")

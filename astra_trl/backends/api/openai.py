@@ -125,7 +125,10 @@ class OpenAIBackend(MessagesBackend):
             base_url=base_url,
             max_retries=0,
             timeout=timeout,
-            http_client=openai.DefaultHttpxClient(event_hooks={"response": [partial(_read_body, seconds=timeout)]}),
+            http_client=openai.DefaultHttpxClient(
+                event_hooks={"response": [partial(_read_body, seconds=timeout)]},
+                follow_redirects=False,  # conversations and the key go to the address that was given
+            ),
         )
         endpoint = self._client.chat.completions if chat else self._client.completions
         self._create = endpoint.with_raw_response.create
@@ -237,6 +240,12 @@ class OpenAIBackend(MessagesBackend):
             raise BudgetSpent(f"{self.address} gives no more to this key: {reason}")
         if status in TRANSIENT or status >= 500:
             raise CallFailed(reason, after=retry_after(response.headers, time.time()))
+        if 300 <= status < 400:
+            where = self._key.redact_reason(response.headers.get("location", "another address").partition("?")[0])
+            raise InputError(
+                f"{self.address} redirects to {where}, which is not followed: if you trust it, give its address as "
+                "the base_url"
+            )
         if status in PERMANENT:
             raise InputError(
                 f"{self.address} refuses model {self.model!r} (HTTP {status}): check the name, the address and "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,9 +22,11 @@ class ResponseCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"response_cache {str(folder)!r} cannot be made ({error.strerror}): give another"
-            ) from error
+            raise self._unusable(self.folder, error.strerror) from error
+
+    @staticmethod
+    def _unusable(path: Path, reason: str | None) -> InputError:
+        return InputError(f"response_cache '{path}' cannot be used ({reason}): give another folder")
 
     def key(self, url: str, request: Mapping[str, Any]) -> str:
         """Return the key of a request, which depends on all of it: endpoint, model, conversation, seed, sampling."""
@@ -31,22 +34,41 @@ class ResponseCache:
 
     def get(self, key: str) -> Answer | None:
         """Return the answer to a request, or `None`."""
+        file = self._file(key)
         try:
-            entry = json.loads(self._file(key).read_bytes())
+            with file.open("rb") as opened:
+                state, data = os.fstat(opened.fileno()), opened.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unusable(file, error.strerror) from error
+        self._refuse_others(file, state)
+        try:
+            entry = json.loads(data)
             if entry["digest"] != _digest(entry["answer"]):
                 return None
             logprobs = entry["answer"]["logprobs"]
             return Answer(**{**entry["answer"], "logprobs": None if logprobs is None else tuple(logprobs)})
-        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # missing or damaged
+        except (ValueError, KeyError, TypeError, RecursionError):  # damaged
             return None
 
     def put(self, key: str, answer: Answer) -> None:
         """Write an answer, completely or not at all."""
         file, data = self._file(key), asdict(answer)
-        file.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-            temporary.write(_json({"digest": _digest(data), "answer": data}))
-        os.replace(temporary.name, file)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
+                temporary.write(_json({"digest": _digest(data), "answer": data}))
+            os.replace(temporary.name, file)
+        except OSError as error:
+            raise self._unusable(file, error.strerror) from error
+
+    def _refuse_others(self, file: Path, state: os.stat_result) -> None:
+        # Who can write an answer can make a target look harmful or harmless.
+        if os.name == "posix" and state.st_uid not in (os.geteuid(), 0):
+            raise self._unusable(file, "it belongs to another user")
+        if os.name == "posix" and state.st_mode & stat.S_IWOTH:
+            raise self._unusable(file, "every user may write to it")
 
     def _file(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
