@@ -114,10 +114,9 @@ def pipe(path, content: str) -> None:
 def test_a_pipe_is_read_once(tmp_path, monkeypatch):
     runs: list = []
     monkeypatch.setattr(train, "run", lambda *parts: runs.append(parts))
-    pipe(tmp_path / "pipe", "algorithm: grpo\ntree_width: 3\nenv: {ASTRA_TEST: 1}\n")
-    monkeypatch.delenv("ASTRA_TEST", raising=False)
+    pipe(tmp_path / "pipe", "algorithm: grpo\ntree_width: 3\n")
     assert main(["train", "--config", str(tmp_path / "pipe"), "--report_to", "none"]) == 0
-    assert (runs[0][0].algorithm, runs[0][0].tree_width, os.environ.pop("ASTRA_TEST")) == ("grpo", 3, "1")
+    assert (runs[0][0].algorithm, runs[0][0].tree_width) == ("grpo", 3)
     pipe(tmp_path / "other", "width: 3\n")
     args, _ = parse_evaluate(["a", "--target", "b", "--prompts", "sandbox", "--config", str(tmp_path / "other")])
     assert args.width == 3

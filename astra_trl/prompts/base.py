@@ -149,7 +149,10 @@ def _pick(names: list[str], text_columns: list[str], column: str | None, source:
     for name in usual or (text_columns if len(text_columns) == 1 else []):
         if name in text_columns:
             return name
-    raise InputError(f"which column of '{source}' holds the openings? Give column= one of {', '.join(names)}")
+    raise InputError(
+        f"which column of '{source}' holds the openings? Give one of {', '.join(names)} as --prompts_column (`column` "
+        "in Python, --column of `astra-trl prompts`)"
+    )
 
 
 def _distinct(rows: Iterable[object], source: object) -> list[Opening]:
