@@ -1,5 +1,7 @@
 """Errors that a user can fix."""
 
+from typing import Any
+
 from astra_trl.text import visible
 
 
@@ -16,6 +18,14 @@ class InputError(ValueError):
 
 class RunStopped(InputError):
     """A run has to stop but can be resumed, e.g. after its budget was raised: trainers save a checkpoint first."""
+
+
+class NotFinite(InputError):
+    """A model computes nan. `backend` is the one that it was sampled by, if it was."""
+
+    def __init__(self, message: str, backend: Any = None) -> None:
+        super().__init__(message)
+        self.backend = backend
 
 
 class BudgetSpent(RunStopped):

@@ -42,7 +42,7 @@ def test_a_gamma_of_0_is_immediate():
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.1])
 def test_gamma_is_a_discount(gamma):
-    with pytest.raises(InputError, match="gamma must lie in"):
+    with pytest.raises(InputError, match="gamma must be between 0 and 1, got"):
         Backup(gamma)
 
 

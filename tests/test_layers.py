@@ -22,6 +22,7 @@ ROWS = [
         "lines",
         "links",
     ],
+    ["numbers"],
     ["backends"],
     ["scorers"],
     ["rewards"],

@@ -69,7 +69,7 @@ def test_a_corpus_without_so_many_words_in_a_row_is_refused():
     for corpus in ([], ["", "?!"], [" ".join(ALPHABET[:12])] * 5):
         with pytest.raises(InputError, match="no document of OverlapScorer's corpus has 13 words"):
             OverlapScorer(corpus)
-    with pytest.raises(InputError, match="n must be at least 1 word, got 0"):
+    with pytest.raises(InputError, match="n must be at least 1, got 0"):
         OverlapScorer(["a"], 0)
 
 

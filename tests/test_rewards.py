@@ -51,7 +51,7 @@ def test_a_nan_term_leaves_no_reward(combine):
 def test_what_cannot_be_combined_is_refused():
     with pytest.raises(InputError, match="combine='mean': choose one of sum, product"):
         Reward({}, "mean")
-    with pytest.raises(InputError, match="'a' has weight nan"):
+    with pytest.raises(InputError, match="the weight of reward term 'a' must be between"):
         Reward({"a": (math.nan, Harm())})
     for term in (Likelihood(), Length()):
         with pytest.raises(InputError, match=r"'x' leaves \[0, 1\], so it cannot be part of a product"):

@@ -343,6 +343,7 @@ NEEDS_MORE = {
     "bf16_full_eval", "fp16_full_eval", "parallelism_config", "enable_jit_checkpoint", "use_liger_kernel",
 }  # fmt: skip
 VALUES = {
+    "vllm_gpu_memory_utilization": 0.5,
     "accelerator_config": {"split_batches": True}, "include_for_metrics": ["inputs"], "label_names": ["x"],
     "include_num_input_tokens_seen": "all", "train_sampling_strategy": "sequential", "log_level": "info",
     "log_level_replica": "info", "debug": "underflow_overflow", "liger_kernel_config": {"rope": True},

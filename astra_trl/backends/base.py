@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_numbers
 
 Logprobs = list[float]
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -32,17 +33,11 @@ class SamplingParams:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, valid, requirement in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("stop_strings", not isinstance(self.stop_strings, str) and all(self.stop_strings), "texts, none empty"),
-        ):
-            if not valid:
-                raise InputError(f"{name} must be {requirement}, got {getattr(self, name)!r}")
+        check_numbers({name: getattr(self, name) for name in self.__slots__})
+        if self.min_new_tokens > self.max_new_tokens:
+            raise InputError(f"min_new_tokens must be between 0 and max_new_tokens, got {self.min_new_tokens}")
+        if isinstance(self.stop_strings, str) or not all(self.stop_strings):
+            raise InputError(f"stop_strings must be texts, none empty, got {self.stop_strings!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,19 @@
 """A Python function as a backend: a product with its own client, an agent, anything that answers."""
 
-import asyncio
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
 from typing import Any
 
 from astra_trl.backends.api.calls import Answer, Caller, CallFailed
+from astra_trl.backends.api.connection import run
 from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat
 from astra_trl.backends.base import SamplingParams
 from astra_trl.callables import check_callable, describe, describe_error
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_numbers
 
 Reply = Callable[[Any], Any]
-
-_loop_lock = threading.Lock()
 
 
 class FunctionBackend(MessagesBackend):
@@ -58,11 +55,9 @@ class FunctionBackend(MessagesBackend):
         self.name = str(name or getattr(function, "__qualname__", type(function).__name__))
         argument = "conversations" if batched else "messages"
         check_callable("the target's function", function, argument, allow_async=True)
-        if batch_size < 1 or max_retries < 0:
-            raise InputError(
-                f"batch_size must be at least 1 and max_retries 0 or more, got {batch_size}, {max_retries}"
-            )
-        super().__init__(Caller(Limiter(Limits(**limits)), max_retries), SamplingParams(), max_characters)
+        check_numbers({"batch_size": batch_size, "max_retries": max_retries})
+        caller = Caller(Limiter(Limits(**limits)), max_retries, name=self.name)
+        super().__init__(caller, SamplingParams(), max_characters)
         self.function = function
         self.batched = batched
         self.batch_size = batch_size if batched else 1
@@ -94,7 +89,7 @@ class FunctionBackend(MessagesBackend):
         try:
             result = self.function(argument)
             if inspect.isawaitable(result):
-                result = asyncio.run_coroutine_threadsafe(self._await(result), _loop()).result()
+                result = run(self._await(result))
             return result
         except InputError:  # its message says how to fix it
             raise
@@ -111,16 +106,3 @@ class FunctionBackend(MessagesBackend):
 
     def _exit_error(self, error: SystemExit) -> InputError:
         return InputError(f"the function {self.name!r} {describe_error(error)}")
-
-
-@cache
-def _start_loop() -> asyncio.AbstractEventLoop:
-    # One loop for all functions and for good: e.g. their open connections belong to the loop that made them.
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True, name="astra_trl functions").start()
-    return loop
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    with _loop_lock:  # or two threads at once would start two
-        return _start_loop()

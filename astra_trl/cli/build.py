@@ -203,6 +203,7 @@ class Calls:
         """Return arguments of an [`OpenAIBackend`], for a judge with its own settings over the target's."""
         own = {"max_retries": self._first.max_retries, "request_timeout": self._first.request_timeout, **settings}
         kwargs = {"max_retries": own["max_retries"], "timeout": own["request_timeout"], "limiter": self.limiter}
+        kwargs["extra_body"] = own.get("extra_body")
         return kwargs if self.response_cache is None else {**kwargs, "response_cache": self.response_cache}
 
     def target(self, spec: Any) -> Backend:
@@ -219,7 +220,7 @@ class Calls:
             chat=endpoint.api == "chat",
             sampling=talks["target_sampling"] or talks["sampling"],
             prompt_logprobs=endpoint.logprobs,
-            **self.kwargs(),
+            **self.kwargs(vars(endpoint)),
         )
 
 

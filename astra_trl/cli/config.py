@@ -7,6 +7,8 @@ from typing import Any, get_args, get_origin
 
 from astra_trl.cli.typed import KINDS, parse_mapping
 from astra_trl.errors import InputError
+from astra_trl.lookup import is_dotted_path
+from astra_trl.numbers import RULES, WEIGHT, Rule, check_numbers, read_numbers
 from astra_trl.systems.astprompter import ASTPROMPTER_SAMPLING as PAPER
 from astra_trl.trainers import TRAINERS
 
@@ -78,13 +80,15 @@ class SystemArguments:
     def __post_init__(self) -> None:
         for name in (*MAPPINGS, *NAMES_OR_MAPPINGS):
             value = getattr(self, name, None)
-            parts = [_from_json(name, part) for part in value] if isinstance(value, list) else _from_json(name, value)
+            rules = {} if name == "system_kwargs" and is_dotted_path(self.system) else RULES
+            parts = [_read(name, part, rules) for part in (value if isinstance(value, list) else [value])]
             if hasattr(self, name):
-                setattr(self, name, parts)
+                setattr(self, name, parts if isinstance(value, list) else parts[0])
         for f in fields(self):
             if not fits(getattr(self, f.name), f):
                 value = "" if f.name in NAMES_OR_MAPPINGS else f" {getattr(self, f.name)!r:.80}"  # it may hold a key
                 raise InputError(f"{f.name}{value and f' is{value}'}: {_expectation(f)}")
+        check_numbers(vars(self))
 
 
 @dataclass
@@ -209,7 +213,11 @@ def _expectation(f: Field[Any]) -> str:
     return f"give {KINDS.get(get_origin(kinds[0]) or kinds[0], 'another value')}"
 
 
-def _from_json(name: str, value: Any) -> Any:
-    if not isinstance(value, str) or not value.lstrip().startswith("{"):
-        return dict(value) if isinstance(value, Mapping) else value
-    return parse_mapping(value, name)
+def _read(name: str, value: Any, rules: Mapping[Any, Rule]) -> Any:
+    # A mapping, from JSON if it is one, with its numbers; any other value as it is.
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = parse_mapping(value, f"--{name}")
+    if not isinstance(value, Mapping):
+        return value
+    weights = dict.fromkeys(value, WEIGHT) if name == "reward" else {}
+    return read_numbers(value, f"--{name}", {**rules, **weights})

@@ -16,8 +16,6 @@ def openings_and_held_out(
     args: RunArguments, world: World | None, seed: int
 ) -> tuple[Sequence[Opening], Sequence[Opening]]:
     """Return openings to train on and held-out ones, with none in both."""
-    if args.eval_openings < 1:
-        raise InputError(f"eval_openings must be at least 1, got {args.eval_openings}")
     if world is not None and args.prompts is None:
         return world.openings("train"), world.openings("test")[: args.eval_openings]
     if args.prompts is None:

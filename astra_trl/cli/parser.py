@@ -16,6 +16,7 @@ from astra_trl.cli.config import MAPPINGS, NAMES_OR_MAPPINGS, SECTIONS
 from astra_trl.cli.settings_file import SettingsFile
 from astra_trl.cli.typed import MAX_CHOICES, nearest, typed
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_number, is_number
 
 # Flags of version 0.1, by the setting that holds them now.
 MOVED = {
@@ -126,7 +127,9 @@ class Parser(FlagParser, TrlParser):
             hint = self.hints.get(action.dest)
             kinds = (hint, *get_args(hint))
             if pair := next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), ()):
-                action.nargs, action.type = len(pair), pair[0]  # TRL's parser makes a tuple of the letters of a word
+                action.nargs, action.type = len(pair), str  # TRL's parser makes a tuple of the letters of a word
+            elif action.type is not None and {int, float} & {*kinds}:
+                action.type = str  # `_typed` says what is allowed
             if len([*(action.choices or ())]) > MAX_CHOICES:
                 action.choices = None  # the message would list them all: `typed` names the nearest
             if action.nargs not in (0, "?") and not action.choices:
@@ -143,7 +146,7 @@ class Parser(FlagParser, TrlParser):
             action.default = argparse.SUPPRESS
         found = vars(self.parse_args(argv))
         return {
-            key: typed(value, value, self.hints[key], f"--{key}") if key in self.hints else value
+            key: self._typed(key, value, value, f"--{key}") if key in self.hints else value
             for key, value in found.items()
         }
 
@@ -158,9 +161,16 @@ class Parser(FlagParser, TrlParser):
         settings = {key: value for key, value in file.settings.items() if key != "env"}
         self._check_names(settings, called)
         return {
-            key: typed(value, file.texts.get(key, value), self.hints[key], f"{called}: {key}")
+            key: self._typed(key, value, file.texts.get(key, value), f"{called}: {key}")
             for key, value in settings.items()
         }
+
+    def _typed(self, key: str, value: Any, written: Any, called: str) -> Any:
+        value = typed(value, written, self.hints[key], called)
+        for part in value if isinstance(value, list) else [value]:
+            if is_number(part):
+                check_number(key, part, called)
+        return value
 
     def fill(self, settings: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return an instance of each dataclass with these settings."""

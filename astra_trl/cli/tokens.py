@@ -15,7 +15,6 @@ from astra_trl.cli.build import Calls, talking
 from astra_trl.cli.config import RunArguments
 from astra_trl.cli.sizes import Loading, empty_model, tokenizer_of
 from astra_trl.conversation import Opening, as_conversation
-from astra_trl.errors import InputError
 from astra_trl.prompts.base import draw_sample
 
 MAX_OPENINGS = 1000  # to count the tokens of
@@ -63,8 +62,6 @@ def token_counts(
     loading: Loading,
 ) -> str:
     width, depth = args.tree_width, args.tree_depth
-    if min(width, depth) < 1:
-        raise InputError(f"tree_width and tree_depth must be at least 1, got {width} and {depth}")
     exchanges = sum(width ** (turn + 1) for turn in range(depth))
     length = args.max_new_tokens + 1  # and the new line between utterances
     records, trees, most_trees = _round(args, training_args)

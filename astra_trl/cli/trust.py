@@ -78,7 +78,7 @@ def is_same_source(prompts: Any, other: Any) -> bool:
     if not isinstance(prompts, str) or not isinstance(other, str):
         return False
     first, second = map(os.path.expanduser, (prompts, other))
-    return prompts == other or os.path.exists(first) and os.path.realpath(first) == os.path.realpath(second)
+    return prompts == other or (os.path.exists(first) and os.path.realpath(first) == os.path.realpath(second))
 
 
 def as_flags(settings: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Values of settings, from flags and files, as the types of their fields."""
 
-import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
 from enum import EnumMeta
@@ -8,6 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from astra_trl.errors import InputError
+from astra_trl.numbers import as_number
 from astra_trl.text import parse_json
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -44,7 +44,7 @@ def typed(value: Any, written: Any, hint: Any, called: str) -> Any:
         InputError: the value is of another type, or not one of the field's choices.
     """
     hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if value is None and NoneType in hints:
+    if NoneType in hints and (value is None or (str not in hints and value in ("None", "none"))):
         return None
     kinds = {_kind(one): one for one in hints if one is not NoneType}
     if EnumMeta in kinds:
@@ -70,6 +70,8 @@ def _as_kind(value: Any, written: Any, kind: Any, kinds: Mapping[Any, Any], call
         parts, texts = (value, written) if isinstance(value, list) else ([value], [written])
         texts = texts if isinstance(texts, list) else parts
         of = (get_args(kinds[list]) or (Any,))[0]
+        if get_origin(kinds[list]) is tuple and len(parts) != len(get_args(kinds[list])):
+            raise InputError(f"{called} is {written}: give a list of {len(get_args(kinds[list]))}")
         return [typed(part, text, of, called) for part, text in zip(parts, texts, strict=True)]
     if kind is dict and isinstance(value, str) and value.lstrip().startswith("{"):
         return parse_mapping(value, called)
@@ -79,10 +81,10 @@ def _as_kind(value: Any, written: Any, kind: Any, kinds: Mapping[Any, Any], call
         word = str(written).lower()
         return WORDS[word] if word in (("true", "false") if str in kinds else WORDS) else NOT_ONE
     if kind in (int, float):
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                return kind(value)
-        return value if type(value) in (int, kind) else NOT_ONE
+        number = as_number(value)
+        if kind is int and isinstance(number, float) and number.is_integer():
+            return int(number)  # 1e2
+        return number if type(number) in (int, kind) else NOT_ONE
     if kind in (Literal, EnumMeta):
         choices = _choices(kinds[kind])
         written = "no" if value is False and "no" in choices else written  # off, false

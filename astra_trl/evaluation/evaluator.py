@@ -31,6 +31,7 @@ from astra_trl.evaluation.figures import HARM_THRESHOLD, counts, probes_by_openi
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.evaluation.resampling import Statistic
 from astra_trl.evaluation.results import ArmKey, Evaluation
+from astra_trl.numbers import check_numbers
 from astra_trl.processes import share_out
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import looks_ahead
@@ -94,12 +95,8 @@ class ASTEvaluator:
         openings_at_a_time: int = 64,
         on_exchanges: OnExchanges = ignored,
     ) -> None:
-        if not 0 < threshold <= 1:
-            raise InputError(f"threshold must be above 0 and at most 1, got {threshold}")
-        numbers = {"width": width, "draws": draws, "openings_at_a_time": openings_at_a_time, "depth": depth}
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        check_numbers({"threshold": threshold, "width": width, "draws": draws, "depth": depth})
+        check_numbers({"openings_at_a_time": openings_at_a_time})
         is_sampler = isinstance(sampler_or_system, ASTSampler)
         system: Any = sampler_or_system.system if is_sampler else sampler_or_system  # type: ignore[union-attr]
         self.depth = depth or sampler_or_system.tree_depth

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from astra_trl.callables import call, call_for_numbers, check_callable, is_own
+from astra_trl.callables import call, call_for_numbers, check_callable
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_number
 from astra_trl.scorers.base import Part, validate_part
 from astra_trl.tree import Node
 
@@ -46,8 +47,7 @@ class Reward:
             if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], int | float)):
                 raise InputError(f"reward term {name!r}: give its weight and the term, (1.0, term)")
             weight, term = pair
-            if not math.isfinite(weight):
-                raise InputError(f"reward term {name!r} has weight {weight}: give a finite number")
+            check_number("weight", weight, f"the weight of reward term {name!r}")
             _check_term(f"reward term {name!r}", term)
             if self.combine == "product" and not getattr(term, "in_unit_interval", True):
                 raise InputError(
@@ -63,9 +63,12 @@ class Reward:
         """
         for name, (_, term) in self.terms.items():
             values = call_for_numbers(f"reward term {name!r}", term, nodes, "node")
-            if is_own(term) and any(map(math.isinf, values)):
-                raise InputError(f"reward term {name!r} returned an infinite value: return finite numbers, or nan")
             for node, value in zip(nodes, values, strict=True):
+                if math.isinf(value):
+                    raise InputError(
+                        f"reward term {name!r} is {value} for the probe {node.exchange.probe!r:.80}: return a finite "
+                        "number, or nan if it cannot be measured"
+                    )
                 node.terms[name] = value
         for node in nodes:
             reward = self._combine(node.terms)

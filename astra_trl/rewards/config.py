@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from astra_trl.errors import InputError
 from astra_trl.lookup import build, build_own, find, is_dotted_path, parameters
+from astra_trl.numbers import check_number
 from astra_trl.rewards.base import Combine, Reward, Term
 
 # A new reward term is a file in this package and a line here.
@@ -51,8 +51,7 @@ def build_reward(
     for name, spec in terms.items():
         kwargs: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"weight": spec}
         weight, kind = kwargs.pop("weight", 1.0), str(kwargs.pop("type", name))
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise InputError(f"reward term {name!r} has weight {weight!r:.80}: give a number")
+        check_number("weight", weight, f"the weight of reward term {name!r}")
         if not weight:
             continue  # its models are not loaded
         injected = {"scorer": scorer, "allow_pickle": allow_pickle, "as_probability": combine == "product"}

@@ -10,6 +10,7 @@ from typing import TypeVar
 from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, Session, derive_seed
 from astra_trl.conversation import Conversation, Exchange, Opening, as_conversation
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_numbers
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import set_credit
 from astra_trl.rollout.records import Records
@@ -54,9 +55,7 @@ class ASTSampler:
     ) -> None:
         tree_width = system.tree_width if tree_width is None else tree_width
         tree_depth = system.tree_depth if tree_depth is None else tree_depth
-        for name, value in (("tree_width", tree_width), ("tree_depth", tree_depth)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        check_numbers({"tree_width": tree_width, "tree_depth": tree_depth})
         self.system = system
         self.prompts = openings_of(prompts)
         self.tree_width = tree_width
@@ -79,8 +78,7 @@ class ASTSampler:
         `preferences()`, `groups()` and `transitions()` of the result are data sets for TRL's trainers. Equal seeds
         give equal trees as long as the models are the same. Raises `InputError` if `trees` is below 1.
         """
-        if trees < 1:
-            raise InputError(f"trees must be at least 1, got {trees}")
+        check_numbers({"trees": trees})
         seeds = [derive_seed(seed, number) for number in range(trees)]
         return Records(self.grow(self.draw(seed, trees), seeds, on_exchanges))
 
@@ -201,9 +199,9 @@ class ASTSampler:
                 try:
                     return work(items, sessions)
                 except OutOfMemory as error:
-                    if len(items) == 1:
-                        raise
                     reason = str(error).strip().split("\n")[0]
+                    if len(items) == 1:
+                        raise InputError(f"not even one conversation fits in memory: {reason}") from error
                 limit = math.ceil(len(items) / 2)
                 self._reduce_rows(len(items) // 2, reason)
             del sessions  # the parts need their memory

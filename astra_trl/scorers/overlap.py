@@ -9,6 +9,7 @@ import numpy as np
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_numbers
 from astra_trl.scorers.base import Part, fold_case, is_combining_mark, read_lines, read_part, validate_part
 
 _APOSTROPHES = re.compile("['\u2019]")
@@ -33,8 +34,7 @@ class OverlapScorer:
     """
 
     def __init__(self, corpus: Iterable[str] | Path, n: int = 13, *, of: Part = "response") -> None:
-        if n < 1:
-            raise InputError(f"n must be at least 1 word, got {n}")
+        check_numbers({"n": n})
         self.n = n
         self.of = validate_part(of)
         documents = read_lines(corpus, "corpus", "document") if isinstance(corpus, str | Path) else corpus

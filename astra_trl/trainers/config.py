@@ -12,6 +12,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from astra_trl.backends.api.keys import without_credentials
 from astra_trl.errors import InputError
+from astra_trl.numbers import check_numbers
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.trainers.unread import BY_ALL
 
@@ -69,6 +70,7 @@ class RoundsConfig:
     )
 
     def __post_init__(self: Any) -> None:
+        check_numbers(vars(self))
         # TRL sets bf16 unless fp16 is set, and transformers refuses it on a machine without a GPU that has it.
         if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
             self.bf16 = False
@@ -76,11 +78,8 @@ class RoundsConfig:
         if getattr(self, "activation_checkpointing", True) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         self.init_trl()
+        check_numbers({name: getattr(self, name) for name in self._VALID_DICT_FIELDS})  # it has decoded their JSON
         self.refuse_unread()
-        for name in ("trees_per_round", f"{self.unit}s_per_round", "max_trees_per_round", "trees_together"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
         if self.dataloader_persistent_workers:
             raise InputError("dataloader_persistent_workers would keep serving the first round: switch it off")
         if self.train_sampling_strategy not in ("random", "sequential"):
@@ -90,8 +89,6 @@ class RoundsConfig:
             )
         if others := set(self.report_to) - INTEGRATION_TO_CALLBACK.keys():
             raise InputError(f"report_to {min(others)!r}: choose none, or among {', '.join(INTEGRATION_TO_CALLBACK)}")
-        if getattr(self, "min_margin", None) is not None and self.min_margin < 0:
-            raise InputError(f"min_margin must be 0 or more, got {self.min_margin}")
 
     # No token of the Hub is in what is logged, nor in the `training_args.bin` of a model.
     def to_dict(self) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class ASTDPOConfig(RoundsConfig, DPOConfig):
         metadata={"help": "Maximum of context plus probe in tokens; give the system the same max_length."},
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta and (loss := {"ipo", "sppo_hard"} & {*self.loss_type}):
+            raise InputError(f"beta must be above 0, got {self.beta}: loss_type {min(loss)} divides by it")
+
 
 class ASTDPOTrainer(RoundsMixin, DPOTrainer):
     """Trains the tester of a system on the best against the worst sibling of fresh trees, round by round.

@@ -1,6 +1,8 @@
 """Rounds as the epochs of a training run: the callback that begins and ends them, and what the terminal shows."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -8,7 +10,7 @@ from transformers import ProgressCallback, TrainerCallback
 
 
 class RoundCallback(TrainerCallback):
-    """Calls a trainer's `begin_training`, `begin_round` and `end_round`."""
+    """Calls a trainer's `begin_training`, `begin_round`, `end_step` and `end_round`."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -23,6 +25,7 @@ class RoundCallback(TrainerCallback):
         self.trainer.begin_round(round_at(state.epoch)[0])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.end_step()
         # What is due at a round's last step waits until the round has ended, so that its checkpoint holds all of it.
         number, inside = round_at(state.epoch)
         if not inside and self._last_round < number - 1:
@@ -73,6 +76,17 @@ class RoundProgressCallback(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
         if "round" in logs:
             self.training_bar.write(round_line(logs, state.num_train_epochs, self.records_figure))
+
+
+@contextmanager
+def closed_bar(callbacks: Sequence[TrainerCallback]) -> Iterator[None]:
+    """Close the bar of training that is interrupted, so that the error begins on a line of its own."""
+    try:
+        yield
+    finally:
+        for callback in callbacks:
+            if isinstance(callback, RoundProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.close()
 
 
 def header(unit: str) -> str:

@@ -31,9 +31,9 @@ from astra_trl.rollout.records import Record
 from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
-from astra_trl.trainers import checkpoints, collecting, publishing, roles
+from astra_trl.trainers import checkpoints, collecting, divergence, publishing, roles
 from astra_trl.trainers.gathering import gather_weights
-from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback
+from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback, closed_bar
 from astra_trl.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class RoundsMixin(Trainer):
     _tag_names: list[str]
     config_class: Any
     records_figure = "records"  # name of the round's figure of how many usable records its trees hold
+    round = 0  # that is trained on, or was last
     teaching: Teaching | None = None
     card_metadata: Mapping[str, Any] = {}
     _sealed_state: Mapping[str, Any] | None = None  # the state that the checkpoint to resume from was sealed with
@@ -145,7 +146,7 @@ class RoundsMixin(Trainer):
             checkpoints.restore_usage(self)
         elif self.folder.exchanges.exists():
             self.folder.refuse_if_used()
-        with checkpoints.explain_stop(self):
+        with checkpoints.explain_stop(self), closed_bar(self.callback_handler.callbacks):
             return super().train(checkpoint, *args, **kwargs)
 
     def evaluate(
@@ -199,7 +200,11 @@ class RoundsMixin(Trainer):
         except RunStopped:
             self.save_checkpoint_now()
             raise
-        self._round_start = time.perf_counter()
+        self.round, self._round_start = number, time.perf_counter()
+
+    def end_step(self) -> None:
+        """Raise `NotFinite` if training has diverged, before a checkpoint is written or the tester samples again."""
+        divergence.check_weights(self)
 
     def end_round(self, number: int) -> None:
         """Log the round's figures, to the terminal and to everything in `report_to`."""
@@ -231,7 +236,8 @@ class RoundsMixin(Trainer):
         reference = getattr(self, "ref_model", None)
         with gather_weights(self.accelerator, self.model_wrapped, reference) as (trained, *_):
             roles.trainable_tester(self.sampler.system).model = self.tester_in(trained)
-            yield
+            with divergence.explain(self):
+                yield
 
     # -- checkpoints and the Hub
 

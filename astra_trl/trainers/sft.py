@@ -37,8 +37,6 @@ class ASTSFTConfig(RoundsConfig, SFTConfig):
 
     def __post_init__(self: Any) -> None:
         super().__post_init__()
-        if not 0 < self.min_score <= 1:
-            raise InputError(f"min_score must be above 0 and at most 1, got {self.min_score}")
         for name in ("packing", "padding_free", "max_length"):
             if getattr(self, name):
                 raise InputError(f"{name} would rearrange what the trees hold: leave it out")

@@ -4,13 +4,15 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from itertools import count
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from astra_trl.backends.api.limits import Limiter, Pause
+from astra_trl.errors import RunStopped
+from astra_trl.text import visible
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +20,8 @@ T = TypeVar("T")
 
 MAX_RETRIES = 10  # they take 75 to 150 seconds, in which a server can be restarted
 FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0  # seconds
-MAX_RETRY_AFTER = 600.0  # seconds that a server can ask for
-RETRIES_BEFORE_WARNING = 3
+MAX_RETRY_AFTER = 600.0  # seconds; a server that asks for more stops the run
+MAX_SILENT_WAIT = 10.0  # seconds; longer waits are logged
 
 _jitter = random.Random()  # its own state, so that seeds of the global one stay valid
 
@@ -53,11 +55,22 @@ Attempt = Callable[[Sequence[T]], Sequence[Answer]]
 
 @dataclass
 class Caller:
-    """Makes concurrent calls with retries."""
+    """Makes concurrent calls with retries.
+
+    Args:
+        limiter (`Limiter`): Limits of the calls.
+        max_retries (`int`, *optional*, defaults to `10`): Attempts after the first one.
+        sleep (`Callable`, *optional*): Waits; by default a sleep that ends if another call stops all calls.
+        name (`str`, *optional*): What is called, for the log.
+    """
 
     limiter: Limiter
     max_retries: int = MAX_RETRIES
-    sleep: Pause | None = None  # by default a sleep that ends when a call stops all calls
+    sleep: Pause | None = None
+    name: str = "a model"
+    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
+    _has_failed: bool = field(default=False, init=False)
+    _logged_until: float = field(default=0.0, init=False)  # the end of a wait that was logged
 
     def each(self, attempt: Attempt[T], groups: Sequence[Sequence[T]], tokens: Sequence[int]) -> list[Answer]:
         """Return the answers to all calls, in their order.
@@ -65,9 +78,12 @@ class Caller:
         `attempt` makes one request for the calls of a group, which takes about as many tokens as `tokens` says. If it
         raises `CallFailed`, the request is retried; any other error stops all calls.
         """
-        stop, errors = threading.Event(), []  # the first error is the cause, later ones follow from it
+        stop = threading.Event()
+        waiting: SimpleQueue[int] = SimpleQueue()
+        ended: SimpleQueue[tuple[int, Sequence[Answer] | BaseException]] = SimpleQueue()
 
-        def pause(seconds: float) -> None:
+        def pause(seconds: float, reason: str) -> None:
+            self._log_wait(seconds, reason)
             if self.sleep is not None:
                 self.sleep(seconds)
             else:
@@ -75,58 +91,86 @@ class Caller:
             if stop.is_set():
                 raise Stopped
 
-        def call(group: Sequence[T], estimate: int) -> Sequence[Answer]:
-            if stop.is_set():
-                raise Stopped
-            try:
-                return self._call(attempt, group, estimate, pause)
-            except BaseException as error:
-                errors.append(error)
-                stop.set()
-                raise
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    index = waiting.get_nowait()
+                except Empty:
+                    return
+                try:
+                    ended.put((index, self._call(attempt, groups[index], tokens[index], pause)))
+                except BaseException as error:
+                    ended.put((index, error))
 
-        if not groups:
-            return []
-        threads = ThreadPoolExecutor(min(self.limiter.limits.max_concurrency, len(groups)))
+        for index in range(len(groups)):
+            waiting.put(index)
+        for _ in range(min(self.limiter.limits.max_concurrency, len(groups))):
+            # Daemons, as a process that ends must not wait for calls under way, which those of an executor make it do.
+            threading.Thread(target=work, daemon=True, name="astra_trl call").start()
+        answers: list[Sequence[Answer]] = [()] * len(groups)
         try:
-            futures = [threads.submit(call, group, estimate) for group, estimate in zip(groups, tokens, strict=True)]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            if errors:
-                raise errors[0]
-            return [answer for future in futures for answer in future.result()]
+            for _ in groups:
+                index, result = ended.get()
+                if isinstance(result, BaseException):
+                    raise result  # the first error is the cause, later ones follow from it
+                answers[index] = result
         finally:
             stop.set()
-            threads.shutdown(wait=False, cancel_futures=True)
+        return [answer for group in answers for answer in group]
 
-    def _call(self, attempt: Attempt[T], group: Sequence[T], tokens: int, pause: Pause) -> Sequence[Answer]:
+    def _call(
+        self, attempt: Attempt[T], group: Sequence[T], tokens: int, pause: Callable[[float, str], None]
+    ) -> Sequence[Answer]:
         for retry in count():
-            request, used = self.limiter.reserve(tokens, pause), (0, 0)
-            delay = None
+            request = self.limiter.reserve(tokens, lambda seconds: pause(seconds, "the limits of the run"))
+            used = (0, 0)
+            delay, reason = None, ""
             try:
                 answers = attempt(group)
                 prompt = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
                 # Without a count of the endpoint, the estimate counts.
                 used = (sum(prompt) if prompt else tokens, sum(answer.completion_tokens or 0 for answer in answers))
             except CallFailed as failure:
+                reason = failure.reason
+                if failure.after is not None and failure.after > MAX_RETRY_AFTER:
+                    raise RunStopped(
+                        f"{self.name} asks to wait for {failure.after:.0f} seconds, and a call waits for at most "
+                        f"{MAX_RETRY_AFTER:.0f}: go on after that time ({reason})"
+                    ) from None
                 if failure.again and retry < self.max_retries:
                     delay = pause_before(retry, failure.after)
-                    if retry == RETRIES_BEFORE_WARNING:
-                        logger.warning("a call has failed %d times and is retried: %s", retry + 1, failure.reason)
-                answers = [Answer(error=failure.reason)] * len(group)
+                self._log_first_failure(reason)
+                answers = [Answer(error=reason)] * len(group)
             finally:
                 self.limiter.settle(request, *used)
             if delay is None:
                 break
-            pause(delay)
+            pause(delay, reason)
         errors = [answer.error for answer in answers if answer.error is not None]
         self.limiter.count_calls(len(answers), len(errors), errors[-1] if errors else None)
         return answers
+
+    def _log_first_failure(self, reason: str) -> None:
+        with self._lock:
+            first, self._has_failed = not self._has_failed, True
+        if first:
+            name, times = visible(self.name), self.max_retries
+            logger.warning("first failed call of %s (up to %d retries each): %s", name, times, visible(reason))
+
+    def _log_wait(self, seconds: float, reason: str) -> None:
+        # Calls that are made at a time wait for the same reason: one of them says so.
+        with self._lock:
+            now = self.limiter.clock()
+            if seconds <= MAX_SILENT_WAIT or now < self._logged_until:
+                return
+            self._logged_until = now + seconds
+        logger.warning("calls of %s wait for %.0f seconds: %s", visible(self.name), seconds, visible(reason))
 
 
 def pause_before(retry: int, after: float | None = None) -> float:
     """Return the seconds before a retry (the first is 0): `after`, or exponential backoff, both with jitter."""
     if after is not None:
-        return min(after, MAX_RETRY_AFTER) * _jitter.uniform(1.0, 1.1)
+        return after * _jitter.uniform(1.0, 1.1)
     return min(FIRST_PAUSE * 2**retry, MAX_PAUSE) * _jitter.uniform(0.5, 1.0)
 
 

@@ -64,7 +64,7 @@ def first_choice(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_answer(body: bytes, chat: bool) -> Answer:
-    """Return the utterance of the model; a refusal in its own field is an utterance too.
+    """Return the utterance of the model; a refusal in its own field is an utterance too, and parts of text are joined.
 
     An answer that a content filter withheld is empty, and so is one that ended while the model was thinking. Raises
     `CallFailed` if the body is not a completion, or an error.
@@ -96,7 +96,21 @@ def _chat_text(choice: dict[str, Any]) -> Any:
     text = message.get("content")
     if text is None and isinstance(message.get("refusal"), str):
         return message["refusal"]
+    if isinstance(text, list):
+        return _join_parts(text)
     has_thoughts = any(isinstance(message.get(name), str) for name in ("reasoning_content", "reasoning"))
     if text is None and (has_thoughts or choice.get("finish_reason") == "length"):
         return ""  # the limit of tokens was reached while thinking, which not all endpoints return
     return text
+
+
+def _join_parts(parts: list[Any]) -> str | None:
+    # Parts of reasoning are left out, as thinking blocks are; an answer of nothing else ended while thinking.
+    texts = [
+        part if isinstance(part, str) else part.get("refusal" if part.get("type") == "refusal" else "text")
+        for part in parts
+        if isinstance(part, str | dict)
+    ]
+    told = [text for text in texts if isinstance(text, str)]
+    thinks = any(isinstance(part, dict) and part.get("type") in ("thinking", "reasoning") for part in parts)
+    return "".join(told) if told or thinks else None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from astra_trl.backends.api.calls import MAX_RETRIES
+from astra_trl.backends.api.extra_body import checked_extra_body
 from astra_trl.backends.api.keys import checked_base_url
 from astra_trl.backends.api.limits import Limits
 from astra_trl.errors import InputError
@@ -33,7 +34,9 @@ class Endpoint(Limits):
         max_retries (`int`, *optional*, defaults to `10`):
             Attempts at a call after the first one, with exponential backoff.
         request_timeout (`float`, *optional*, defaults to `120`):
-            Seconds after which an attempt has failed.
+            Seconds in which an attempt must be answered completely.
+        extra_body (`dict`, *optional*):
+            Fields that are added to every request; `None` leaves one out, e.g. `{"seed": None}`.
         limits:
             Fields of [`Limits`], for all processes of a run together.
     """
@@ -44,10 +47,12 @@ class Endpoint(Limits):
     logprobs: Literal["none", "echo", "vllm"] = "none"
     max_retries: int = MAX_RETRIES
     request_timeout: float = 120.0
+    extra_body: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checked_base_url(self.base_url)
+        checked_extra_body(self.extra_body)
 
 
 def target_model(target: str | Mapping[str, Any]) -> str:
@@ -79,6 +84,7 @@ def is_behind_api(settings: Mapping[str, Any]) -> bool:
 
 
 def split_calling(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a scorer's settings into those of its class and those that say how an endpoint is called."""
-    calling = {key: value for key, value in settings.items() if key in CALLING}
-    return {key: value for key, value in settings.items() if key not in CALLING}, calling
+    """Split a scorer's settings into those of its class and those of the calls of its endpoint."""
+    names = (*CALLING, "extra_body")
+    calling = {key: value for key, value in settings.items() if key in names}
+    return {key: value for key, value in settings.items() if key not in names}, calling

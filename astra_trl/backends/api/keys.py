@@ -15,9 +15,12 @@ URL_VARIABLE = "OPENAI_BASE_URL"
 SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 MIN_KEY_LENGTH = 8  # a shorter value, e.g. "none" or "EMPTY", is not a secret but a word that a model can say
 MAX_REASON_LENGTH = 300
-# Names of settings that hold credentials, at any depth; `pad_token` and `max_new_tokens` do not.
+_METHOD = re.compile(r"(/chat)?/(completions|responses|models|embeddings)/*$")
+_KEY_LIKE = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}")
+# Names of settings that hold credentials, at any depth; `pad_token`, `max_new_tokens` and `prompt_cache_key` do not.
 _CREDENTIALS = re.compile(
-    r"((hub|push_to_hub|(use_)?auth|access|api|bearer)[_-])?token|(\w+[_-])*(api[_-]?key|secret|password|authorization)",
+    r"((hub|push_to_hub|(use_)?auth|access|api|bearer)[_-])?token|key"
+    r"|(\w+[_-])*(api[_-]?key|secret|password|authorization)",
     re.IGNORECASE,
 )
 _BEARER = re.compile(r"\b(bearer|basic)(?:\s|\\[nrt])+[^\s\"',;]+", re.IGNORECASE)
@@ -81,25 +84,30 @@ def _each_without(value: Any) -> Any:
 
 
 def checked_base_url(url: str | None) -> str | None:
-    """Return the address of an endpoint without a slash at its end.
+    """Return the address of an endpoint without spaces around it and a slash at its end.
 
-    Raises `InputError`, which does not repeat the address, if it holds credentials or is not an address.
+    Raises `InputError`, which does not repeat the address, if it holds credentials or is not an address of an API.
     """
     if url is None:
         return None
+    url = url.strip()
     try:
         parts = urlsplit(url)
-        host = parts.hostname
+        host, _ = parts.hostname, parts.port
     except ValueError:
         parts, host = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not host:
+    if re.match(r"[\w.-]+(:\d+)?(/|$)", url):
+        raise InputError("the base_url has no scheme: write http:// or https:// before it")
+    if parts.scheme not in ("http", "https") or not host or re.search(r"\s", url) or not url.isprintable():
         raise InputError("the base_url is not an address: give one like http://localhost:8000/v1")
+    if method := _METHOD.search(parts.path):
+        raise InputError(f"the base_url for {host} ends in {method[0].rstrip('/')}, which is added to it: drop that")
     key = os.environ.get(KEY_VARIABLE) or ""
-    has_key = len(key) >= MIN_KEY_LENGTH and key in url
+    has_key = (len(key) >= MIN_KEY_LENGTH and key in url) or _KEY_LIKE.search(url)
     if parts.username or parts.password or parts.query or parts.fragment or has_key:
         raise InputError(
-            f"the base_url for {host} holds a user, a password or a query: give the address alone, and the key in "
-            f"{KEY_VARIABLE}"
+            f"the base_url for {host} holds a user, a password, a key or a query: give the address alone, and the "
+            f"key in {KEY_VARIABLE}"
         )
     return url.rstrip("/")
 

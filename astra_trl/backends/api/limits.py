@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from astra_trl.errors import BudgetSpent, InputError, TooManyFailed
+from astra_trl.numbers import check_numbers
 
 MINUTE = 60.0
 MIN_CALLS = 100  # of which the share of failed calls is taken, even if there are fewer
@@ -44,12 +45,7 @@ class Limits:
     max_failed_share: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("max_concurrency", *SHARED):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.max_failed_share <= 1:
-            raise InputError(f"max_failed_share must be between 0 and 1, got {self.max_failed_share}")
+        check_numbers(vars(self))
 
     def share(self, processes: int) -> "Limits":
         """Return the limits of each of several processes, which together stay within these limits.
@@ -78,7 +74,7 @@ class Limiter:
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
-        self._clock = clock
+        self.clock = clock
         self._lock = threading.Lock()
         self._recent: deque[Reservation] = deque()  # of the last minute
         self._unsettled = 0  # tokens of requests that have not ended
@@ -102,7 +98,7 @@ class Limiter:
             with self._lock:
                 wait = self._wait(tokens)
                 if wait <= 0:
-                    request = Reservation(self._clock(), tokens)
+                    request = Reservation(self.clock(), tokens)
                     self._recent.append(request)
                     self._unsettled += tokens
                     self._usage["requests"] += 1
@@ -148,7 +144,7 @@ class Limiter:
                 )
             if spent + self._unsettled + tokens > limits.max_total_tokens:
                 return 0.05  # requests that have not ended may use less than they have reserved
-        now = self._clock()
+        now = self.clock()
         while self._recent and self._recent[0].time + MINUTE <= now:
             self._recent.popleft()
         wait = 0.0

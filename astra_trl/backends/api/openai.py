@@ -1,7 +1,9 @@
 """A backend on any OpenAI-compatible endpoint: hosted models, vLLM, TGI, `transformers serve`."""
 
+import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,6 +14,8 @@ from urllib.parse import urlsplit
 
 from astra_trl.backends.api.calls import MAX_RETRIES, Answer, Caller, CallFailed, retry_after
 from astra_trl.backends.api.completions import Request, read_answer, read_error
+from astra_trl.backends.api.connection import explain, read_limited, run
+from astra_trl.backends.api.extra_body import advise, change_body, checked_extra_body
 from astra_trl.backends.api.keys import KEY_VARIABLE, URL_VARIABLE, Key, checked_base_url
 from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat, whole_characters
@@ -19,6 +23,7 @@ from astra_trl.backends.api.prompt_logprobs import NoLogprobs, PromptLogprobs, P
 from astra_trl.backends.api.response_cache import ResponseCache
 from astra_trl.backends.base import SamplingParams
 from astra_trl.errors import BudgetSpent, InputError, MissingExtra
+from astra_trl.numbers import check_numbers
 from astra_trl.text import parse_json
 
 try:
@@ -31,10 +36,10 @@ except ImportError as missing:
 logger = logging.getLogger(__name__)
 
 CHARACTERS_PER_TOKEN = 32  # far above any text: it cuts the answers of endpoints that ignore max_new_tokens
-MAX_BYTES = 2**26  # of a response body; log-probabilities of a long conversation take some megabytes
 UNSENT = ("min_new_tokens", "top_k", "repetition_penalty")  # fields of the sampling that OpenAI's API does not have
 TRANSIENT = (408, 409, 429)  # statuses that are retried, as are those from 500
-PERMANENT = (401, 403, 404)  # statuses that no later call would avoid
+PERMANENT = (401, 403, 404, 405)  # statuses that no later call would avoid
+CONNECT_TIMEOUT = 20.0  # seconds
 
 
 class OpenAIBackend(MessagesBackend):
@@ -45,8 +50,9 @@ class OpenAIBackend(MessagesBackend):
     Failed connections, timeouts, the statuses 408, 409, 429 and 5xx, and bodies that are not a completion are retried
     with exponential backoff up to 30 seconds, or after the time that Retry-After asks for; by default a server can be
     away for 75 seconds. A call that fails for good gives a `Sample` with an `error`. Failures that no later call would
-    avoid (an invalid key, an unknown model, a refused request before the first answer) raise `InputError`. An answer
-    that a content filter withholds is empty: it is neither harmful nor harmless and has no reward.
+    avoid (an invalid key, an unknown model, and before the first answer no server, a web page or a refused request)
+    raise `InputError`. An answer that a content filter withholds is empty: it is neither harmful nor harmless and has
+    no reward.
 
     Args:
         model (`str`):
@@ -66,13 +72,16 @@ class OpenAIBackend(MessagesBackend):
         max_retries (`int`, *optional*, defaults to `10`):
             Attempts after the first one.
         timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds without a response after which an attempt fails, and seconds that a response may take to arrive.
+            Seconds in which an attempt must be answered completely, whatever arrives meanwhile.
         max_characters (`int`, *optional*):
             Length at which longer answers are cut; defaults to 32 for each of `max_new_tokens`.
         response_cache (`str`, *optional*):
             A folder for answers: an equal request is not made again.
         extra_body (`Mapping[str, Any]`, *optional*):
-            More fields of every request, e.g. vLLM's `{"repetition_penalty": 1.1}`.
+            More fields of every request, e.g. vLLM's `{"repetition_penalty": 1.1}`. `None` leaves a field out, e.g.
+            `{"seed": None}`; `{"max_tokens": None, "max_completion_tokens": 64}` sends a limit under another name.
+        role (`str`, *optional*, defaults to `"target"`):
+            Role of the model, for messages.
         limiter (`Limiter`, *optional*):
             A rate limiter shared with another backend.
         limits:
@@ -92,6 +101,7 @@ class OpenAIBackend(MessagesBackend):
         max_characters: int | None = None,
         response_cache: str | os.PathLike[str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        role: str = "target",
         limiter: Limiter | None = None,
         **limits: Any,
     ) -> None:
@@ -99,11 +109,10 @@ class OpenAIBackend(MessagesBackend):
         self._key = Key()
         if not self._key and base_url is None:
             raise InputError(f"no key for {model!r}: set {KEY_VARIABLE}, or give the base_url of a server without one")
-        if timeout <= 0 or max_retries < 0:
-            raise InputError(f"timeout must be above 0 and max_retries 0 or more, got {timeout} and {max_retries}")
+        check_numbers({"timeout": timeout, "max_retries": max_retries})
         sampling = sampling or SamplingParams()
         super().__init__(
-            Caller(limiter or Limiter(Limits(**limits)), max_retries),
+            Caller(limiter or Limiter(Limits(**limits)), max_retries, name=f"{role} {model!r}"),
             sampling,
             CHARACTERS_PER_TOKEN * sampling.max_new_tokens if max_characters is None else max_characters,
         )
@@ -111,28 +120,31 @@ class OpenAIBackend(MessagesBackend):
         self.chat = chat
         self.gives_logprobs = prompt_logprobs != "none"
         self._prompt_reader = PromptReader(prompt_logprobs, chat)
-        self._extra_body = dict(extra_body or {})
+        self._extra_body = checked_extra_body(extra_body)
+        self._role = role
+        self._timeout = timeout
         default = SamplingParams()
         unsent = [n for n in UNSENT if getattr(sampling, n) != getattr(default, n) and n not in self._extra_body]
         if unsent:
             logger.warning("%s of %r: endpoints have no such field, so it is not sent", ", ".join(unsent), model)
         self._cache = None if response_cache is None else ResponseCache(response_cache)
-        self._has_answered = False
+        self._is_reached = self._has_answered = False
         # OpenAI's newest models refuse the old name of the limit, and other servers do not know the new one.
         self._limit = "max_completion_tokens" if base_url is None and chat else "max_tokens"
-        self._client = openai.OpenAI(
+        self._client = openai.AsyncOpenAI(
             api_key=self._key.reveal() or "none",
             base_url=base_url,
             max_retries=0,
-            timeout=timeout,
-            http_client=openai.DefaultHttpxClient(
-                event_hooks={"response": [partial(_read_body, seconds=timeout)]},
+            timeout=openai.Timeout(None, connect=min(timeout, CONNECT_TIMEOUT)),  # the rest is the deadline of `run`
+            http_client=openai.DefaultAsyncHttpxClient(
+                event_hooks={"response": [read_limited]},
                 follow_redirects=False,  # conversations and the key go to the address that was given
             ),
         )
         endpoint = self._client.chat.completions if chat else self._client.completions
         self._create = endpoint.with_raw_response.create
         self.address = str(self._client.base_url).rstrip("/")
+        self.caller.name += f" at {self.address}"
 
     @property
     def description(self) -> dict[str, Any]:
@@ -145,6 +157,7 @@ class OpenAIBackend(MessagesBackend):
             "host": urlsplit(self.address).netloc,
             "api": "chat completions" if self.chat else "completions",
             "sampling": asdict(self.sampling),
+            **({"extra_body": self._extra_body} if self._extra_body else {}),
         }
 
     def redact(self, text: str) -> str:
@@ -181,7 +194,7 @@ class OpenAIBackend(MessagesBackend):
             body["top_p"] = sampling.top_p
         if sampling.stop_strings:
             body["stop"] = list(sampling.stop_strings)
-        return {**body, **self._extra_body}
+        return change_body(body, self._extra_body)
 
     def _answers(self, requests: Sequence[Request]) -> list[Answer]:
         cached: list[Answer | None] = [None] * len(requests)
@@ -202,38 +215,50 @@ class OpenAIBackend(MessagesBackend):
         return [answer]
 
     def _send(self, request: Request) -> Answer:
-        refusal, failure = None, ""
+        refusal, failure, lost = None, "", False
         # The client insists on these; it sends all other fields as they are.
         required = {name: request.body[name] for name in ("model", "messages", "prompt") if name in request.body}
         try:
-            response = self._create(extra_body=dict(request.body), **required)
+            response = run(self._create(extra_body=dict(request.body), **required), self._timeout)
+        except asyncio.TimeoutError:
+            failure = f"not answered completely within {self._timeout:g} seconds"
         except openai.APIStatusError as error:
             refusal, failure = error.response, f"{type(error).__name__}: {error}"
         except openai.APIError as error:  # the connection failed
-            failure = f"{type(error).__name__}: {error} {error.__cause__ or ''}"
+            cause, lost = explain(error)
+            failure = f"{type(error).__name__}: {error} {cause}"
         # Outside the except clauses: errors of the client hold the request, and the request holds the key.
+        failure = self._key.redact_reason(failure)
+        if lost and not self._is_reached:  # a server that was there before is waited for
+            raise InputError(f"{self.address} cannot be reached: check the base_url of the {self._role} ({failure})")
+        self._is_reached = self._is_reached or refusal is not None or not failure
         if refusal is not None:
-            return self._refuse(refusal, self._key.redact_reason(failure))
+            return self._refuse(refusal, request, failure)
         if failure:
-            raise CallFailed(self._key.redact_reason(failure))
+            raise CallFailed(failure)
         try:
             return request.read(response.content)
         except NoLogprobs as error:
             reason = self._key.redact_reason(error.reason)
         except CallFailed as error:
+            if not self._has_answered and response.content.lstrip()[:1] == b"<":
+                raise InputError(
+                    f"{self.address} answers with a web page: check the base_url of the {self._role}{self._hint}"
+                ) from None
             raise CallFailed(self._key.redact_reason(error.reason), error.again) from None
         raise InputError(
             f"{self.address} gives no log-probabilities of prompts in the way that was asked for: choose another "
             f"prompt_logprobs, or 'none' ({reason})"
         )
 
-    def _refuse(self, response: Any, reason: str) -> Answer:
+    def _refuse(self, response: Any, request: Request, reason: str) -> Answer:
         """Raise the error for a status that is not a success; return an empty answer for a content filter."""
         status = response.status_code
         try:
-            code, _ = read_error(parse_json(response.content))
+            data = parse_json(response.content)
         except ValueError:
-            code = ""
+            data = {}
+        code, _ = read_error(data)
         if status == 400 and code == "content_filter":
             return Answer(filtered=True)
         if code == "insufficient_quota":
@@ -248,28 +273,15 @@ class OpenAIBackend(MessagesBackend):
             )
         if status in PERMANENT:
             raise InputError(
-                f"{self.address} refuses model {self.model!r} (HTTP {status}): check the name, the address and "
-                f"{KEY_VARIABLE} ({reason})"
+                f"{self.address} refuses model {self.model!r} (HTTP {status}): check the name, the address{self._hint}"
+                f" and {KEY_VARIABLE} ({reason})"
             )
         if not self._has_answered and code != "context_length_exceeded":
-            raise InputError(
-                f"{self.address} refuses the request (HTTP {status}): check the sampling of the target, and "
-                f"extra_body ({reason})"
-            )
+            advice = advise(data, request.body)
+            fix = f"add {advice} to" if advice else "check the sampling and extra_body of"
+            raise InputError(f"{self.address} refuses the request (HTTP {status}): {fix} the {self._role} ({reason})")
         raise CallFailed(reason, again=False)  # other requests were answered, so this conversation is the cause
 
-
-def _read_body(response: Any, seconds: float) -> None:
-    # Before the client does, which would read a body without end. httpx keeps the content that is set here.
-    end, chunks, size = time.monotonic() + seconds, [], 0
-    for chunk in response.iter_bytes():
-        chunks.append(chunk)
-        size += len(chunk)
-        reason = ""
-        if size > MAX_BYTES:
-            reason = f"the answer is longer than {MAX_BYTES} bytes"
-        elif time.monotonic() > end:
-            reason = f"the answer has not arrived within {seconds:g} seconds"
-        if reason:
-            raise openai.APIConnectionError(message=reason, request=response.request)
-    response._content = b"".join(chunks)
+    @property
+    def _hint(self) -> str:
+        return "" if re.search(r"/v\d", self.address) else " (most end in /v1)"

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from astra_trl.backends.api.calls import Answer, CallFailed
 from astra_trl.backends.api.completions import Request, first_choice, read_body, token_counts
+from astra_trl.backends.api.extra_body import LIMITS
 from astra_trl.backends.api.messages import whole_characters
 from astra_trl.errors import InputError
 
@@ -49,8 +50,7 @@ class PromptReader:
         return Request(fields, partial(self._read, text=text, prompt=fields.get("prompt", "")))
 
     def _extend(self, body: dict[str, Any]) -> dict[str, Any]:
-        limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-        return {**body, limit: 1, **self.fields}
+        return {**body, **{name: 1 for name in LIMITS if name in body}, **self.fields}
 
     def _read(self, body: bytes, text: str, prompt: str) -> Answer:
         data = read_body(body)

@@ -5,6 +5,7 @@ fed in blocks that are padded on the left, so that a row's columns have holes: p
 its mask.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from astra_trl.backends.hf.decoding import decode, inverse
 from astra_trl.backends.hf.dialogue import Row
 from astra_trl.backends.hf.model import HFModel
 from astra_trl.backends.hf.refeeding import Feed, following_logprobs, generate, score
+from astra_trl.errors import NotFinite
 
 MAX_LOGITS_BYTES = 2**28  # of one forward pass that scores
 MIN_SHARED_TOKENS = 8  # to feed fewer to each child costs less than a forward pass over their parents
@@ -80,6 +82,12 @@ class HFSession:
                 self.logits = None
             else:
                 utterances, logprobs = generate(backend, prompts, keys)
+        if any(math.isnan(value) for row in logprobs for values in row for value in values):
+            raise NotFinite(
+                f"{backend.model.config.name_or_path!r} computes nan instead of probabilities: its weights are nan or "
+                f"infinite, or too large for {backend.model.dtype}: give another, or load it with --dtype float32",
+                backend,
+            )
         samples = [
             Sample(
                 text,

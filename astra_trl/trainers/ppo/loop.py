@@ -26,6 +26,7 @@ from transformers.trainer_utils import IntervalStrategy
 from astra_trl.backends.hf.backend import HFBackend
 from astra_trl.backends.hf.model import base_of
 from astra_trl.errors import InputError, MissingExtra
+from astra_trl.trainers.divergence import diverged
 from astra_trl.trainers.ppo.epochs import EpochEvents, Epochs, Evaluations, TrainingStopped
 
 with warnings.catch_warnings():
@@ -197,12 +198,18 @@ class ResumablePPOTrainer(PPOTrainer):
                 stopping_criteria=StoppingCriteriaList(
                     [lambda ids, scores, **kwargs: self.tester.ends(ids[:, start:])]
                 ),
+                logits_processor=[self._check_logits],
                 return_dict_in_generate=True,
                 output_scores=True,
             )
         finally:
             base.generation_config = own
         return torch.cat((queries, output.sequences[:, start:]), dim=1), torch.stack(output.scores, 1)
+
+    def _check_logits(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if not (logits.amax(-1) < torch.inf).all():  # on a GPU, a draw from nan would end the process
+            raise diverged(self, "the tester computes nan instead of probabilities")
+        return logits
 
     def _clip_gradients(self, *_: Any) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
