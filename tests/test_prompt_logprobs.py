@@ -187,7 +187,7 @@ def test_tokens_of_another_text_are_noticed(tokens, text):
 
 def test_settings_that_cannot_work_are_refused():
     for settings, message in (
-        ({"prompt_logprobs": "echo"}, "is for plain completions"),
+        ({"prompt_logprobs": "echo"}, "are for plain completions"),
         ({"prompt_logprobs": "yes"}, "choose one of none, echo, vllm"),
     ):
         with pytest.raises(InputError, match=message):

@@ -72,6 +72,28 @@ def test_short_texts_that_expand_without_end_are_refused():
     assert parse_yaml("a: &a [1]\nb: *a") == {"a": [1], "b": [1]}  # as YAML writes a list that comes twice
 
 
+def test_yaml_has_each_key_once_and_says_where_it_is_wrong():
+    for text, message in (
+        ("a: 1\nb: 2\na: 3", "line 3: key 'a' is given twice, first in line 1"),
+        ("a: {b: 1, b: 2}", "line 1: key 'b' is given twice"),
+        ("a:\n\tb: 1", "line 2: a tab: indent with spaces"),
+        ("a: b: c", "line 1: mapping values are not allowed here"),
+        ("a: 1\n---\nb: 2", "line 2: expected a single document in the stream but found another document"),
+        ("a\x00: 1", r"it is not text: character 2 is U\+0000"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            parse_yaml(text)
+    assert parse_yaml("a: &x {k: 1}\nb: {<<: *x, k: 2}") == {"a": {"k": 1}, "b": {"k": 2}}  # overrides, as meant
+    with pytest.raises(ValueError, match="^key 'a' is given twice$"):
+        parse_json('{"a": 1, "a": 2}', unique_keys=True)
+
+
+def test_numbers_of_yaml_are_those_of_json():
+    assert parse_yaml("[1e-5, -1E3, .5e2, 1.0e-5, 12]") == [1e-5, -1000.0, 50.0, 1e-5, 12]
+    assert parse_yaml("[12e5a, e5, no, 012]", as_text=True) == ["12e5a", "e5", "no", "012"]
+    assert parse_yaml("[12e5a, e5]") == ["12e5a", "e5"]
+
+
 def test_json_in_other_shapes_is_a_value_error():
     for text in (b"\xff", "{", "1" * 5000, "[1]", "null"):
         with pytest.raises(ValueError):

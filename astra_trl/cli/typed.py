@@ -52,8 +52,9 @@ def typed(value: Any, written: Any, hint: Any, called: str) -> Any:
     for kind in KINDS if value is not None else ():
         if kind in kinds and (found := _as_kind(value, written, kind, kinds, called)) is not NOT_ONE:
             return found
-    shown = f"is {value!r:.80}" if isinstance(value, str | list | dict) else f"is {written}"
-    shown = "has no value" if value is None else shown
+    shown = f"is {value!r:.80}" if isinstance(value, str) else f"is {written}"
+    if value is None or isinstance(value, dict | list):  # which may hold a key
+        shown = "has no value" if value is None else f"is a {'list' if isinstance(value, list) else 'mapping'}"
     raise InputError(f"{called} {shown}: {_expectation(kinds, str(written))}")
 
 

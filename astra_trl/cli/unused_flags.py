@@ -17,7 +17,10 @@ from astra_trl.scorers.config import scorer_settings
 from astra_trl.systems import system_class
 
 OFF: tuple[Any, ...] = (None, False, 0, "", "none", [], {})  # values that ask for nothing
-LORA = ("r", "alpha", "dropout", "target_modules", "target_parameters", "modules_to_save", "task_type")
+LORA = (
+    "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save",
+    "lora_task_type", "use_rslora", "use_dora",
+)  # fmt: skip
 FEW_SHOT = ("shots", "example_temperature", "example_format")
 UNSENT = ("min_new_tokens", "top_k", "repetition_penalty")
 
@@ -59,8 +62,8 @@ def _judges_by_goal(s: Any) -> bool:
 
 
 def _models_are_folders(s: Any) -> bool:
-    named = [s.tester or s.model_name_or_path, *_targets(s), s.baseline]
-    return all(os.path.isdir(target_model(model)) for model in named if model not in (None, "none"))
+    named = [model for model in (s.tester, s.model_name_or_path, *_targets(s), s.baseline) if model not in OFF]
+    return bool(named or s.world) and all(os.path.isdir(target_model(model)) for model in named)
 
 
 def _any_api(s: Any) -> bool:
@@ -83,10 +86,11 @@ RULES = (
         _loads_with("attn_implementation"),
         "beside attn_implementation of --model_init_kwargs: give one of them",
     ),
+    Rule(LORA, lambda s: not s.use_peft, "without --use_peft: give it too"),
     Rule(
-        (*(f"lora_{name}" for name in LORA), "use_rslora", "use_dora"),
-        lambda s: not s.use_peft,
-        "without --use_peft: give it too",
+        LORA,
+        lambda s: os.path.isfile(os.path.join(s.tester or s.model_name_or_path or "", "adapter_config.json")),
+        "on --tester, an adapter that is trained further with its own settings: leave it out",
     ),
     Rule(
         ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"),

@@ -102,7 +102,7 @@ def _find_labels(config: Any, labels: str | int | Sequence[str | int], model: st
 def _default_activation(config: Any, model: str) -> Activation:
     if config.problem_type == "regression":
         raise InputError(
-            f"classifier {model!r} is a regression, whose output is not a probability: pass activation='sigmoid' if "
+            f"classifier {model!r} is a regression, whose output is not a probability: give it activation sigmoid if "
             "it is a logit"
         )
     return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"

@@ -153,5 +153,5 @@ def _check_vocabularies(*backends: Backend) -> None:
     if len(sizes) > 1 or any(b.tokenizer.get_vocab() != local[0].tokenizer.get_vocab() for b in local):
         raise InputError(
             "tester and baseline have different vocabularies, so their log-probabilities cannot be compared: "
-            "the baseline must be the tester before training (baseline=None) or share its tokenizer"
+            "the baseline must be the tester before training (leave it out), or share its tokenizer"
         )

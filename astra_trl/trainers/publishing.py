@@ -33,7 +33,7 @@ def refuse_leaks(args: Any) -> None:
         )
     if getattr(args, "log_completions_hub_repo", None):
         raise InputError(
-            "log_completions_hub_repo would publish the tester's conversations: leave it out, push_transcripts=True "
+            "log_completions_hub_repo would publish the tester's conversations: leave it out, push_transcripts "
             "puts them into a private data set"
         )
 

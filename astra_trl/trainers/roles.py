@@ -76,8 +76,8 @@ def _check_roles_apart(system: System, tester: Any) -> None:
     for name, remedy in (("target", "load the target a second time"), ("baseline", "leave the baseline out")):
         if _share_weights(getattr(system, name), tester):
             raise InputError(
-                f"tester and {name} are one loaded model, so training would change the {name}: pass peft_config, "
-                f"which trains an adapter beside it, or {remedy}"
+                f"tester and {name} are one loaded model, so training would change the {name}: train an "
+                f"adapter beside it (--use_peft, or peft_config), or {remedy}"
             )
 
 
@@ -213,8 +213,8 @@ def use_sampling(args: Any, tester: HFBackend, **names: str) -> None:
         setting, own = getattr(args, name), getattr(tester.sampling, field)
         if setting not in (None, own):
             raise InputError(
-                f"{name}={setting}, and the tester samples with {field}={own}: leave {name} out, or build the system "
-                f"with SamplingParams({field}={setting})"
+                f"{name}={setting}, and the tester samples with {field}={own}: leave {name} out, or set {field} of "
+                f"the tester's sampling to {setting}"
             )
         setattr(args, name, own)
 

@@ -30,7 +30,9 @@ class PromptReader:
         if way not in get_args(PromptLogprobs):
             raise InputError(f"prompt_logprobs={way!r}: choose one of {', '.join(get_args(PromptLogprobs))}")
         if way == "echo" and chat:
-            raise InputError("prompt_logprobs='echo' is for plain completions: choose 'vllm', or pass chat=False")
+            raise InputError(
+                "log-probabilities by echo are for plain completions: choose vllm, or api completions (chat=False)"
+            )
         self.echo = way == "echo"
         self.fields: dict[str, Any] = {"echo": True, "logprobs": 1} if self.echo else {"prompt_logprobs": 0}
         self.tail: str | None = None if chat else ""  # the text that a template adds after the last message
