@@ -586,10 +586,8 @@ def test_a_redirect_is_refused_and_nothing_reaches_the_other_address(status):
 
 FORBIDDEN = "Extra inputs are not permitted"
 FASTAPI = [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": FORBIDDEN, "input": 5}]
-UNSUPPORTED = (
-    "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
-)
-VALUE = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
+UNSUPPORTED = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+VALUE = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ class Caller:
                 if failure.after is not None and failure.after > MAX_RETRY_AFTER:
                     raise RunStopped(
                         f"{self.name} asks to wait for {failure.after:.0f} seconds, and a call waits for at most "
-                        f"{MAX_RETRY_AFTER:.0f}: go on after that time ({reason})"
+                        f"{MAX_RETRY_AFTER:.0f}: continue after that time ({reason})"
                     ) from None
                 if failure.again and retry < self.max_retries:
                     delay = pause_before(retry, failure.after)

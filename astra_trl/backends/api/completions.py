@@ -107,6 +107,6 @@ def _chat_text(choice: dict[str, Any]) -> Any:
 def _join_parts(parts: list[Any]) -> str | None:
     # Parts of thoughts are left out, as thinking blocks are; an answer of nothing else ended while thinking.
     said = [part for part in parts if not (isinstance(part, dict) and part.get("type") in ("thinking", "reasoning"))]
-    texts = [part.get("text", part.get("refusal")) if isinstance(part, dict) else part for part in said]
-    texts = [text for text in texts if isinstance(text, str)]
+    values = [part.get("text", part.get("refusal")) if isinstance(part, dict) else part for part in said]
+    texts = [text for text in values if isinstance(text, str)]
     return "".join(texts) if texts or len(said) < len(parts) else None

@@ -108,7 +108,7 @@ def checked_base_url(url: str | None) -> str | None:
     has_key = (len(key) >= MIN_KEY_LENGTH and key in url) or _KEY_LIKE.search(url)
     if parts.username or parts.password or parts.query or parts.fragment or has_key:
         raise InputError(
-            f"the base_url for {host} holds a user, a password, a key or a query: give the address alone, and the "
+            f"the base_url for {host} holds a user, a password or a query, or a key: give the address alone, and the "
             f"key in {KEY_VARIABLE}"
         )
     return url.rstrip("/")
