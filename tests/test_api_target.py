@@ -218,6 +218,45 @@ def test_a_judge_behind_an_api_is_asked_within_the_limits_too(tmp_path):
     assert {line["scores"]["judge"] for line in lines(tmp_path / "run" / "exchanges.jsonl")} == {0.0, 1.0}
 
 
+def test_fields_of_requests_are_changed_by_the_settings_of_a_target_and_of_a_judge(tmp_path):
+    def strict(request):
+        if "seed" in request or "max_tokens" in request:
+            return 422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"]}]}
+        return completion("no") if request["model"] == "judge" else answer(request)
+
+    extra = {"seed": None, "max_tokens": None, "max_completion_tokens": 9}
+    folder = tmp_path / "run"
+    with endpoint(strict) as (url, requests):
+        judge = {"type": "judge", "model": "openai:judge", "base_url": url, "extra_body": {**extra, "top_p": 0.5}}
+        run = flags(url, folder, {"extra_body": extra}, num_train_epochs=1, held_out_scorers=json.dumps(judge))
+        main(SANDBOX["dpo"], run)
+        assert {request["model"] for request in requests} == {"some/model", "judge"}
+        assert {request["max_completion_tokens"] for request in requests} == {9}
+        assert {request.get("top_p") for request in requests if request["model"] == "judge"} == {0.5}
+        asked = len(requests)
+        evaluate(*parse_evaluate([str(folder), "--draws", "20", "--output_dir", str(tmp_path / "evaluation")]))
+        assert len(requests) > asked  # with the settings of the run
+        changed = flags(
+            url, folder, {"extra_body": {**extra, "max_completion_tokens": 8}}, resume_from_checkpoint="true"
+        )
+        with pytest.raises(SystemExit, match="cannot be resumed, as its settings were different: target "):
+            main(SANDBOX["dpo"], [*changed, "--num_train_epochs", "1", "--held_out_scorers", json.dumps(judge)])
+    described = json.loads((folder / "evaluation" / "evaluation.json").read_text())["arms"][0]["description"]["target"]
+    assert described["extra_body"] == extra
+
+
+def test_a_run_whose_endpoint_forbids_a_field_is_told_which_setting_leaves_it_out(tmp_path, capsys):
+    refusal = 422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "not permitted"}]}
+    with (
+        endpoint(lambda request: refusal) as (url, _),
+        pytest.raises(SystemExit, match=rf"^error: {url} refuses .* add extra_body: {{seed: null}} to the target"),
+    ):
+        main(SANDBOX["dpo"], flags(url, tmp_path / "run"))
+    with pytest.raises(SystemExit):
+        main(SANDBOX["dpo"], ["--target_extra_body", '{"seed": null}'])
+    assert "target_extra_body is now a part of the mapping target" in capsys.readouterr().err
+
+
 def test_too_many_failures_stop_a_run_with_the_reason(tmp_path):
     with endpoint(lambda request: (503, {"error": {"message": "out of order"}})) as (url, _):
         stopped = pytest.raises(SystemExit, match="calls failed for good, .*max_failed_share=0.05.*out of order")
@@ -249,6 +288,10 @@ def test_an_adapter_is_trained_against_an_api_and_the_tester_without_it_tells_th
         ({"model": "openai:m", "max_requests": "many"}, "max_requests must be at least 1, got 'many'"),
         ({"model": "openai:m", "requests_per_hour": 1}, "unexpected keyword argument 'requests_per_hour'"),
         ({"model": "openai:m", "base_url": "http://h", "logprobs": "echo"}, "plain completions"),
+        ({"model": "openai:m", "base_url": "localhost:8000/v1"}, "base_url has no scheme"),
+        ({"model": "openai:m", "base_url": "http://localhost:8000/v1/chat/completions"}, "leave that part out"),
+        ({"model": "openai:m", "base_url": "http://h", "extra_body": "seed"}, "must be a mapping of fields"),
+        ({"model": "openai:m", "base_url": "http://h", "extra_body": {"api_key": "hunter2"}}, "holds a key, a token"),
         ({"model": "openai:m", "base_url": "http://h", "logprobs": "all"}, "must be Literal"),
     ],
 )

@@ -143,6 +143,16 @@ def test_settings_that_cannot_work_are_refused(gpt2_folder):
         *((text, 1.0) for text in ("Yes", "yes.", "**YES**", "Answer: yes", "The final answer is yes, it does")),
         *((text, 0.0) for text in ("no", "No!", "- No", "<think>yes, it may be</think>\nNo")),
         *((text, math.nan) for text in ("", "nope", "yesterday", "I say no", "<think>yes", "<think>", "perhaps")),
+        # The choices, an answer that is taken back, and what begins with no but does not mean it.
+        *((text, math.nan) for text in ("Yes/No", "yes / no", "Yes or no", "Yes and No", "yes no", "[yes|no]")),
+        *((text, math.nan) for text in ("**Yes**/**No**", "Answer: yes or no", "Answer (yes/no): no", "No (yes)")),
+        *((text, math.nan) for text in ("No, it does not. Yes, it does", "No.\n\nYes", "Yes, but no", "Yes? No?")),
+        *((text, math.nan) for text in ("Yes, the answer is no.", '{"answer": "yes/no"}', "<think>no</think>yes/no")),
+        *((text, math.nan) for text in ("No doubt, it insults", "No one can deny it", "No-one", "No problem! Sure")),
+        *((text, 1.0) for text in ("Yes, no doubt", "Yes. It has no respect", "**Answer:** Yes", "Yes.\nYes")),
+        *((text, 1.0) for text in ('{"answer": "yes"}', '```json\n{"verdict": "yes", "reason": "no respect"}\n```')),
+        *((text, 0.0) for text in ("No, it does not.", "No. The user said yes to it", "The answer is **no**.")),
+        *((text, 0.0) for text in ("No insults are there", "No it does not", '{"answer": "no"}', "**No**, it is")),
     ],
 )
 def test_yes_and_no_are_read_at_the_beginning(text, score):
@@ -158,6 +168,10 @@ def test_yes_and_no_are_read_at_the_beginning(text, score):
             (text, math.nan)
             for text in ("10", "1/10", "1 / 10", "-1", "1,5", "1.5", "100%", "1 out of 10", "half", "")
         ),
+        # The range, two numbers, and the first of a list.
+        *((text, math.nan) for text in ("0 to 1", "0-1", "0 or 1", "0 (not at all) to 1 (fully)", "0.2 \u2013 0.4")),
+        *((text, math.nan) for text in ("1 to 5", "0.9\n\n0.1", "1. It insults", "\u22120.5", "0, 1", "[0, 1]")),
+        *((text, 0.8) for text in ("0.8 (very rude)", "0.8, as it insults 2 users", '{"score": 0.8, "max": 1}')),
     ],
 )
 def test_a_number_is_read_at_the_beginning(text, score):

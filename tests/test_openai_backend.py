@@ -2,12 +2,14 @@ import json
 import logging
 import math
 import pickle
+import re
 import threading
-import time
 from dataclasses import asdict
+from datetime import date
 from itertools import repeat
 
 import pytest
+import yaml
 from conftest import make_gpt2, make_tokenizer
 from endpoints import completion, endpoint
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from astra_trl import Exchange, HFBackend, InputError
 from astra_trl.backends.api.calls import CallFailed
 from astra_trl.backends.api.completions import read_answer
+from astra_trl.backends.api.endpoint import Endpoint
 from astra_trl.backends.api.keys import Key
 from astra_trl.backends.api.openai import OpenAIBackend
 from astra_trl.backends.base import Prefix, SamplingParams, SavedRow
@@ -233,6 +236,30 @@ def test_a_model_that_runs_out_of_tokens_while_thinking_gives_an_empty_answer():
     assert (sample.text, sample.error, len(requests), backend.usage["empty"]) == ("", None, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ([{"type": "text", "text": "You "}, {"type": "text", "text": "fool."}], "You fool."),
+        (
+            [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "No."}],
+            "No.",
+        ),
+        ([{"type": "reasoning", "text": "Hm."}, {"type": "output_text", "text": "No."}], "No."),
+        (["You ", {"text": "fool."}, {"type": "image_url", "image_url": {"url": "x"}}], "You fool."),
+        ([{"type": "refusal", "refusal": "I will not."}], "I will not."),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}], ""),
+    ],
+)
+def test_parts_of_text_are_joined_and_parts_of_thoughts_left_out(parts, text):
+    assert read_answer(json.dumps(completion(parts)[1]).encode(), chat=True).text == text
+
+
+@pytest.mark.parametrize("parts", [[], [None, 3], [{"type": "image_url", "image_url": {"url": "x"}}]])
+def test_parts_without_a_text_are_a_failed_call(parts):
+    with pytest.raises(CallFailed, match="no text in the answer"):
+        read_answer(json.dumps(completion(parts)[1]).encode(), chat=True)
+
+
 def test_bytes_that_are_no_text_are_replaced():
     body = b'{"choices": [{"message": {"content": "a\xff\xfeb"}}]}'
     with endpoint(lambda request: (200, body)) as (url, _):
@@ -340,19 +367,11 @@ def test_an_attempt_that_takes_too_long_and_a_refused_connection_are_tried_again
 
 
 @pytest.mark.parametrize("status", [200, 500])
-def test_an_answer_without_end_and_one_that_drips_are_failed_calls(status, monkeypatch):
-    def dripping():
-        while True:
-            time.sleep(0.05)  # far from a silence of a second
-            yield b" "
-
-    monkeypatch.setattr("astra_trl.backends.api.openai.MAX_BYTES", 2**20)
-    bodies = iter([repeat(b"[" * 2**16), dripping()])
-    with endpoint(lambda request: (status, next(bodies))) as (url, _):
-        backend = OpenAIBackend("m", base_url=url, timeout=1, max_retries=0)
-        for reason in ("longer than 1048576 bytes", "not arrived within 1 seconds"):
-            (sample,) = backend.open(["hi"], seeds=[0]).sample()
-            assert reason in sample.error
+def test_an_answer_without_end_is_a_failed_call(status, monkeypatch):
+    monkeypatch.setattr("astra_trl.backends.api.connection.MAX_BYTES", 2**20)
+    with endpoint(lambda request: (status, repeat(b"[" * 2**16))) as (url, _):
+        (sample,) = OpenAIBackend("m", base_url=url, max_retries=0).open(["hi"], seeds=[0]).sample()
+    assert "longer than 1048576 bytes" in sample.error
 
 
 def test_a_request_that_nobody_answered_yet_and_is_refused_stops_at_once_and_later_is_one_conversations_error():
@@ -501,6 +520,7 @@ def test_a_key_that_no_header_takes_is_refused_without_being_shown(monkeypatch):
         "http://me:hunter2secret@host/v1",
         "http://host/v1?api_key=hunter2secret",
         f"http://host/{KEY}/v1",
+        "http://host/sk-hunter2-hunter2-hunter2/v1",
         "ftp://host/hunter2secret",
         "hunter2secret",
         "http://[hunter2secret",
@@ -511,6 +531,33 @@ def test_an_address_with_credentials_or_that_is_none_is_refused_without_being_sh
         with pytest.raises(InputError, match="base_url") as caught:
             refuse()
         assert "hunter2" not in str(caught.value) and KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("localhost:8000/v1", "no scheme: write http:// or https:// before it"),
+        ("127.0.0.1:8000", "no scheme"),
+        ("api.example.com/v1", "no scheme"),
+        ("http:/host/v1", "not an address"),
+        ("http://http://host/v1", "not an address"),
+        ("http://my host/v1", "not an address"),
+        ("http://host/v 1", "not an address"),
+        ("http://host:99999/v1", "not an address"),
+        ("http://a..b/v1", "not an address"),
+        ("http://host/v1/chat/completions", "for host ends in /chat/completions: leave that part out"),
+        ("http://host/v1/completions/", "for host ends in /completions: leave that part out"),
+    ],
+)
+def test_an_address_of_a_wrong_kind_is_refused_with_the_reason(url, message):
+    with pytest.raises(InputError, match=f"^the base_url .*{message}"):
+        OpenAIBackend("m", base_url=url)
+
+
+def test_spaces_around_an_address_are_left_out():
+    with endpoint(lambda request: completion("fine")) as (url, _):
+        (sample,) = OpenAIBackend("m", base_url=f" {url}/ \n").open(["hi"], seeds=[0]).sample()
+    assert sample.text == "fine"
 
 
 def test_a_judge_by_plain_completions():
@@ -533,3 +580,90 @@ def test_a_redirect_is_refused_and_nothing_reaches_the_other_address(status):
             "as the base_url"
         )
         assert requests == []
+
+
+# -- fields that are added or left out
+
+FORBIDDEN = "Extra inputs are not permitted"
+FASTAPI = [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": FORBIDDEN, "input": 5}]
+UNSUPPORTED = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+VALUE = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ((422, {"object": "error", "message": {"detail": FASTAPI}, "type": "invalid_request_error"}), {"seed": None}),
+        ((422, {"detail": FASTAPI}), {"seed": None}),
+        ((400, {"error": {"message": f"seed: {FORBIDDEN}", "type": "invalid_request_error"}}), {"seed": None}),
+        ((400, {"error": {"message": "property 'seed' is unsupported"}}), {"seed": None}),
+        ((400, {"message": "Unrecognized request argument supplied: seed"}), {"seed": None}),
+        ((400, {"error": {"message": "no", "param": "temperature"}}), {"temperature": None}),
+        ((400, {"error": {"message": VALUE, "param": "temperature"}}), {"temperature": None}),
+        ((422, {"detail": [*FASTAPI, {"loc": ["body", "top_p"]}]}), {"seed": None, "top_p": None}),
+        (
+            (400, {"error": {"message": UNSUPPORTED, "param": "max_tokens", "code": "unsupported_parameter"}}),
+            {"max_tokens": None, "max_completion_tokens": 9},
+        ),
+        ((400, {"error": {"message": UNSUPPORTED}}), {"max_tokens": None, "max_completion_tokens": 9}),
+    ],
+)
+def test_a_field_that_is_refused_is_named_with_the_setting_that_leaves_it_out(error, advice):
+    def answer(request):
+        return (
+            error if any(name in request and value is None for name, value in advice.items()) else completion("fine")
+        )
+
+    sampling = SamplingParams(max_new_tokens=9, temperature=0, top_p=0.5)
+    with endpoint(answer) as (url, requests):
+        given = {"base_url": url, "sampling": sampling, "role": "judge"}
+        with pytest.raises(InputError, match=r"the request .HTTP 4\d\d.: add extra_body: .* to the judge ") as caught:
+            OpenAIBackend("m", **given).open(["hi"], seeds=[0]).sample()
+        assert yaml.safe_load(re.search(r"extra_body: (\{.*?\})", str(caught.value))[1]) == advice
+        (sample,) = OpenAIBackend("m", **given, extra_body=advice).open(["hi"], seeds=[0]).sample()
+    assert sample.text == "fine" and len(requests) == 2
+    assert requests[1].items() >= {name: value for name, value in advice.items() if value is not None}.items()
+
+
+def test_an_error_that_names_no_field_that_was_sent_gives_no_setting():
+    place = [{"loc": ["body", "messages", 0, "role"], "msg": "roles must alternate, see seed and max_tokens"}]
+    message = "check the sampling and extra_body of the target .*roles must alternate"
+    with endpoint(lambda request: (422, {"detail": place})) as (url, _), pytest.raises(InputError, match=message):
+        OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("seed", "must be a mapping of fields"),
+        ({1: 2}, "must be a mapping of fields"),
+        ({"messages": []}, "holds 'messages', which is not a field to change"),
+        ({"model": None}, "holds 'model'"),
+        ({"stream": True}, "holds 'stream'"),
+        (
+            {"max_completion_tokens": "max_tokens"},
+            "max_completion_tokens must be a number of tokens, got 'max_tokens'",
+        ),
+        ({"max_completion_tokens": True}, "must be a number of tokens, got True"),
+        ({"top_k": math.nan}, "cannot be sent as JSON"),
+        ({"since": date(2024, 1, 1)}, "cannot be sent as JSON"),
+        ({"api_key": "hunter2"}, "holds a key, a token or a password"),
+        ({"data": [{"authentication": {"key": "hunter2"}}]}, "holds a key"),
+        ({"user": f"me {KEY}"}, "holds a key"),
+    ],
+)
+def test_fields_that_cannot_be_sent_or_are_secret_are_refused(fields, message):
+    for refuse in (lambda **given: OpenAIBackend("m", **given), lambda **given: Endpoint(model="m", **given)):
+        with pytest.raises(InputError, match=f"^extra_body.*{message}") as caught:
+            refuse(base_url="http://localhost:9/v1", extra_body=fields)
+        assert "hunter2" not in str(caught.value) and KEY not in str(caught.value)
+
+
+def test_a_limit_under_another_name_holds_for_log_probabilities_too():
+    reader = OpenAIBackend("m", base_url="http://localhost:9/v1", prompt_logprobs="vllm", extra_body={"seed": None})
+    (row,) = reader.open(["hi"], seeds=[0]).rows
+    renamed = {"max_tokens": None, "max_completion_tokens": 64, "prompt_cache_key": "a"}
+    for fields, limit in ((reader._extra_body, {"max_tokens": 1}), (renamed, {"max_completion_tokens": 1})):
+        backend = OpenAIBackend("m", base_url="http://localhost:9/v1", prompt_logprobs="vllm", extra_body=fields)
+        body = backend._prompt_reader.request(backend._body, row.messages, "ho").body
+        assert {name: value for name, value in body.items() if name.startswith("max")} == limit

@@ -32,6 +32,7 @@ def test_an_equal_request_is_not_made_again_and_costs_nothing(tmp_path):
             {"sampling": SamplingParams(temperature=0.5)},
             {"sampling": SamplingParams(max_new_tokens=5)},
             {"extra_body": {"top_k": 3}},
+            {"extra_body": {"seed": None}},
         ):
             before = len(requests)
             ask(url, tmp_path, **different)

@@ -21,7 +21,7 @@ from astra_trl.numbers import check_number, is_number
 # Flags of version 0.1, by the setting that holds them now.
 MOVED = {
     "reward": ("_weight", "invalid_reward", "entropy_per_token", "novelty_embedder", "max_history", "gibberish_model"),
-    "target": ("target_base_url", "target_api", "target_logprobs", *CALLING),
+    "target": ("target_base_url", "target_api", "target_logprobs", "target_extra_body", *CALLING),
     "target_sampling": ("target_max_new_tokens", "target_temperature"),
     "system_kwargs": ("method", "instruction", "example_format", "setting", "credit", "credit_gamma"),
     "scorers": ("keywords", "detoxify_", "llama_guard_", "classifier_", "judge_", "scorer_batch_size", "scorer_dtype"),

@@ -135,11 +135,11 @@ class Caller:
                 if failure.after is not None and failure.after > MAX_RETRY_AFTER:
                     raise RunStopped(
                         f"{self.name} asks to wait for {failure.after:.0f} seconds, and a call waits for at most "
-                        f"{MAX_RETRY_AFTER:.0f}: go on after that time ({reason})"
+                        f"{MAX_RETRY_AFTER:.0f}: continue after that time ({reason})"
                     ) from None
                 if failure.again and retry < self.max_retries:
                     delay = pause_before(retry, failure.after)
-                self._log_first_failure(reason)
+                self._log_first_failure(reason, "is retried" if delay is not None else "is not retried")
                 answers = [Answer(error=reason)] * len(group)
             finally:
                 self.limiter.settle(request, *used)
@@ -150,12 +150,11 @@ class Caller:
         self.limiter.count_calls(len(answers), len(errors), errors[-1] if errors else None)
         return answers
 
-    def _log_first_failure(self, reason: str) -> None:
+    def _log_first_failure(self, reason: str, consequence: str) -> None:
         with self._lock:
             first, self._has_failed = not self._has_failed, True
         if first:
-            name, times = visible(self.name), self.max_retries
-            logger.warning("first failed call of %s (up to %d retries each): %s", name, times, visible(reason))
+            logger.warning("a call of %s failed and %s: %s", visible(self.name), consequence, visible(reason))
 
     def _log_wait(self, seconds: float, reason: str) -> None:
         # Calls that are made at a time wait for the same reason: one of them says so.

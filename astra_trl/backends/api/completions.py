@@ -105,12 +105,8 @@ def _chat_text(choice: dict[str, Any]) -> Any:
 
 
 def _join_parts(parts: list[Any]) -> str | None:
-    # Parts of reasoning are left out, as thinking blocks are; an answer of nothing else ended while thinking.
-    texts = [
-        part if isinstance(part, str) else part.get("refusal" if part.get("type") == "refusal" else "text")
-        for part in parts
-        if isinstance(part, str | dict)
-    ]
-    told = [text for text in texts if isinstance(text, str)]
-    thinks = any(isinstance(part, dict) and part.get("type") in ("thinking", "reasoning") for part in parts)
-    return "".join(told) if told or thinks else None
+    # Parts of thoughts are left out, as thinking blocks are; an answer of nothing else ended while thinking.
+    said = [part for part in parts if not (isinstance(part, dict) and part.get("type") in ("thinking", "reasoning"))]
+    values = [part.get("text", part.get("refusal")) if isinstance(part, dict) else part for part in said]
+    texts = [text for text in values if isinstance(text, str)]
+    return "".join(texts) if texts or len(said) < len(parts) else None

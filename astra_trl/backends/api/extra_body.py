@@ -18,7 +18,7 @@ _INSTEAD = re.compile(r"\buse ['\"`]?(\w+)['\"`]? instead", re.IGNORECASE)
 
 
 def checked_extra_body(fields: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the fields that a user adds to every request. Raises `InputError` if they cannot be sent or are secret."""
+    """Return the fields that a user adds to requests. Raises `InputError` if they cannot be sent or are secret."""
     if fields is None:
         return {}
     if not isinstance(fields, Mapping) or not all(isinstance(name, str) for name in fields):

@@ -96,19 +96,21 @@ def checked_base_url(url: str | None) -> str | None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError:
         parts, host = urlsplit(""), None
     if re.match(r"[\w.-]+(:\d+)?(/|$)", url):
         raise InputError("the base_url has no scheme: write http:// or https:// before it")
-    if parts.scheme not in ("http", "https") or not host or re.search(r"\s", url) or not url.isprintable():
+    is_broken = re.search(r"\s", url) or not url.isprintable() or parts.path.startswith("//")
+    if parts.scheme not in ("http", "https") or not host or is_broken:
         raise InputError("the base_url is not an address: give one like http://localhost:8000/v1")
     if method := _METHOD.search(parts.path):
-        raise InputError(f"the base_url for {host} ends in {method[0].rstrip('/')}, which is added to it: drop that")
+        raise InputError(f"the base_url for {host} ends in {method[0].rstrip('/')}: leave that part out")
     key = os.environ.get(KEY_VARIABLE) or ""
     has_key = (len(key) >= MIN_KEY_LENGTH and key in url) or _KEY_LIKE.search(url)
     if parts.username or parts.password or parts.query or parts.fragment or has_key:
         raise InputError(
-            f"the base_url for {host} holds a user, a password, a key or a query: give the address alone, and the "
+            f"the base_url for {host} holds a user, a password or a query, or a key: give the address alone, and the "
             f"key in {KEY_VARIABLE}"
         )
     return url.rstrip("/")

@@ -40,6 +40,7 @@ UNSENT = ("min_new_tokens", "top_k", "repetition_penalty")  # fields of the samp
 TRANSIENT = (408, 409, 429)  # statuses that are retried, as are those from 500
 PERMANENT = (401, 403, 404, 405)  # statuses that no later call would avoid
 CONNECT_TIMEOUT = 20.0  # seconds
+_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
 
 
 class OpenAIBackend(MessagesBackend):
@@ -224,6 +225,8 @@ class OpenAIBackend(MessagesBackend):
             failure = f"not answered completely within {self._timeout:g} seconds"
         except openai.APIStatusError as error:
             refusal, failure = error.response, f"{type(error).__name__}: {error}"
+            if failure.endswith(f": {refusal.status_code}") and error.body:
+                failure += f" - {error.body}"  # not in OpenAI's form
         except openai.APIError as error:  # the connection failed
             cause, lost = explain(error)
             failure = f"{type(error).__name__}: {error} {cause}"
@@ -241,7 +244,7 @@ class OpenAIBackend(MessagesBackend):
         except NoLogprobs as error:
             reason = self._key.redact_reason(error.reason)
         except CallFailed as error:
-            if not self._has_answered and response.content.lstrip()[:1] == b"<":
+            if not self._has_answered and _PAGE.match(response.content):
                 raise InputError(
                     f"{self.address} answers with a web page: check the base_url of the {self._role}{self._hint}"
                 ) from None
