@@ -1,5 +1,9 @@
 """Errors that a user can fix."""
 
+import os
+import sys
+import traceback
+
 from astra_trl.text import visible
 
 
@@ -12,6 +16,13 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(visible(message).split()))
+
+
+def report(error: InputError) -> None:
+    """Print an error in one line; with the environment variable `ASTRA_TRL_TRACEBACK`, after its traceback and cause."""
+    if os.environ.get("ASTRA_TRL_TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
 
 
 class RunStopped(InputError):

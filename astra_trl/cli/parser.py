@@ -104,6 +104,8 @@ class Parser(FlagParser, TrlParser):
             return self.parse_dict({key: _converted(value, known[key].type) for key, value in settings.items()})
         except (ValueError, TypeError, AttributeError, OSError) as error:  # TRL's configs check types by use
             raise InputError(" ".join(str(error).split())) from error
+        except ImportError as error:
+            raise InputError(f"a setting needs a package that is missing: install it ({error})") from error
 
     def format_help(self) -> str:
         formatter = self._get_formatter()

@@ -76,7 +76,12 @@ def load_models(
     from transformers import PreTrainedModel
 
     from astra_trl.backends.hf import HFBackend
+    from astra_trl.backends.hf.checks import check_model
+    from astra_trl.backends.hf.loading import check_source
 
+    for role, model in (("tester", tester), ("target", target), ("baseline", baseline)):
+        if isinstance(model, str):  # before any is loaded
+            check_source(model, role)
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={device!r}, but torch sees no CUDA device: pass device='cpu' or leave it out")
     if chat not in get_args(Chat):
@@ -97,7 +102,9 @@ def load_models(
         if isinstance(model, HFBackend):
             return replace(model)  # not shared between roles: training swaps its model and adapter
         if isinstance(model, torch.nn.Module):
-            return HFBackend(model, tokenizer or HFBackend.saved_tokenizer(model, role), **fields)
+            loaded = HFBackend(model, tokenizer or HFBackend.saved_tokenizer(model, role), **fields)
+            check_model(loaded, role)
+            return loaded
         if not isinstance(model, str):
             return _as_backend(role, model)
         if role != "tester" and model in frozen:

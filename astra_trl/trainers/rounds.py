@@ -32,6 +32,7 @@ from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers import checkpoints, collecting, publishing, roles
+from astra_trl.trainers.building import built, first_step
 from astra_trl.trainers.gathering import gather_weights
 from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback
 from astra_trl.tree import Tree
@@ -92,6 +93,7 @@ class RoundsMixin(Trainer):
         self.sampler = sampler
         tester = roles.tester_to_train(sampler.system, peft_config)
         has_adapter = is_peft_model(tester.model)
+        processing_class = processing_class or tester.tokenizer
         # TRL's trainers want data sets at the start, but the records come with the rounds, and held-out openings are
         # not for TRL to prepare.
         empty = Dataset.from_dict({"prompt": [""]})
@@ -100,12 +102,13 @@ class RoundsMixin(Trainer):
             "args": args,
             "train_dataset": empty,
             "eval_dataset": None if eval_dataset is None else empty,
-            "processing_class": processing_class or tester.tokenizer,
+            "processing_class": processing_class,
             "callbacks": callbacks,
             "optimizers": optimizers,
             "peft_config": peft_config,
         }
-        super().__init__(**arguments | self.trl_arguments(args, peft_config))
+        with built(args, tester, processing_class):
+            super().__init__(**arguments | self.trl_arguments(args, peft_config))
         self.eval_dataset = eval_dataset
         self.folder = RunFolder(args.output_dir)
         roles.put_trained_tester(self, has_adapter)
@@ -147,6 +150,11 @@ class RoundsMixin(Trainer):
             self.folder.refuse_if_used()
         with checkpoints.explain_stop(self):
             return super().train(checkpoint, *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take a step. Raises `InputError` if TRL refuses a setting only then, e.g. an unknown `loss_type`."""
+        with first_step(self.state.global_step):
+            return super().training_step(*args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
