@@ -19,7 +19,7 @@ class InputError(ValueError):
 
 
 def report(error: InputError) -> None:
-    """Print an error in one line; with the environment variable `ASTRA_TRL_TRACEBACK`, after its traceback and cause."""
+    """Print an error in one line, after its traceback if the environment variable `ASTRA_TRL_TRACEBACK` is set."""
     if os.environ.get("ASTRA_TRL_TRACEBACK"):
         traceback.print_exception(error)
     print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pickle import UnpicklingError
 
 from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from astra_trl.errors import InputError
@@ -72,4 +73,5 @@ def reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" =-")]
     first = next((place for place, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
     said = " ".join(lines[: first + 1])[:400]  # a heading such as "Validation error for ...:" and what follows it
-    return said if isinstance(error, OSError | ValueError) and said else f"{type(error).__name__}: {said}"
+    clear = isinstance(error, OSError | ValueError | TemplateError) and said
+    return said if clear else f"{type(error).__name__}: {said}"

@@ -8,7 +8,8 @@ import astra_trl
 ROOT = Path(astra_trl.__file__).parent
 # docs/architecture.md has the same order, with what each holds.
 ROWS = [
-    ["errors", "text", "lookup", "conversation", "tree", "libraries", "processes", "embedding", "untrusted", "lazy", "lines"],
+    ["errors", "text", "lookup", "conversation", "tree", "libraries"],
+    ["processes", "embedding", "untrusted", "lazy", "lines"],
     ["backends"],
     ["scorers"],
     ["rewards"],

@@ -79,9 +79,10 @@ def load_models(
     from astra_trl.backends.hf.checks import check_model
     from astra_trl.backends.hf.loading import check_source
 
-    for role, model in (("tester", tester), ("target", target), ("baseline", baseline)):
-        if isinstance(model, str):  # before any is loaded
-            check_source(model, role)
+    given: dict[str, Any] = {"tester": tester, "target": target, "baseline": baseline}
+    for role, source in given.items():
+        if isinstance(source, str):  # before any is loaded
+            check_source(source, role)
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={device!r}, but torch sees no CUDA device: pass device='cpu' or leave it out")
     if chat not in get_args(Chat):
@@ -102,9 +103,7 @@ def load_models(
         if isinstance(model, HFBackend):
             return replace(model)  # not shared between roles: training swaps its model and adapter
         if isinstance(model, torch.nn.Module):
-            loaded = HFBackend(model, tokenizer or HFBackend.saved_tokenizer(model, role), **fields)
-            check_model(loaded, role)
-            return loaded
+            return HFBackend(model, tokenizer or HFBackend.saved_tokenizer(model, role), **fields)
         if not isinstance(model, str):
             return _as_backend(role, model)
         if role != "tester" and model in frozen:
@@ -124,6 +123,9 @@ def load_models(
         is_loaded = isinstance(baseline, PreTrainedModel)
         baseline_backend = make_backend("baseline", baseline, tokenizer if is_loaded else None)
         _check_vocabularies(tester_backend, baseline_backend)
+    for (role, source), backend in zip(given.items(), (tester_backend, target_backend, baseline_backend), strict=True):
+        if isinstance(source, torch.nn.Module) and isinstance(backend, HFBackend):
+            check_model(backend, role)
     return tester_backend, target_backend, baseline_backend
 
 

@@ -12,6 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import InputError
 from astra_trl.libraries import explained
+from astra_trl.prompts.base import openings_of
+from astra_trl.rollout.opening_checks import check_openings
+from astra_trl.rollout.sampler import ASTSampler
 
 FIX = "change the setting that it is about"
 
@@ -27,11 +30,19 @@ def check_settings(args: Any, model: PreTrainedModel | None = None) -> None:
             f"{', '.join([*available, 'none'])}"
         )
     if model is not None or not args.optim_target_modules:
-        with explained(f"the optimizer {getattr(args.optim, 'value', args.optim)} cannot be used", FIX + " (--optim, --optim_args)"):
+        name = getattr(args.optim, "value", args.optim)
+        with explained(f"the optimizer {name} cannot be used", f"{FIX} (--optim, --optim_args)"):
             Trainer.get_optimizer_cls_and_kwargs(args, model)
-    with explained("the learning rate schedule cannot be used", FIX + " (--lr_scheduler_type, --lr_scheduler_kwargs)"):
+    with explained("the learning rate schedule cannot be used", f"{FIX} (--lr_scheduler_type, --lr_scheduler_kwargs)"):
         optimizer = torch.optim.SGD([torch.zeros(1)])
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+
+
+def check_all_openings(sampler: ASTSampler, eval_dataset: Any) -> None:
+    """Raise `InputError` if an opening, or one of those for evaluation, does not fit a model's chat template."""
+    held_out = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    for openings in (sampler.prompts, *(openings_of(given) for given in held_out if given is not None)):
+        check_openings(sampler.system, openings, sampler.tree_depth)
 
 
 def check_padding(tester: HFBackend, tokenizer: PreTrainedTokenizerBase, args: Any) -> None:
@@ -71,5 +82,6 @@ def built(args: Any, tester: HFBackend, tokenizer: PreTrainedTokenizerBase) -> I
 @contextmanager
 def first_step(steps_taken: int) -> Iterator[None]:
     """Turn what TRL refuses in the very first step, e.g. an unknown `loss_type`, into an `InputError`."""
-    with explained("the first training step failed", FIX, errors=() if steps_taken else (ValueError, NotImplementedError)):
+    refused = () if steps_taken else (ValueError, NotImplementedError)
+    with explained("the first training step failed", FIX, errors=refused):
         yield

@@ -32,7 +32,7 @@ from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers import checkpoints, collecting, publishing, roles
-from astra_trl.trainers.building import built, first_step
+from astra_trl.trainers.building import built, check_all_openings, first_step
 from astra_trl.trainers.gathering import gather_weights
 from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback
 from astra_trl.tree import Tree
@@ -92,6 +92,7 @@ class RoundsMixin(Trainer):
         publishing.refuse_leaks(args)
         self.sampler = sampler
         tester = roles.tester_to_train(sampler.system, peft_config)
+        check_all_openings(sampler, eval_dataset)
         has_adapter = is_peft_model(tester.model)
         processing_class = processing_class or tester.tokenizer
         # TRL's trainers want data sets at the start, but the records come with the rounds, and held-out openings are

@@ -18,9 +18,9 @@ def check_model(backend: HFModel, name: str) -> None:
     if beyond:
         first = min(beyond)
         raise InputError(
-            f"the tokenizer of the {name} does not fit its {size:,} embeddings: {len(beyond)} of its tokens lie beyond "
-            f"them, e.g. {beyond[first]!r} with id {first}; take both from one checkpoint, or save the model after "
-            "model.resize_token_embeddings(len(tokenizer))"
+            f"the tokenizer of the {name} does not fit its {size:,} embeddings: {len(beyond)} of its tokens lie "
+            f"beyond them, e.g. {beyond[first]!r} with id {first}; take both from one checkpoint, or save the model "
+            "after model.resize_token_embeddings(len(tokenizer))"
         )
     if any(parameter.is_meta or not parameter.numel() for parameter in backend.model.parameters()):
         return  # sharded while loading, or with weights elsewhere
@@ -38,6 +38,6 @@ def check_model(backend: HFModel, name: str) -> None:
     difference = (logits[0, 0] - logits[1, 0]).abs().max() / logits.abs().max().clamp(min=1e-9)
     if difference > max(1e-4, 2 * torch.finfo(backend.model.dtype).eps):  # it is 0 for most decoders
         raise InputError(
-            f"{name} is no decoder: what it says depends on tokens that come later, as in BERT; name a causal language "
-            "model"
+            f"{name} is no decoder: its predictions depend on tokens that come later, as in BERT; name a causal "
+            "language model"
         )

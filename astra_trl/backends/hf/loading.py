@@ -28,7 +28,7 @@ def place(device: str | torch.device | None) -> torch.device:
 
 
 def check_source(model_id: str, role: str) -> None:
-    """Raise `InputError` unless a model can be there: a Hub id, or a folder with the config of a model or an adapter."""
+    """Raise `InputError` unless it is a Hub id, or a folder with the config of a model or of an adapter."""
     if not os.path.isdir(model_id):
         try:
             validate_repo_id(model_id)
