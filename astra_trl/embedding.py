@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from astra_trl.errors import MissingExtra
-from astra_trl.untrusted import loading_errors, refuse_pickled_embedder
+from astra_trl.libraries import loading_errors
+from astra_trl.untrusted import refuse_pickled_embedder
 
 Embedder = Callable[[Sequence[str]], np.ndarray]  # texts -> an array with one row per text
 

@@ -1,5 +1,8 @@
 """Errors that a user can fix."""
 
+import os
+import sys
+import traceback
 from typing import Any
 
 from astra_trl.text import visible
@@ -14,6 +17,13 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(visible(message).split()))
+
+
+def report(error: InputError) -> None:
+    """Print an error in one line, after its traceback if the environment variable `ASTRA_TRL_TRACEBACK` is set."""
+    if os.environ.get("ASTRA_TRL_TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
 
 
 class RunStopped(InputError):

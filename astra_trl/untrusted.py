@@ -1,17 +1,12 @@
-"""Untrusted models: weights in a pickle are refused unless the user allows them, and loading errors fit in one line.
+"""Untrusted models: weights in a pickle are refused unless the user allows them.
 
 A pickle can run code when it is loaded.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from astra_trl.errors import InputError
 from astra_trl.text import parse_json
@@ -23,12 +18,6 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 INDEX = ".safetensors.index.json"
 MODEL_WEIGHTS = ("model.safetensors", f"model{INDEX}", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-
-# The errors of transformers, peft and torch for files that do not have the shape that they expect.
-_ERRORS = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError),
-    *(SafetensorError, StrictDataclassError, UnpicklingError),
-)
 
 
 def refuse_pickled_model(model_id: str, role: str, folder: str = "", **hub_kwargs: Any) -> None:
@@ -73,30 +62,6 @@ def refuse_pickled_embedder(model_id: str) -> None:
         model_id = f"sentence-transformers/{model_id}"  # the library's own rule
     for module in [{"path": ""}, *(_read_json(model_id, "modules.json", {}) or [])]:
         refuse_pickled_model(model_id, "embedder", folder=f"{module['path']}/" if module["path"] else "")
-
-
-@contextmanager
-def loading_errors(role: str, model_id: str, fix: str) -> Iterator[None]:
-    """Turn errors of loading a model into an `InputError` that says how to fix it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        # Tokenizers raises a bare `Exception` for everything.
-        if not isinstance(error, _ERRORS) and type(error) is not Exception:
-            raise
-        if "trust_remote_code" in str(error):
-            raise InputError(
-                f"{role} {model_id!r} brings Python code of its own, which is not run: read it, then allow it with "
-                "trust_remote_code (--trust_remote_code for tester, target and baseline)"
-            ) from error
-        reason = str(error).strip().split("\n")[0]
-        if isinstance(error, UnpicklingError):  # its own message recommends loading the file regardless
-            reason = "its pickle holds more than tensors"
-        elif not isinstance(error, OSError | ValueError):
-            reason = f"{type(error).__name__}: {reason}"
-        raise InputError(f"{role} {model_id!r} could not be loaded: {fix} ({reason})") from error
 
 
 def _refuse_pickle(model_id: str, role: str, folder: str, names: Sequence[str], hub_kwargs: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def test_what_is_no_such_classifier_is_refused(tmp_path):
         ("two", 2, "has no label 2"),
         ("two", [], "no label .* means harm"),
         ("regression", "harm", "is a regression, whose output is not a probability"),
-        ("language", 0, "is not a classifier: it lacks score.weight"),
+        ("language", 0, "as a GPT2ForSequenceClassification, it lacks score.weight"),
         ("nothing", 0, "could not be loaded"),
     ):
         with pytest.raises(InputError, match=message) as caught:

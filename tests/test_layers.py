@@ -22,6 +22,7 @@ ROWS = [
         "lines",
         "outputs",
         "links",
+        "libraries",
     ],
     ["numbers"],
     ["backends"],

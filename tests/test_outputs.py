@@ -17,7 +17,13 @@ from astra_trl.rollout.run_folder import RunFolder
 
 SMALL = ["--num_train_epochs", "1", "--trees_per_round", "1", "--eval_openings", "3", "--report_to", "none"]
 # Holds the lock of a folder until its input ends.
-HOLDER = "import sys\nfrom astra_trl.outputs import lock_folder\nlock = lock_folder(sys.argv[1], 'x')\nprint(1, flush=True)\nsys.stdin.read()\n"
+HOLDER = """
+import sys
+from astra_trl.outputs import lock_folder
+lock = lock_folder(sys.argv[1], "x")
+print(1, flush=True)
+sys.stdin.read()
+"""
 
 
 def refusal(argv, capsys):
@@ -149,9 +155,9 @@ def test_prompts_are_not_written_over_a_file_of_a_run(tmp_path, capsys):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"the disk of '.*' is full \(.*No space left.*\): free some space. Go on"):
-        with explain_full_disk(tmp_path, "Go on"):
-            raise OSError(ENOSPC, os.strerror(ENOSPC))
+    message = r"the disk of '.*' is full \(.*No space left.*\): free some space. Continue"
+    with pytest.raises(InputError, match=message), explain_full_disk(tmp_path, "Continue"):
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
     with pytest.raises(InputError, match="is full"), explain_full_disk(tmp_path, ""), saving_weights():
         raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
     for other in (OSError(5, "I/O error"), RuntimeError("bug")):

@@ -10,7 +10,7 @@ from astra_trl import __version__
 from astra_trl.cli.parse_evaluate import evaluate_parser, parse_evaluate
 from astra_trl.cli.parse_train import choose, help_parser, parse, train_parser
 from astra_trl.cli.parser import FlagParser, underscored
-from astra_trl.errors import InputError
+from astra_trl.errors import InputError, report
 from astra_trl.sandbox.defaults import sandbox_defaults
 from astra_trl.systems import system_class
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report(error)
         return 1
     except BrokenPipeError:  # e.g. by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

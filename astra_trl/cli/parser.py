@@ -179,6 +179,8 @@ class Parser(FlagParser, TrlParser):
             return self.parse_dict(dict(settings))
         except (ValueError, TypeError, AttributeError, OSError) as error:  # TRL's configs check types by use
             raise InputError(" ".join(str(error).split())) from error
+        except ImportError as error:
+            raise InputError(f"a setting needs a package that is missing: install it ({error})") from error
 
     def explain(self, name: str) -> str | None:
         return moved_to(name) or (self._explain_more(name) if self._explain_more else None)

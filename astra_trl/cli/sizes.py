@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from astra_trl.backends.hf.loading import adapter_base
 from astra_trl.errors import InputError
-from astra_trl.untrusted import loading_errors
+from astra_trl.libraries import loading_errors
 
 FIX = "name a Hub id or a folder, and check the network"
 

@@ -29,7 +29,7 @@ from astra_trl.cli.openings import dev_openings, openings_and_held_out
 from astra_trl.cli.parse_train import parse
 from astra_trl.cli.settings_file import read_settings
 from astra_trl.conversation import Opening
-from astra_trl.errors import InputError
+from astra_trl.errors import InputError, report
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.lines import write_whole
@@ -43,6 +43,7 @@ from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import named_world
 from astra_trl.text import visible
 from astra_trl.trainers import trainer_classes
+from astra_trl.trainers.building import check_settings
 from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree
 
@@ -54,7 +55,8 @@ def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None
     try:
         run(*parse(defaults, sys.argv[1:] if argv is None else argv))
     except InputError as error:
-        sys.exit(f"error: {error}")
+        report(error)
+        sys.exit(1)
 
 
 def run(
@@ -89,6 +91,7 @@ def _run_in(
     if resume and folder.config.exists():
         free = FREE_ON_RESUME | training_args.resumable
         refuse_changes(_comparable(read_settings(folder.config)), _comparable(settings), folder.path, free)
+    check_settings(training_args)
     PartialState().wait_for_everyone()
     world = named_world(args.world)
     openings, held_out = openings_and_held_out(args, world, training_args.seed)

@@ -35,6 +35,7 @@ from astra_trl.numbers import check_numbers
 from astra_trl.processes import share_out
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import looks_ahead
+from astra_trl.rollout.opening_checks import check_openings
 from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
@@ -97,10 +98,9 @@ class ASTEvaluator:
     ) -> None:
         check_numbers({"threshold": threshold, "width": width, "draws": draws, "depth": depth})
         check_numbers({"openings_at_a_time": openings_at_a_time})
-        is_sampler = isinstance(sampler_or_system, ASTSampler)
-        system: Any = sampler_or_system.system if is_sampler else sampler_or_system  # type: ignore[union-attr]
+        system: Any = getattr(sampler_or_system, "system", sampler_or_system)
         self.depth = depth or sampler_or_system.tree_depth
-        self.openings = openings_of(prompts)
+        self.openings = check_openings(system, openings_of(prompts), self.depth)
         self.width, self.threshold, self.seed, self.draws = width, threshold, seed, draws
         reward = system.reward.comparable
         self.system = replace_roles(system, scorers={**system.scorers, **(scorers or {})}, reward=reward)

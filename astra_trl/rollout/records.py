@@ -171,18 +171,30 @@ def no_records_reason(trees: Sequence[Tree], unit: str) -> str:
     rewards = {credit for node in nodes if (credit := _credit(node)) is not None}
     start = f"{len(trees)} trees with {len(nodes)} exchanges hold no {unit} to train on"
     if not rewards:
-        failed = sum(node.error is not None for node in nodes)
-        empty = sum(node.error is None and not node.has_response for node in nodes)
-        return (
-            f"{start}: no exchange has a reward, as {failed} calls failed, {empty} responses are empty and in "
-            f"{len(nodes) - failed - empty} exchanges a reward term is nan: check the target and the scorer"
-        )
+        return f"{start}: no exchange has a reward, {_why_unrewarded(nodes)}"
     if len(rewards) == 1:
         return f"{start}: all rewards tie at {rewards.pop():g}: choose a scorer that tells the responses apart"
     return (
         f"{start}: in every sibling group the best and the worst probe tie or say the same: raise the temperature or "
         "tree_width, or lower min_margin"
     )
+
+
+def _why_unrewarded(nodes: Sequence[Node]) -> str:
+    # Every cause with its count, and how to fix the first one: those after it may follow from it.
+    errors = [node.error for node in nodes if node.error is not None]
+    answered = [node for node in nodes if node.has_response]
+    causes = [
+        (len(errors), f"calls failed ({errors[0] if errors else ''})", "fix the target, or how it is called"),
+        (len(nodes) - len(errors) - len(answered), "responses are empty", "raise min_new_tokens, or set chat"),
+    ]
+    for kind, fix in (("scores", "check the scorer"), ("terms", "check the term, and the model that it reads")):
+        for name in dict.fromkeys(name for node in answered for name in getattr(node, kind)):
+            nan = sum(math.isnan(getattr(node, kind).get(name, 0.0)) for node in answered)
+            causes.append((nan, f"{kind} {name!r} are nan", fix))
+    found = [cause for cause in causes if cause[0]]
+    said = ", ".join(f"{count} {what}" for count, what, _ in found) or "there is none"
+    return f"as {said}: {found[0][2] if found else 'grow more trees'}"
 
 
 def depth_of(tree: Tree, node: Node) -> int:

@@ -49,15 +49,9 @@ class ClassifierScorer:
         batch_size: int = 64,
         model_init_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        init_kwargs = {**(model_init_kwargs or {}), "output_loading_info": True}
-        (self.model, info), self.tokenizer = load_pretrained(
-            AutoModelForSequenceClassification, model, "classifier", device, init_kwargs
+        self.model, self.tokenizer = load_pretrained(
+            AutoModelForSequenceClassification, model, "classifier", device, model_init_kwargs or {}
         )
-        if info["missing_keys"]:
-            raise InputError(
-                f"{model!r} is not a classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would get "
-                "random weights; name a model that was trained to classify"
-            )
         self.model.eval()
         config = self.model.config
         self.labels = _find_labels(config, labels, model)

@@ -76,7 +76,13 @@ def load_models(
     from transformers import PreTrainedModel
 
     from astra_trl.backends.hf import HFBackend
+    from astra_trl.backends.hf.checks import check_model
+    from astra_trl.backends.hf.loading import check_source
 
+    given: dict[str, Any] = {"tester": tester, "target": target, "baseline": baseline}
+    for role, source in given.items():
+        if isinstance(source, str):  # before any is loaded
+            check_source(source, role)
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={device!r}, but torch sees no CUDA device: pass device='cpu' or leave it out")
     if chat not in get_args(Chat):
@@ -117,6 +123,9 @@ def load_models(
         is_loaded = isinstance(baseline, PreTrainedModel)
         baseline_backend = make_backend("baseline", baseline, tokenizer if is_loaded else None)
         _check_vocabularies(tester_backend, baseline_backend)
+    for (role, source), backend in zip(given.items(), (tester_backend, target_backend, baseline_backend), strict=True):
+        if isinstance(source, torch.nn.Module) and isinstance(backend, HFBackend):
+            check_model(backend, role)
     return tester_backend, target_backend, baseline_backend
 
 

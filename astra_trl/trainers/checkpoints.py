@@ -168,6 +168,14 @@ def save_checkpoint(trainer: Any, save: Callable[[], None]) -> None:
         rotate_checkpoints(args.output_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
 
 
+def save_now(trainer: Any) -> None:
+    """Write a checkpoint of the steps taken so far, unless there is one."""
+    if read_seal(checkpoint_of_now(trainer)) is None:
+        trainer._save_checkpoint(trainer.model, None)
+    else:
+        save_usage(trainer)
+
+
 def checkpoint_of_now(trainer: Any) -> Path:
     """Return the folder of a checkpoint of the steps taken so far."""
     return Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from astra_trl.backends.base import derive_seed
+from astra_trl.errors import InputError
 from astra_trl.evaluation.figures import figures
 from astra_trl.rollout.collector import Draws, collect_trees, fill_round
 from astra_trl.rollout.records import Record, no_records_reason
@@ -74,3 +75,12 @@ def figures_of(trainer: Any, nodes: Iterable[Node]) -> dict[str, Any]:
     """Return a round's figures of its exchanges."""
     system = trainer.sampler.system
     return figures(nodes, system.harm, system.goal_texts)
+
+
+def read_records(trainer: Any, number: int) -> list[Record]:
+    """Return the records that were collected for a round before it was interrupted."""
+    folder = trainer.folder
+    if not folder.has_records(number):
+        raise InputError(f"'{folder.path}' has no records of round {number} any more: resume elsewhere")
+    trainer.round_figures = folder.read_figures(number)
+    return folder.read_records(number)

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
+from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.backend import UNTRAINED
 from astra_trl.backends.hf.model import base_of
@@ -239,3 +240,13 @@ def run_settings(trainer: Any) -> dict[str, Any]:
 def _model_name(backend: Any) -> str | None:
     model = getattr(backend, "model", None)
     return model if isinstance(model, str) else getattr(getattr(model, "config", None), "name_or_path", None) or None
+
+
+def baseline_of(trainer: Any) -> Backend | None:
+    """Return the frozen reference of the tester that is trained, if it has one that stays as it is."""
+    system, tester = trainer.sampler.system, trainable_tester(trainer.sampler.system)
+    if system.baseline is not None or getattr(trainer.args, "sync_ref_model", False):
+        return system.baseline
+    if (reference := getattr(trainer, "ref_model", None)) is not None:
+        return replace(tester, model=trainer.accelerator.unwrap_model(reference))
+    return tester.before_training()

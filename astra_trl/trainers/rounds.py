@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers import checkpoints, collecting, divergence, publishing, roles
+from astra_trl.trainers.building import built, check_all_openings, first_step
 from astra_trl.trainers.gathering import gather_weights
 from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback, closed_bar
 from astra_trl.tree import Tree
@@ -93,7 +93,9 @@ class RoundsMixin(Trainer):
         publishing.refuse_leaks(args)
         self.sampler = sampler
         tester = roles.tester_to_train(sampler.system, peft_config)
+        check_all_openings(sampler, eval_dataset)
         has_adapter = is_peft_model(tester.model)
+        processing_class = processing_class or tester.tokenizer
         # TRL's trainers want data sets at the start, but the records come with the rounds, and held-out openings are
         # not for TRL to prepare.
         empty = Dataset.from_dict({"prompt": [""]})
@@ -102,12 +104,13 @@ class RoundsMixin(Trainer):
             "args": args,
             "train_dataset": empty,
             "eval_dataset": None if eval_dataset is None else empty,
-            "processing_class": processing_class or tester.tokenizer,
+            "processing_class": processing_class,
             "callbacks": callbacks,
             "optimizers": optimizers,
             "peft_config": peft_config,
         }
-        super().__init__(**arguments | self.trl_arguments(args, peft_config))
+        with built(args, tester, processing_class):
+            super().__init__(**arguments | self.trl_arguments(args, peft_config))
         self.eval_dataset = eval_dataset
         self.folder = RunFolder(args.output_dir)
         roles.put_trained_tester(self, has_adapter)
@@ -151,6 +154,11 @@ class RoundsMixin(Trainer):
         with writing, checkpoints.explain_stop(self), closed_bar(self.callback_handler.callbacks):
             return super().train(checkpoint, *args, **kwargs)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take a step. Raises `InputError` if TRL refuses a setting only then, e.g. an unknown `loss_type`."""
+        with first_step(self.state.global_step):
+            return super().training_step(*args, **kwargs)
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -181,12 +189,7 @@ class RoundsMixin(Trainer):
     def baseline(self) -> Backend | None:
         """Return the frozen reference of the tester: the system's, or the one that TRL holds instead. Returns `None`
         if there is none, or if TRL moves its reference after the tester (`sync_ref_model`)."""
-        system, tester = self.sampler.system, roles.trainable_tester(self.sampler.system)
-        if system.baseline is not None or getattr(self.args, "sync_ref_model", False):
-            return system.baseline
-        if (reference := getattr(self, "ref_model", None)) is not None:
-            return replace(tester, model=self.accelerator.unwrap_model(reference))
-        return tester.before_training()
+        return roles.baseline_of(self)
 
     # -- rounds
 
@@ -217,10 +220,7 @@ class RoundsMixin(Trainer):
 
     def resume_round(self, number: int) -> list[Record]:
         """Return the records that were collected for this round before."""
-        if not self.folder.has_records(number):
-            raise InputError(f"'{self.folder.path}' has no records of round {number} any more: resume elsewhere")
-        self.round_figures = self.folder.read_figures(number)
-        return self.folder.read_records(number)
+        return collecting.read_records(self, number)
 
     def collect_round(self, number: int) -> list[Record]:
         """Return fresh records for this round, and write its lines of the run folder."""
@@ -245,10 +245,7 @@ class RoundsMixin(Trainer):
 
     def save_checkpoint_now(self) -> None:
         """Write a checkpoint of the steps taken so far, unless there is one."""
-        if checkpoints.read_seal(checkpoints.checkpoint_of_now(self)) is None:
-            self._save_checkpoint(self.model, None)
-        else:
-            checkpoints.save_usage(self)
+        checkpoints.save_now(self)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         # TRL's DPO and SFT would tokenise text here; our records are the token ids that were sampled.

@@ -1,5 +1,5 @@
 """Any decoder-only transformers model. Reading order: `dialogue`, `sampling`, `loading`, `cache`, `model`, `decoding`,
-`refeeding`, `session`, `backend`. Each imports only modules before it."""
+`refeeding`, `session`, `checks`, `backend`. Each imports only modules before it."""
 
 from astra_trl.backends.hf.backend import HFBackend
 

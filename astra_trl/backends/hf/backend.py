@@ -12,6 +12,7 @@ from accelerate.utils import is_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_trl.backends.base import Message, Sample, SavedRow
+from astra_trl.backends.hf.checks import check_model
 from astra_trl.backends.hf.dialogue import encode_all, row_from_json
 from astra_trl.backends.hf.loading import adapter_base, load_adapter, load_pretrained
 from astra_trl.backends.hf.model import HFModel
@@ -84,12 +85,15 @@ class HFBackend(HFModel):
         base = adapter_base(model_id, role, revision)
         if base is None:
             model, tokenizer = load_pretrained(AutoModelForCausalLM, model_id, role, device, init_kwargs, tokenizer)
-            return cls(model, tokenizer, **fields)
-        of_base = {key: value for key, value in init_kwargs.items() if key != "revision"}  # that is the adapter's
-        model, tokenizer = load_pretrained(AutoModelForCausalLM, base, f"{role}'s base", device, of_base, tokenizer)
-        allow_pickle, trainable = bool(init_kwargs.get("allow_pickle")), role == "tester"
-        model = load_adapter(model, model_id, role, allow_pickle, trainable=trainable, revision=revision)
-        return cls(model.eval(), tokenizer, **fields)
+        else:
+            of_base = {key: value for key, value in init_kwargs.items() if key != "revision"}  # that is the adapter's
+            whose = f"{role}'s base"
+            model, tokenizer = load_pretrained(AutoModelForCausalLM, base, whose, device, of_base, tokenizer)
+            allow_pickle, trainable = bool(init_kwargs.get("allow_pickle")), role == "tester"
+            model = load_adapter(model, model_id, role, allow_pickle, trainable=trainable, revision=revision).eval()
+        backend = cls(model, tokenizer, **fields)
+        check_model(backend, f"{role} {model_id!r}")
+        return backend
 
     @staticmethod
     def saved_tokenizer(model: PreTrainedModel, role: str) -> PreTrainedTokenizerBase:

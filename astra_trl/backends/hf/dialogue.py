@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from astra_trl.backends.api.thinking import begins_thinking, without_thinking
 from astra_trl.backends.base import Message, Prefix
 from astra_trl.errors import InputError
+from astra_trl.libraries import ERRORS, reason
 
 Messages = tuple[tuple[str, tuple[str, ...]], ...]  # role and utterances of each turn
 Prompts = Sequence[str | Sequence[Message]]
@@ -89,7 +90,8 @@ class ChatTemplate:
     ) -> None:
         if tokenizer.chat_template is None:
             raise InputError(
-                "the tokenizer has no chat template: leave chat out, or set tokenizer.chat_template to the model's"
+                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: leave chat out, or set its "
+                "chat_template to the model's"
             )
         self.tokenizer = tokenizer
         self.separator = separator
@@ -98,11 +100,12 @@ class ChatTemplate:
         first = self._encode((("user", ("a",)),), None)[0]
         self.head = first.ids[:1] if first.ids[:1] == [tokenizer.bos_token_id] else []
         self._thinks_first = begins_thinking(first.text)
+        mark = "\ue000system\ue001"
         try:
-            self._render((("system", ("a",)), ("user", ("b",))))
-            self.system_role = "system"
+            rendered = self._render((("system", (mark,)), ("user", ("b",))))
         except InputError:
-            self.system_role = "user"
+            rendered = ""
+        self.system_role = "system" if mark in rendered else "user"  # some templates drop it without an error
 
     def open(self, prompts: Prompts) -> list[Row]:
         rows: list[Row] = []
@@ -192,9 +195,9 @@ class ChatTemplate:
             return self.tokenizer.apply_chat_template(
                 chat, tokenize=False, add_generation_prompt=True, **self.template_kwargs
             )
-        except TemplateError as error:
+        except (TemplateError, *ERRORS) as error:  # templates raise by themselves, or fail at what they expect
             roles = ", ".join(role for role, _ in messages)
-            raise InputError(f"the chat template refuses a conversation of {roles}: {error}") from error
+            raise InputError(f"the chat template refuses a conversation of {roles}: {reason(error)}") from error
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -54,21 +54,29 @@ class HFModel:
         native = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.window: int | None = min((n for n in (native, self.max_length) if n is not None), default=None)
         if self.window is not None and self.window <= self.sampling.max_new_tokens + len(self.dialogue.head):
+            limit = "raise max_length" if self.window == self.max_length else "name a model with a larger window"
             raise InputError(
-                f"max_new_tokens={self.sampling.max_new_tokens} leaves no room for a context in a window of "
-                f"{self.window} tokens: lower max_new_tokens or raise max_length"
+                f"max_new_tokens={self.sampling.max_new_tokens} leaves {self._name} no room for a context in a window "
+                f"of {self.window} tokens: lower max_new_tokens or {limit}"
             )
         eos = self.model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos]
         self.eos = {i for i in (*eos, self.tokenizer.eos_token_id) if i is not None}
-        if not all(isinstance(i, int) for i in self.eos):
-            raise InputError(f"eos_token_id={eos!r} of the model is not a token id: fix its generation_config.json")
+        if not all(isinstance(i, int) and 0 <= i < self.vocabulary for i in self.eos):
+            raise InputError(
+                f"eos_token_id={eos!r} of {self._name} is not a token id below {self.vocabulary}: fix its "
+                "generation_config.json"
+            )
         self._eos_ids = torch.tensor(sorted(self.eos), dtype=torch.long)
         self._stop_strings: StopStringCriteria | None = None
         if self.sampling.stop_strings:
             self._stop_strings = StopStringCriteria(self.tokenizer, list(self.sampling.stop_strings))
         self.budget = Budget(self.cache_bytes)
         self._bytes_per_token = 0
+
+    @property
+    def _name(self) -> str:
+        return repr(getattr(self.model.config, "name_or_path", None) or type(self.model).__name__)
 
     # -- token ids and text
 
