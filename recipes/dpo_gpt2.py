@@ -3,7 +3,7 @@
 `accelerate launch recipes/dpo_gpt2.py`
 """
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 
 DEFAULTS = {
     "tester": "openai-community/gpt2",

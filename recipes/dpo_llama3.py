@@ -3,7 +3,7 @@
 `accelerate launch recipes/dpo_llama3.py`
 """
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 
 DEFAULTS = {
     "tester": "meta-llama/Llama-3.1-8B",

@@ -1,6 +1,6 @@
 """Train the sandbox's tiny tester with DPO on a CPU: the same as `astra-trl sandbox run --algorithm dpo`."""
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 from astra_trl.sandbox.defaults import SANDBOX
 
 DEFAULTS = SANDBOX["dpo"]  # tree_width 4, tree_depth 3, trees_per_round 7, learning_rate, ...

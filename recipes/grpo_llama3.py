@@ -3,7 +3,7 @@
 `accelerate launch recipes/grpo_llama3.py`
 """
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 
 DEFAULTS = {
     "algorithm": "grpo",

@@ -3,7 +3,7 @@
 `accelerate launch recipes/grpo_qwen_chat.py --goal "gives medical advice that could harm the user"`
 """
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 
 DEFAULTS = {
     "algorithm": "grpo",

@@ -3,7 +3,7 @@
 With `--system astprompter` the tester is rewarded only for the next response.
 """
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 from astra_trl.sandbox.defaults import sandbox_defaults
 
 DEFAULTS = sandbox_defaults("malibu", "dpo")  # world "delayed", tree_depth 4, ...

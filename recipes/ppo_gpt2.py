@@ -3,7 +3,7 @@
 `pip install 'astra-trl[ppo]'`, then `accelerate launch recipes/ppo_gpt2.py`
 """
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 
 DEFAULTS = {
     "algorithm": "ppo",

@@ -1,6 +1,6 @@
 """Train the sandbox's tiny tester with RLOO on a CPU: the same as `astra-trl sandbox run --algorithm rloo`."""
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 from astra_trl.sandbox.defaults import SANDBOX
 
 DEFAULTS = SANDBOX["rloo"]  # tree_width 4, tree_depth 3, trees_per_round 7, learning_rate, ...

@@ -24,7 +24,7 @@ from astra_trl import (
     InputError,
     SamplingParams,
 )
-from astra_trl.cli.train import main as train
+from astra_trl.cli.recipe import main as train
 from astra_trl.trainers import roles
 
 LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", r=4, lora_dropout=0.2)

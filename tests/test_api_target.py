@@ -15,7 +15,7 @@ from astra_trl.cli.evaluate import evaluate
 from astra_trl.cli.main import main as command_line
 from astra_trl.cli.parse_evaluate import parse_evaluate
 from astra_trl.cli.parse_train import parse
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 from astra_trl.hub import model_card
 from astra_trl.lines import read_lines
 from astra_trl.report import markdown_report, write_report

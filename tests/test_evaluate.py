@@ -16,7 +16,7 @@ from astra_trl import Evaluation, HFBackend, InputError
 from astra_trl.cli.evaluate import evaluate
 from astra_trl.cli.main import main
 from astra_trl.cli.parse_evaluate import parse_evaluate
-from astra_trl.cli.train import main as train
+from astra_trl.cli.recipe import main as train
 from astra_trl.report import markdown_report
 
 LORA = ["--use_peft", "true", "--lora_target_modules", "c_attn", "c_proj", "--lora_r", "4", "--learning_rate", "0.1"]

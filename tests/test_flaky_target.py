@@ -8,7 +8,7 @@ import pytest
 from flaky import flaky, save_chat_target, served
 from test_api_target import FLAGS
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 from astra_trl.lines import read_lines
 from astra_trl.sandbox.defaults import SANDBOX
 

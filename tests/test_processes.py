@@ -64,7 +64,7 @@ SCRIPT = """
 import os, signal, sys
 from accelerate import PartialState
 from astra_trl.errors import RunStopped
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 from astra_trl.sandbox.defaults import SANDBOX
 from astra_trl.scorers import KeywordScorer
 from transformers import Trainer

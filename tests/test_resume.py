@@ -19,7 +19,7 @@ from test_groups import make_trainer as make_groups_trainer
 from transformers import TrainerCallback
 
 from astra_trl import HFASTSystem, HFBackend, InputError, KeywordScorer
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 from astra_trl.errors import RunStopped
 from astra_trl.trainers import TRAINERS, checkpoints, trainer_classes
 from astra_trl.trainers.checkpoints import RESUMABLE, SEAL, last_whole, refuse_changes

@@ -12,7 +12,7 @@ from stand_ins import save_classifier
 
 from astra_trl import DetoxifyScorer, Evaluation, Exchange
 from astra_trl.cli.parse_train import parse
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 from astra_trl.report import markdown_report, write_report
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -7,7 +7,7 @@ import pytest
 from test_run import recipe_defaults
 
 from astra_trl import Exchange, InputError, Turn
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 from astra_trl.sandbox import load_world, named_world
 from astra_trl.sandbox.check import rude_share
 from astra_trl.sandbox.grammar import SULLEN_RESPONSES, conversation, is_rude, topic_of

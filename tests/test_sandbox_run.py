@@ -7,7 +7,7 @@ import pytest
 from conftest import HAS_PPO
 from test_run import RECIPES, recipe_defaults
 
-from astra_trl.cli.train import main
+from astra_trl.cli.recipe import main
 
 pytestmark = pytest.mark.slow
 

@@ -1,13 +1,17 @@
 """Commands in several processes, started as by `accelerate launch`."""
 
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
+import psutil
 from accelerate.commands.config import default_config_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 
+from astra_trl.cli.interruption import LAUNCHED, SIGNALS, Interrupted
 from astra_trl.errors import InputError
 
 # Flags that say which script is started.
@@ -38,11 +42,13 @@ def split_launch_flags(argv: Sequence[str], parser: Any) -> tuple[list[str], lis
 
 def launch(launch_flags: Sequence[str], command: Sequence[str]) -> int:
     """Run a module with its arguments in the processes that the flags ask for, and return the exit code."""
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ[LAUNCHED] = "true"
     parser = launch_command_parser()
     parser.error = lambda message: parser.exit(2, f"error: {message} (see accelerate launch --help)\n")
-    args = parser.parse_args([*_with_config_file(launch_flags), "--quiet", "--module", *command])
+    args = parser.parse_args([*_with_config_file(launch_flags), "--module", *command])
     configured = (
         args.config_file is not None or Path(default_config_file).is_file() or args.mpirun_hostfile is not None
     )
@@ -53,11 +59,25 @@ def launch(launch_flags: Sequence[str], command: Sequence[str]) -> int:
         args.multi_gpu = not (args.tpu or args.use_deepspeed or args.use_fsdp or args.use_megatron_lm)
     try:
         launch_command(args)
-    except ChildFailedError:  # each process has printed its error
-        return 1
+    except ChildFailedError as error:  # each process has printed its error
+        return _exit_code(error.get_first_failure()[1].exitcode)
+    except CalledProcessError as error:
+        return _exit_code(error.returncode)
+    except SignalException as error:
+        raise Interrupted(error.sigval) from error
+    except Interrupted:
+        for child in psutil.Process().children():
+            child.terminate()
+        raise
     except ValueError as error:  # of flags that do not go together
         raise InputError(" ".join(str(error).split())) from error
     return 0
+
+
+def _exit_code(of_process: int) -> int:
+    if of_process - 128 in SIGNALS:  # it was sent to that process alone
+        raise Interrupted(of_process - 128)
+    return 1
 
 
 def _with_config_file(launch_flags: Sequence[str]) -> list[str]:

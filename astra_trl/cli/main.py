@@ -4,15 +4,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from astra_trl import __version__
-from astra_trl.cli.parse_evaluate import evaluate_parser, parse_evaluate
-from astra_trl.cli.parse_train import choose, help_parser, parse, train_parser
-from astra_trl.cli.parser import FlagParser, underscored
+from astra_trl.cli.interruption import advise, interruptible, resume_advice, users_command
 from astra_trl.errors import InputError, report
-from astra_trl.sandbox.defaults import sandbox_defaults
-from astra_trl.systems import system_class
 
 HELP = """\
 usage: astra-trl COMMAND [flags...]
@@ -39,8 +34,14 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 1 if an input cannot be used, 2 if a command or flag is unknown."""
-    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    """Run a command and return the exit code: 1 if an input cannot be used, 2 if a command or flag is unknown.
+
+    Without `argv`, the command is that of this process, and a signal ends it in one line."""
+    with interruptible(program=argv is None):
+        return _run_command(*(sys.argv[1:] if argv is None else argv))
+
+
+def _run_command(command: str = "--help", *rest: str) -> int:
     if command in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"astra-trl {__version__}")
         return 0
     if command not in COMMANDS:
-        _exit_with_error(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}", "astra-trl")
+        names = ", ".join(COMMANDS)
+        print(f"error: unknown command {command!r}: choose one of {names} (see astra-trl --help)", file=sys.stderr)
+        raise SystemExit(2)
     try:
         code = COMMANDS[command](rest)
         sys.stdout.flush()
@@ -62,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
+    from astra_trl.cli.parse_train import choose, help_parser, parse, train_parser
+    from astra_trl.cli.parser import underscored
+    from astra_trl.sandbox.defaults import sandbox_defaults
+    from astra_trl.systems import system_class
+
     prog = " ".join(["astra-trl", *words])
     sandbox = words[0] == "sandbox"
     if _asks_for_help(argv) or "--help_all" in map(underscored, argv):
@@ -81,6 +89,7 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
     parser = train_parser(prog, choice.algorithm)
     launch_flags, rest = split_launch_flags(argv, parser)
     arguments = parse(defaults, rest, parser, choice)
+    advise(lambda: resume_advice(arguments[1].output_dir))
     if launch_flags:
         with choice.file.on_disk() as path:  # each process reads it
             config = [] if path is None else ["--config", path]
@@ -93,6 +102,9 @@ def _train(argv: Sequence[str], words: Sequence[str] = ("train",)) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
+    from astra_trl.cli.parse_evaluate import evaluate_parser, parse_evaluate
+
+    advise(lambda: f"interrupted: continue with: {users_command()}")
     if _asks_for_help(argv):
         parser = evaluate_parser()
         parser.set_defaults_with_config(reward=None)
@@ -106,6 +118,8 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _report(argv: Sequence[str]) -> int:
+    from astra_trl.cli.parser import FlagParser
+
     parser = FlagParser(
         "astra-trl report",
         description="Make one HTML page, or Markdown, of runs and evaluations, side by side.",
@@ -132,6 +146,8 @@ examples:
 
 
 def _push(argv: Sequence[str]) -> int:
+    from astra_trl.cli.parser import FlagParser
+
     parser = FlagParser(
         "astra-trl push",
         description="Push a trained tester to the Hub with a model card and print its address. The\nrepository is "
@@ -166,6 +182,8 @@ examples:
 
 
 def _prompts(argv: Sequence[str]) -> int:
+    from astra_trl.cli.parser import FlagParser
+
     parser = FlagParser(
         "astra-trl prompts",
         description="List the named sets of openings, show what is in a set, or write one down.",
@@ -219,6 +237,7 @@ examples:
 def _sandbox(argv: Sequence[str]) -> int:
     if argv and argv[0] == "run":
         return _train(argv[1:], ("sandbox", "run"))
+    from astra_trl.cli.parser import FlagParser
     from astra_trl.sandbox.commands import BUILD, add_build_flags, describe_world, run_build
 
     parser = FlagParser(
@@ -253,11 +272,6 @@ examples:
 
 def _asks_for_help(argv: Sequence[str]) -> bool:
     return "-h" in argv or "--help" in argv
-
-
-def _exit_with_error(message: str, prog: str) -> NoReturn:
-    FlagParser(prog).error(message)
-    raise AssertionError
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

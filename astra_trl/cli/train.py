@@ -1,9 +1,8 @@
-"""A run: figures before, training, figures after, summary. A recipe is `main({...})` with its defaults."""
+"""A run: figures before, training, figures after, summary."""
 
 import json
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,10 +25,9 @@ from astra_trl.cli.build import build_system
 from astra_trl.cli.config import FREE_ON_RESUME, RunArguments
 from astra_trl.cli.dry_run import dry_run
 from astra_trl.cli.openings import dev_openings, openings_and_held_out
-from astra_trl.cli.parse_train import parse
 from astra_trl.cli.settings_file import read_settings
 from astra_trl.conversation import Opening
-from astra_trl.errors import InputError, report
+from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
 from astra_trl.lines import write_whole
@@ -48,15 +46,6 @@ from astra_trl.trainers.checkpoints import refuse_changes
 from astra_trl.tree import Tree
 
 logger = logging.getLogger(__name__)
-
-
-def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
-    """Run with `defaults` under the user's YAML file and flags; print one line and exit with 1 on bad input."""
-    try:
-        run(*parse(defaults, sys.argv[1:] if argv is None else argv))
-    except InputError as error:
-        report(error)
-        sys.exit(1)
 
 
 def run(
