@@ -118,7 +118,7 @@ class Secrets:
 
 @cache
 def _detectors() -> dict[str, Any]:
-    classes = get_mapping_from_secret_type_to_class()
+    classes: Any = get_mapping_from_secret_type_to_class()
     return {kind: classes[kind]() for kind in _DETECTORS}
 
 
