@@ -32,7 +32,7 @@ from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers import checkpoints, collecting, publishing, roles
-from astra_trl.trainers.building import built, check_all_openings, first_step
+from astra_trl.trainers.building import built, check_all_openings, first_step, packages_at_hand
 from astra_trl.trainers.gathering import gather_weights
 from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback
 from astra_trl.tree import Tree
@@ -149,7 +149,7 @@ class RoundsMixin(Trainer):
             checkpoints.restore_usage(self)
         elif self.folder.exchanges.exists():
             self.folder.refuse_if_used()
-        with checkpoints.explain_stop(self):
+        with checkpoints.explain_stop(self), packages_at_hand():
             return super().train(checkpoint, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
