@@ -126,3 +126,11 @@ def test_a_config_that_needs_a_missing_package_is_one_line(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     assert main(["sandbox", "run", "--deepspeed", "/no/such/file.json", "--output_dir", "unused"]) == 1
     assert capsys.readouterr().err.startswith("error: a setting needs a package that is missing: install it (")
+
+
+@pytest.mark.slow
+def test_a_compiled_tester_is_trained_and_sampled_without_its_wrapper(tmp_path):
+    trainer = build(tmp_path, "grpo", torch_compile_backend="eager", num_train_epochs=1, disable_tqdm=True)
+    trainer.train()
+    assert trainer.state.global_step > 0
+    assert trainer.sampler.system.tester.model is trainer.accelerator.unwrap_model(trainer.model, False, False)

@@ -82,7 +82,7 @@ def _check_roles_apart(system: System, tester: Any) -> None:
 
 def put_trained_tester(trainer: Any, had_adapter: bool) -> None:
     """Prepare the model as TRL wrapped it, and make it the tester of the system."""
-    model = trainer.tester_in(trainer.accelerator.unwrap_model(trainer.model))
+    model = trainer.tester_in(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False))
     check_trainable(model)
     if had_adapter:
         keep_untrained_adapter(model)
@@ -91,7 +91,7 @@ def put_trained_tester(trainer: Any, had_adapter: bool) -> None:
     bind_tester(trainer.sampler.system, model)
     for fed in (model, getattr(trainer, "ref_model", None)):
         if fed is not None:
-            count_positions(trainer.accelerator.unwrap_model(fed))
+            count_positions(trainer.accelerator.unwrap_model(fed, keep_torch_compile=False))
 
 
 def bind_tester(system: System, model: PreTrainedModel) -> None:

@@ -191,7 +191,7 @@ class RoundsMixin(Trainer):
         if system.baseline is not None or getattr(self.args, "sync_ref_model", False):
             return system.baseline
         if (reference := getattr(self, "ref_model", None)) is not None:
-            return replace(tester, model=self.accelerator.unwrap_model(reference))
+            return replace(tester, model=self.accelerator.unwrap_model(reference, keep_torch_compile=False))
         return tester.before_training()
 
     # -- rounds
