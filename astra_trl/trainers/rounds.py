@@ -151,8 +151,7 @@ class RoundsMixin(Trainer):
         elif self.folder.exchanges.exists():
             self.folder.refuse_if_used()
         writing = self.folder.only_writer() if self.is_world_process_zero() else nullcontext()
-        bars = closed_bar(self.callback_handler.callbacks)
-        with writing, checkpoints.explain_stop(self), packages_at_hand(), bars:
+        with writing, checkpoints.explain_stop(self), packages_at_hand(), closed_bar(self):
             return super().train(checkpoint, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
