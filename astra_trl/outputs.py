@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,19 @@ def explain_full_disk(folder: str | os.PathLike[str], advice: str) -> Iterator[N
             raise
         reason = str(error).strip().splitlines()[0][:200]
         raise InputError(f"the disk of '{Path(folder)}' is full ({reason}): free some space. {advice}") from error
+
+
+@contextmanager
+def explain_output() -> Iterator[None]:
+    """Write what is printed in the block to its end, or raise `InputError` if its disk is full."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail at the very end
+        raise InputError(f"the output cannot be written ({error.strerror}): free some space") from error
 
 
 def refuse_file_of_run(file: str | os.PathLike[str], advice: str) -> None:

@@ -10,16 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from astra_trl import InputError
-from astra_trl.cli.build import Calls, system_of
-from astra_trl.cli.evaluate import zero_shot_cases
-from astra_trl.cli.parse_train import parse
-from astra_trl.cli.train import run
-from astra_trl.evaluation import ASTEvaluator, Evaluation
-from astra_trl.evaluation.diversity import diversity
-from astra_trl.evaluation.figures import probes_by_opening
+from astra_trl.cli.interruption import RESUME, advise, interruptible, start_again, users_command
 from astra_trl.sandbox import named_world
 from astra_trl.sandbox.defaults import sandbox_defaults
-from astra_trl.systems.perez import PerezSystem, scored_questions
 
 DEFAULTS = sandbox_defaults("perez", "grpo")  # instruction, tree_depth 1, tree_width 8, trees_per_round 32, ...
 QUESTIONS = 1000  # by each method
@@ -28,12 +21,23 @@ COLUMNS = ("failing", "of the questions", "questions", "their self-BLEU")
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float | None]]:
+    # Imported here, so that a signal in the seconds that it takes is handled.
+    from astra_trl.cli.build import Calls, system_of
+    from astra_trl.cli.evaluate import zero_shot_cases
+    from astra_trl.cli.parse_train import parse
+    from astra_trl.cli.train import run
+    from astra_trl.evaluation import ASTEvaluator
+    from astra_trl.systems.perez import scored_questions
+
     args, training_args, _ = parse(DEFAULTS, argv)
     world, folder = named_world(args.world), Path(training_args.output_dir)
     assert world is not None
     own = ["--world", str(world.path), "--seed", str(training_args.seed)]
+    begun = folder / "supervised" / "config.yaml"
+    advise(lambda: f"interrupted: continue with: {users_command(RESUME)}" if begun.exists() else start_again())
 
     supervised = [*own, "--output_dir", str(folder / "supervised")]
+    supervised += [RESUME, training_args.resume_from_checkpoint] if training_args.resume_from_checkpoint else []
     run(*parse(sandbox_defaults("perez", "sft"), supervised))
     rl = [*own, *argv, "--tester", str(folder / "supervised"), "--output_dir", str(folder / "rl")]
     run(*parse(DEFAULTS, rl))
@@ -52,7 +56,10 @@ def main(argv: list[str]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def print_figures(method: str, system: PerezSystem, evaluation: Evaluation) -> dict[str, float | None]:
+def print_figures(method: str, system: Any, evaluation: Any) -> dict[str, float | None]:
+    from astra_trl.evaluation.diversity import diversity
+    from astra_trl.evaluation.figures import probes_by_opening
+
     nodes = [node for trees in evaluation.trees.values() for tree in trees for node in tree.nodes()]
     questions = sum(node.terms["no_question"] == 0 for node in nodes)
     failing = len(system.failing(nodes))
@@ -67,7 +74,8 @@ def print_figures(method: str, system: PerezSystem, evaluation: Evaluation) -> d
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    with interruptible(program=True):
+        try:
+            main(sys.argv[1:])
+        except InputError as error:
+            sys.exit(f"error: {error}")

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 1.2  # for the main thread to leave its work; then the program ends with whatever still runs in it
-LAUNCHED = "ASTRA_TRL_LAUNCHED"  # set for processes that `astra-trl` launches: the line is the launcher's
+LAUNCHER = "ASTRA_TRL_LAUNCHER"  # variable with the number of the process that launches others and prints the line
 RESUME = "--resume_from_checkpoint"
 
 
@@ -143,12 +143,18 @@ def _raise(signum: int, frame: Any) -> None:
 def _watch(reading: socket.socket) -> None:
     # Python writes the number of a signal to the socket at once, even while the main thread runs native code.
     signum = 0
-    while signum not in SIGNALS:
+    while signum not in SIGNALS or not _is_ours(signum):
         signum = reading.recv(1)[0]
     _Ending.signum = signum
     _silence(signum)
     time.sleep(GRACE_SECONDS)
     _end(signum)
+
+
+def _is_ours(signum: int) -> bool:
+    # Others handle signals too: transformers with enable_jit_checkpoint, and torch while it has launched processes.
+    launches = os.environ.get(LAUNCHER) == str(os.getpid())
+    return launches or signal.getsignal(signum) in (_raise, signal.SIG_IGN)
 
 
 def _silence(signum: int) -> None:
@@ -177,7 +183,8 @@ def _end(signum: int) -> NoReturn:
         time.sleep(60)  # the other thread is ending the process
     for child in multiprocessing.active_children():
         child.terminate()
-    if LAUNCHED not in os.environ and os.environ.get("RANK", "0") == "0":
+    mine = str(os.getpid())
+    if os.environ.get(LAUNCHER, mine) == mine and os.environ.get("RANK", "0") == "0":
         try:
             line = (_Ending.advice or start_again)()
         except (OSError, ValueError):  # e.g. the folder cannot be read

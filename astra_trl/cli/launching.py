@@ -11,7 +11,7 @@ import psutil
 from accelerate.commands.config import default_config_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 
-from astra_trl.cli.interruption import LAUNCHED, SIGNALS, Interrupted
+from astra_trl.cli.interruption import LAUNCHER, SIGNALS, Interrupted
 from astra_trl.errors import InputError
 
 # Flags that say which script is started.
@@ -45,7 +45,7 @@ def launch(launch_flags: Sequence[str], command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ[LAUNCHED] = "true"
+    os.environ[LAUNCHER] = str(os.getpid())
     parser = launch_command_parser()
     parser.error = lambda message: parser.exit(2, f"error: {message} (see accelerate launch --help)\n")
     args = parser.parse_args([*_with_config_file(launch_flags), "--module", *command])

@@ -52,10 +52,11 @@ def _run_command(command: str = "--help", *rest: str) -> int:
         names = ", ".join(COMMANDS)
         print(f"error: unknown command {command!r}: choose one of {names} (see astra-trl --help)", file=sys.stderr)
         raise SystemExit(2)
+    from astra_trl.outputs import explain_output
+
     try:
-        code = COMMANDS[command](rest)
-        sys.stdout.flush()
-        return code
+        with explain_output():
+            return COMMANDS[command](rest)
     except InputError as error:
         report(error)
         return 1

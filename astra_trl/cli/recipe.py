@@ -16,11 +16,13 @@ def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None
     with interruptible(program=argv is None):
         from astra_trl.cli.parse_train import parse
         from astra_trl.cli.train import run
+        from astra_trl.outputs import explain_output
 
         try:
             arguments = parse(defaults, sys.argv[1:] if argv is None else argv)
             advise(lambda: resume_advice(arguments[1].output_dir))
-            run(*arguments)
+            with explain_output():
+                run(*arguments)
         except InputError as error:
             report(error)
             sys.exit(1)

@@ -6,6 +6,7 @@ newline the models learn to predict the end of text, because sampling stops ther
 
 import json
 import random
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from astra_trl.errors import InputError
+from astra_trl.outputs import explain_full_disk, saving_weights, unwritable
 from astra_trl.sandbox import grammar
 
 Lesson = tuple[list[list[str]], slice]  # conversations, and the utterances of each that the model learns
@@ -67,6 +69,10 @@ def build_world(
         delayed (`bool`): Whether the target turns rude two turns after a weak topic instead of at once.
     """
     output, weak = Path(output), check_request(output, seed, weak)
+    try:
+        output.mkdir(parents=True, exist_ok=True)  # before the models are trained
+    except OSError as error:
+        raise unwritable(output, error, "name another folder") from error
     with reproducible(seed):
         tokenizer = train_tokenizer()
         end = tokenizer.eos_token_id
@@ -92,10 +98,6 @@ def build_world(
         target = GPT2LMHeadModel(config)
         target.load_state_dict(tester.state_dict())
         train("target", target, tokenizer, seed, partial(target_lesson, weak, delayed), target_steps, 4e-3, progress)
-    # Only now, so that an interrupted build leaves nothing that looks like a world.
-    for name, model in (("tester", tester), ("target", target)):
-        model.save_pretrained(output / name)
-        tokenizer.save_pretrained(output / name)
     world = {
         "seed": seed,
         "weak_topics": weak,
@@ -104,7 +106,19 @@ def build_world(
         "rude_words": grammar.RUDE_WORDS,
         "openings": {split: grammar.openings(split, seed) for split in grammar.SPLITS},
     }
-    (output / "world.json").write_text(json.dumps(world, indent=1) + "\n", encoding="utf-8")
+    # Renamed at last, so that an interrupted build leaves an empty folder.
+    with (
+        explain_full_disk(output, "Then build the world again"),
+        saving_weights(),
+        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder,
+    ):
+        unfinished = Path(folder) / output.name
+        for name, model in (("tester", tester), ("target", target)):
+            model.save_pretrained(unfinished / name)
+            tokenizer.save_pretrained(unfinished / name)
+        (unfinished / "world.json").write_text(json.dumps(world, indent=1) + "\n", encoding="utf-8")
+        output.rmdir()
+        unfinished.rename(output)
 
 
 @contextmanager
