@@ -106,7 +106,7 @@ def test_an_encoder_is_refused_in_every_role(gpt2_folder, tmp_path, role):
     save_bert(tmp_path / "masked", BertForMaskedLM)
     for name, message in (
         ("body", f"^{role} .* as a BertLMHeadModel, it lacks cls.predictions.bias, .* random weights"),
-        ("masked", f"^{role} .* is no decoder: its predictions depend on tokens that come later"),
+        ("masked", f"^{role} .* is not a decoder: its predictions depend on tokens that come later"),
     ):
         models = {"tester": str(gpt2_folder), "target": str(gpt2_folder), "baseline": None}
         with pytest.raises(InputError, match=message):
