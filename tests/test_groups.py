@@ -453,7 +453,7 @@ def test_probes_that_the_system_ends_are_not_taken_for_truncated(tmp_path, algor
         ({"groups_per_round": 5}, "groups_per_round=5 is not a multiple of the 2 groups of a batch"),
         ({"temperature": 1.0}, "temperature=1.0, and the tester samples with temperature=0.7"),
         ({"max_completion_length": 99}, "the tester samples with max_new_tokens=6"),
-        ({"min_p": 0.1}, "min_p would sample probes"),
+        ({"min_p": 0.1}, "min_p=0.1 has no effect, as trees hold the probes already"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "dataloader_persistent_workers"),
         ({"min_margin": -1.0}, "min_margin must be 0 or more"),
