@@ -156,7 +156,7 @@ def test_an_evaluation_of_a_tester_of_nan_ends_in_one_line(tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("Good morning\nGood evening\n")
     flags = ["--target", str(tmp_path / "tester"), "--prompts", str(tmp_path / "prompts.txt")]
     assert main(["evaluate", str(tmp_path / "tester"), *flags, *keyword_flags("soup"), "--max_new_tokens", "4"]) == 1
-    assert "computes nan instead of probabilities" in capsys.readouterr().err.splitlines()[-1]
+    assert "gives logits that are nan or infinite" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_error_begins_on_a_line_of_its_own_below_the_bar(tmp_path, capsys):

@@ -276,6 +276,7 @@ def tables():
         "frame": (frame[frame["n"] != 2], ["a", "c"]),
         "chats": (chats, [(USER, ASSISTANT)]),
         "dataset": (data, ["a", "b", "c"]),
+        "iterable": (data.to_iterable_dataset().filter(lambda row: row["n"] > 1), ["b", "c"]),
         "column": (data["prompt"], ["a", "b", "c"]),
         "generator": ((text for text in ("b", "a")), ["b", "a"]),
         "set": ({"c", "a", "b"}, ["a", "b", "c"]),
@@ -294,7 +295,6 @@ def test_what_is_no_collection_of_openings_is_refused():
     data = datasets.Dataset.from_dict({"goal": ["a"], "target": ["b"]})
     for prompts, message in (
         (datasets.DatasetDict({"train": data, "test": data}), "DatasetDict of train, test: give one of these"),
-        (data.to_iterable_dataset(), "IterableDataset, which may be endless"),
         (data, r"Give prompts\[NAME\] with NAME one of goal, target"),
         (pandas.Series(["a", float("nan")]), "prompt 1 is not text but null"),
         (None, "NoneType: give a list of texts"),

@@ -314,7 +314,14 @@ def test_further_reward_functions_are_given_what_the_trees_hold(tmp_path):
 )
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, algorithm, config):
     """From inside a round (and a generation batch), whose records are read back, and from a round's end."""
-    config = {"save_strategy": "steps", "save_steps": 1, "beta": 0.05, "shuffle_dataset": True, **config}
+    config = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": None,
+        "beta": 0.05,
+        "shuffle_dataset": True,
+        **config,
+    }
     whole = make_trainer(tmp_path / "whole", algorithm, **config)
     whole.train()
     end = whole.state.global_step

@@ -73,6 +73,7 @@ def check_every_number(parser, read, capsys):
             if text not in VALID[requirement]:
                 kinds = [f"--{name} is '{text}': give {kind}" for kind in ("a whole number", "a number")]
                 texts = [f"--{name} must be {requirement}, got {text}", *kinds, *(f"{kind} or text" for kind in kinds)]
+                texts += [f"pad_to_multiple_of must be at least 1, or auto, got '{text}'"]
                 assert line in [f"error: {text}\n" for text in texts], (name, text, line)
             elif line is not None:  # refused in this combination
                 assert name in ("logging_steps", *NOT_READ) or "has no effect" in line, line
@@ -122,7 +123,7 @@ def test_a_number_is_refused_before_a_run_begins(tmp_path, monkeypatch, capsys):
         ("learning_rate: true", "learning_rate is true: give a number"),
         ("learning_rate:", "learning_rate has no value: give a number"),
         ("learning_rate: 1e-5 a step", "learning_rate is '1e-5 a step': give a number"),
-        ("learning_rate: [1, 2]", "learning_rate is [1, 2]: give a number"),
+        ("learning_rate: [1, 2]", "learning_rate is a list: give a number"),
         ("seed: 2.5", "seed is 2.5: give a whole number"),
         ("seed: 4294967296", "seed must be between 0 and 4294967295, got 4294967296"),
         ("lora_r: 0", "lora_r must be at least 1, got 0"),

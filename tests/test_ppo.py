@@ -220,7 +220,13 @@ def test_rounds_are_epochs_to_callbacks_and_to_saving(tmp_path):
 @pytest.mark.parametrize("peft_config", [None, LORA])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, peft_config):
     """From inside a round, whose contexts are read back, and from a round's end."""
-    config = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 3, "peft_config": peft_config}
+    config = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": None,
+        "num_train_epochs": 3,
+        "peft_config": peft_config,
+    }
     whole = make_trainer(tmp_path / "whole", **config)
     whole.train()
     assert whole.state.global_step == 6

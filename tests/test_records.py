@@ -67,12 +67,30 @@ def test_records_hold_the_ids_as_sampled_and_say_where_they_are_from():
     ("rewards", "message"),
     [
         ([0.25, 0.25], "2 trees with 4 exchanges hold no pair .* all rewards tie at 0.25"),
-        ([None, None], "0 calls failed, 0 responses are empty and in 4 exchanges a reward term is nan"),
+        ([None, None], "no exchange has a reward, as "),
         ([1.0, None], "all rewards tie at 1"),
     ],
 )
 def test_a_round_without_any_pair_says_why(rewards, message):
     trees = [Tree(OPENING, [make_node("a", rewards[0]), make_node("b", rewards[1])]) for _ in range(2)]
+    with pytest.raises(InputError, match=message):
+        Records(trees).preferences()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"error": "timed out"}, r"as 4 calls failed \(timed out\): fix the target, or how it is called"),
+        ({"exchange": Exchange((), "a", "")}, "as 4 responses are empty: raise min_new_tokens, or set chat"),
+        ({"scores": {"harm": math.nan}}, "as 4 scores 'harm' are nan: check the scorer"),
+        ({"terms": {"harm": 0.5, "likelihood": math.nan}}, "as 4 terms 'likelihood' are nan: check the term, and the"),
+    ],
+)
+def test_a_round_without_any_reward_says_what_failed(change, message):
+    trees = [Tree(OPENING, [make_node("a", None), make_node("b", None)]) for _ in range(2)]
+    for node in (node for tree in trees for node in tree.nodes()):
+        for name, value in change.items():
+            setattr(node, name, value)
     with pytest.raises(InputError, match=message):
         Records(trees).preferences()
 
@@ -87,7 +105,7 @@ def test_nan_terms_count_as_unscored():
     target = ScriptedBackend(lambda texts, sibling: "nice")
     system = ASTPrompterSystem(ScriptedBackend(lambda t, s: f"p{s}"), target, None, lambda e: [math.nan] * len(e))
     trees = ASTSampler(system, ["a"], 2, 1).grow(["a"], [0])
-    with pytest.raises(InputError, match="a reward term is nan"):
+    with pytest.raises(InputError, match="scores 'harm' are nan"):
         Records(trees).preferences()
 
 

@@ -115,7 +115,7 @@ def test_backed_up_credit_and_teaching_are_told_apart_by_algorithm(arguments, tm
     assert all(line["credit"] == line["reward"] for line in lines if line["depth"] == 2)
     grpo = [*arguments[: arguments.index("--pairs_per_round")], *arguments[arguments.index("--pairs_per_round") + 2 :]]
     grpo = changed(grpo, teaching_pairs="realtoxicityprompts", output_dir=str(tmp_path / "other"))
-    with pytest.raises(SystemExit, match="grpo learns from none: leave it out"):
+    with pytest.raises(SystemExit, match="teaching_pairs has no effect with --algorithm grpo"):
         main({"algorithm": "grpo"}, grpo)
 
 
@@ -201,7 +201,7 @@ def changed(arguments: list[str], **flags: str) -> list[str]:
         ({"config": "NO_YAML"}, "error: "),
         ({"resume_from_checkpoint": "missing"}, "'missing' is not a folder"),
         ({"scorer": "nothing"}, "unknown scorer 'nothing': choose one of classifier, detoxify"),
-        ({"world": "missing"}, "missing"),
+        ({"world": "missing"}, "--scorer has no effect with --world"),
         ({"scorer": '{"type": "detoxify", "checkpoint": "missing.ckpt"}'}, "could not load missing.ckpt"),
     ],
 )
@@ -224,6 +224,7 @@ def test_missing_roles_and_prompts_are_asked_for(arguments, gpt2_folder, tmp_pat
     output = ["--output_dir", str(tmp_path / "run")]
     for argv, message in (
         (["--prompts", "sandbox", *output], "no tester"),
+        (["--world", "missing", *output], "'missing' is not a sandbox world"),
         (["--prompts", "sandbox", "--tester", str(gpt2_folder), *output], "no target"),
         (["--tester", str(gpt2_folder), "--target", str(gpt2_folder), *output], "no prompts"),
     ):

@@ -286,6 +286,6 @@ def test_the_key_goes_to_addresses_of_the_user(tmp_path, monkeypatch):
     for url in ("http://api.openai.com/v1", "https://api.openai.com.evil.example/v1", "http://localhost.evil.example"):
         with pytest.raises(InputError, match="cannot switch on"):
             parse({}, config_with(tmp_path, target={"model": "openai:m", "base_url": url}))
-    with pytest.raises(InputError, match="holds a user, a password or a query") as refused:
+    with pytest.raises(InputError, match="holds a user, a password") as refused:
         parse({}, config_with(tmp_path, target={"model": "openai:m", "base_url": "http://me:hunter22@evil.example/"}))
     assert "hunter22" not in str(refused.value)

@@ -1,6 +1,5 @@
 """A run from its configuration: openings, models, scorers and reward, put together to a system."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -110,24 +109,7 @@ def system_of(
     reward = build_reward(terms, next(iter(scorers)), combine=combine, allow_pickle=args.allow_pickle)
     roles = load_models(tester, target, baseline, **talking(args), **models)
     kwargs = {"reward": reward, "goals": goals, **kwargs}
-    _check_kwargs(cls, args.system, kwargs)
     return cls(*roles, scorers, **kwargs)
-
-
-def _check_kwargs(cls: type, name: str, kwargs: Mapping[str, Any]) -> None:
-    # A class passes on what its base classes take.
-    taken = {
-        key
-        for base in cls.__mro__
-        if "__init__" in vars(base)
-        for key, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    if unknown := [key for key in kwargs if key not in taken]:
-        known = ", ".join(
-            sorted(taken - {"reward", "goals", "sampling", "target_sampling", "tree_width", "tree_depth"})
-        )
-        raise InputError(f"system {name!r} takes no argument {unknown[0]!r}: its system_kwargs are {known}")
 
 
 def talking(args: SystemArguments) -> dict[str, Any]:

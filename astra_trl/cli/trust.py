@@ -1,4 +1,4 @@
-"""What files may not choose by themselves: the settings of a run's folder, and of the YAML file of `--config`."""
+"""Limits of trust: settings in the folder of a run, and in the YAML file of `--config`."""
 
 import json
 import os

@@ -4,8 +4,9 @@ Fields of TRL's configs that nothing reads at all are refused by the configs the
 `trainers/config.py`).
 """
 
+import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -198,7 +199,7 @@ class _Settings(SimpleNamespace):
 
 
 def refuse_unused(called: Mapping[str, str], *parts: Any) -> None:
-    """Check that what a user gives has an effect.
+    """Check that what a user gives has an effect, and that the system takes its `system_kwargs`.
 
     Args:
         called (`Mapping[str, str]`):
@@ -207,10 +208,28 @@ def refuse_unused(called: Mapping[str, str], *parts: Any) -> None:
             Dataclasses of all settings, with defaults, the first of which holds if two have a field of the same name.
 
     Raises:
-        InputError: a setting has no effect.
+        InputError: a setting has no effect, or the system does not take an argument.
     """
     settings = _Settings(**{key: value for part in reversed(parts) for key, value in vars(part).items()})
     for rule in RULES:
         for name in rule.names:
             if name in called and getattr(settings, name) not in rule.off and rule.applies(settings):
                 raise InputError(f"{called[name]} has no effect {rule.because.format(s=settings)}")
+    arguments = ["reward", "goals", *(settings.system_kwargs or {})]  # that `build_system` passes
+    _check_arguments(system_class(settings.system), settings.system, arguments)
+
+
+def _check_arguments(cls: type, name: str, arguments: Sequence[str]) -> None:
+    # A class passes on what its base classes take.
+    taken = {
+        key
+        for base in cls.__mro__
+        if "__init__" in vars(base)
+        for key, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    if unknown := [key for key in arguments if key not in taken]:
+        known = ", ".join(
+            sorted(taken - {"reward", "goals", "sampling", "target_sampling", "tree_width", "tree_depth"})
+        )
+        raise InputError(f"system {name!r} takes no argument {unknown[0]!r}: its system_kwargs are {known}")

@@ -192,11 +192,7 @@ def openings_of(prompts: Any) -> list[Opening]:
     kind, option = type(prompts).__name__, "prompts[NAME] with NAME"
     if isinstance(prompts, Mapping):
         raise InputError(f"prompts is a {kind} of {', '.join(map(str, prompts)) or 'nothing'}: give one of these")
-    if hasattr(prompts, "column_names"):
-        if not hasattr(prompts, "__len__"):
-            raise InputError(
-                f"prompts is of type {kind}, which may be endless: give a Dataset, or a list of its texts"
-            )
+    if hasattr(prompts, "column_names") and hasattr(prompts, "__len__"):  # an IterableDataset is read by its rows
         return _of_table(*rows_of_dataset(prompts, None, "prompts", option))
     if hasattr(prompts, "columns"):
         columns = {str(name): [_without_numpy(row) for row in prompts[name]] for name in prompts.columns}

@@ -60,7 +60,8 @@ def _check_side(
             except InputError as error:
                 text = " ".join(as_text(as_conversation(openings[index])).split())
                 raise InputError(
-                    f"opening {index + 1:,} of {len(prompts):,} ({text!r:.60}) does not fit the {side}: {error}; drop such openings, or set another chat template"
+                    f"opening {index + 1:,} of {len(prompts):,} ({text!r:.60}) does not fit the {side}: {error}; drop "
+                    "such openings, or set another chat template"
                 ) from error
         # No token is shorter than a byte.
         if sum(len(text.encode()) for text in texts) + around[kind] > room:
@@ -68,13 +69,12 @@ def _check_side(
     if not long:
         return
     step = math.ceil(len(long) / MAX_COUNTED)
-    cut = step * sum(count > room for count in _counts(backend, long[::step]))
+    cut = min(len(long), step * sum(count > room for count in _counts(backend, long[::step])))
     if cut and PartialState().is_main_process:
-        about = "about " if step > 1 else ""
+        count = f"about {cut:,}" if step > 1 else f"{cut:,}"
         _warn_once(
-            f"{about}{min(cut, len(long)):,} of {len(prompts):,} openings are longer than the {room:,} tokens that the "
-            f"{side}'s window of {backend.window:,} leaves them: it sees only their newest tokens (max_length, "
-            "max_new_tokens)"
+            f"{count} of {len(prompts):,} openings are longer than the {room:,} tokens that the {side}'s window of "
+            f"{backend.window:,} leaves them: it sees only their newest tokens (max_length, max_new_tokens)"
         )
 
 

@@ -20,7 +20,7 @@ class KeywordScorer:
 
     Args:
         words (`Iterable[str]`, `str` or `Path`):
-            Words or phrases, in any script; or the path of a UTF-8 file with one per line.
+            Words or phrases, in any script; or the path of a UTF-8 text file with one per line.
         of (`str`, *optional*, defaults to `"response"`):
             The part that is read: `"response"`, `"probe"` or `"probe_and_response"`.
     """

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import is_liger_kernel_available
 
 from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import InputError
@@ -20,8 +21,8 @@ FIX = "change the setting that it is about"
 
 
 def check_settings(args: Any, model: PreTrainedModel | None = None) -> None:
-    """Raise `InputError` if the optimizer, its arguments, those of the learning rate schedule or `report_to` cannot be
-    used. Optimizers of some layers alone need the model."""
+    """Raise `InputError` if the optimizer, its arguments, those of the learning rate schedule, `report_to` or Liger
+    cannot be used. Optimizers of some layers alone need the model."""
     available = get_available_reporting_integrations()
     not_listed = {"azure_ml", "flyte"}  # even if they are installed
     if missing := sorted(set(args.report_to) - set(available) - not_listed):
@@ -29,6 +30,8 @@ def check_settings(args: Any, model: PreTrainedModel | None = None) -> None:
             f"report_to {missing[0]} cannot be used: install it (pip install {missing[0]}), or choose one of "
             f"{', '.join([*available, 'none'])}"
         )
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise InputError("use_liger_kernel needs Liger: install it (pip install liger-kernel), or leave it out")
     if model is not None or not args.optim_target_modules:
         name = getattr(args.optim, "value", args.optim)
         with explained(f"the optimizer {name} cannot be used", f"{FIX} (--optim, --optim_args)"):
@@ -76,6 +79,13 @@ def built(args: Any, tester: HFBackend, tokenizer: PreTrainedTokenizerBase) -> I
         "distributed training": "start it in several processes (--num_processes, --accelerate_config)",
     }
     with explained("the trainer cannot be built", FIX, fixes):
+        yield
+
+
+@contextmanager
+def packages_at_hand() -> Iterator[None]:
+    """Turn the lack of a package that training needs only then into an `InputError`."""
+    with explained("training cannot begin", FIX, errors=(ImportError,)):
         yield
 
 

@@ -78,6 +78,9 @@ class RoundsConfig:
 
     def __post_init__(self: Any) -> None:
         check_numbers(vars(self))
+        padding = getattr(self, "pad_to_multiple_of", None)  # in newer versions of TRL it may be a text
+        if isinstance(padding, str) and not (padding.isdecimal() or padding.lower() in ("auto", "none", "null")):
+            raise InputError(f"pad_to_multiple_of must be at least 1, or auto, got {padding!r:.80}")
         # TRL sets bf16 unless fp16 is set, and transformers refuses it on a machine without a GPU that has it.
         if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
             self.bf16 = False

@@ -37,7 +37,9 @@ def gather_weights(accelerator: Accelerator, *models: Any) -> Iterator[list[Any]
                 stack.enter_context(FullyShardedDataParallel.summon_full_params(model, recurse=False))
             if isinstance(model, FSDPModule):
                 stack.enter_context(unshard(model, bool(accelerator.state.fsdp_plugin.reshard_after_forward)))
-        yield [None if model is None else accelerator.unwrap_model(model) for model in models]
+        yield [
+            None if model is None else accelerator.unwrap_model(model, keep_torch_compile=False) for model in models
+        ]
 
 
 @contextmanager

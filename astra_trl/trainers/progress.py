@@ -1,7 +1,7 @@
 """Rounds as the epochs of a training run: the callback that begins and ends them, and what the terminal shows."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,12 +79,12 @@ class RoundProgressCallback(ProgressCallback):
 
 
 @contextmanager
-def closed_bar(callbacks: Sequence[TrainerCallback]) -> Iterator[None]:
+def closed_bar(trainer: Any) -> Iterator[None]:
     """Close the bar of training that is interrupted, so that the error begins on a line of its own."""
     try:
         yield
     finally:
-        for callback in callbacks:
+        for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, RoundProgressCallback) and callback.training_bar is not None:
                 callback.training_bar.close()
 

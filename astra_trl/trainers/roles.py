@@ -84,7 +84,7 @@ def _check_roles_apart(system: System, tester: Any) -> None:
 
 def put_trained_tester(trainer: Any, had_adapter: bool) -> None:
     """Prepare the model as TRL wrapped it, and make it the tester of the system."""
-    model = trainer.tester_in(trainer.accelerator.unwrap_model(trainer.model))
+    model = trainer.tester_in(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False))
     check_trainable(model)
     if had_adapter:
         keep_untrained_adapter(model)
@@ -93,7 +93,7 @@ def put_trained_tester(trainer: Any, had_adapter: bool) -> None:
     bind_tester(trainer.sampler.system, model)
     for fed in (model, getattr(trainer, "ref_model", None)):
         if fed is not None:
-            count_positions(trainer.accelerator.unwrap_model(fed))
+            count_positions(trainer.accelerator.unwrap_model(fed, keep_torch_compile=False))
 
 
 def bind_tester(system: System, model: PreTrainedModel) -> None:
@@ -248,5 +248,5 @@ def baseline_of(trainer: Any) -> Backend | None:
     if system.baseline is not None or getattr(trainer.args, "sync_ref_model", False):
         return system.baseline
     if (reference := getattr(trainer, "ref_model", None)) is not None:
-        return replace(tester, model=trainer.accelerator.unwrap_model(reference))
+        return replace(tester, model=trainer.accelerator.unwrap_model(reference, keep_torch_compile=False))
     return tester.before_training()

@@ -1,5 +1,6 @@
 """Requests to OpenAI-compatible endpoints, and completions read from the bytes of any response body."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from astra_trl.backends.api.calls import Answer, CallFailed
 from astra_trl.text import parse_json
 
 MAX_TOKENS = 10**9  # of one call; a larger count is an error of the endpoint
+PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)  # the beginning of a web page
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ def read_error(data: Any) -> tuple[str, str]:
         return "", str(error)
     code = error.get("code") if isinstance(error.get("code"), str) else error.get("type")
     return str(code or ""), str(error.get("message") or error.get("detail") or error)
+
+
+def read_refusal(body: bytes) -> Any:
+    """Return the JSON in the body of a status that is not a success, or the text of any other body but a web page."""
+    try:
+        return parse_json(body)
+    except ValueError:
+        return "a web page" if PAGE.match(body) else body.decode("utf-8", "replace")
 
 
 def first_choice(data: dict[str, Any]) -> dict[str, Any]:

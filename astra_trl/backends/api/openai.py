@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from astra_trl.backends.api.calls import MAX_RETRIES, Answer, Caller, CallFailed, retry_after
-from astra_trl.backends.api.completions import Request, read_answer, read_error
+from astra_trl.backends.api.completions import PAGE, Request, read_answer, read_error, read_refusal
 from astra_trl.backends.api.connection import explain, read_limited, run
 from astra_trl.backends.api.extra_body import advise, change_body, checked_extra_body
 from astra_trl.backends.api.keys import KEY_VARIABLE, URL_VARIABLE, Key, checked_base_url
@@ -24,7 +24,6 @@ from astra_trl.backends.api.response_cache import ResponseCache
 from astra_trl.backends.base import SamplingParams
 from astra_trl.errors import BudgetSpent, InputError, MissingExtra
 from astra_trl.numbers import check_numbers
-from astra_trl.text import parse_json
 
 try:
     import openai
@@ -38,9 +37,8 @@ logger = logging.getLogger(__name__)
 CHARACTERS_PER_TOKEN = 32  # far above any text: it cuts the answers of endpoints that ignore max_new_tokens
 UNSENT = ("min_new_tokens", "top_k", "repetition_penalty")  # fields of the sampling that OpenAI's API does not have
 TRANSIENT = (408, 409, 429)  # statuses that are retried, as are those from 500
-PERMANENT = (401, 403, 404, 405)  # statuses that no later call would avoid
+PERMANENT = (401, 403, 404, 405, 501)  # statuses that no later call would avoid
 CONNECT_TIMEOUT = 20.0  # seconds
-_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
 
 
 class OpenAIBackend(MessagesBackend):
@@ -216,7 +214,7 @@ class OpenAIBackend(MessagesBackend):
         return [answer]
 
     def _send(self, request: Request) -> Answer:
-        refusal, failure, lost = None, "", False
+        refusal, data, failure, cause, lost = None, None, "", "", False
         # The client insists on these; it sends all other fields as they are.
         required = {name: request.body[name] for name in ("model", "messages", "prompt") if name in request.body}
         try:
@@ -224,19 +222,19 @@ class OpenAIBackend(MessagesBackend):
         except asyncio.TimeoutError:
             failure = f"not answered completely within {self._timeout:g} seconds"
         except openai.APIStatusError as error:
-            refusal, failure = error.response, f"{type(error).__name__}: {error}"
-            if failure.endswith(f": {refusal.status_code}") and error.body:
-                failure += f" - {error.body}"  # not in OpenAI's form
+            refusal, data = error.response, read_refusal(error.response.content)
+            failure = f"{type(error).__name__}: Error code: {refusal.status_code} - {read_error(data)[1]}"
         except openai.APIError as error:  # the connection failed
             cause, lost = explain(error)
             failure = f"{type(error).__name__}: {error} {cause}"
         # Outside the except clauses: errors of the client hold the request, and the request holds the key.
         failure = self._key.redact_reason(failure)
         if lost and not self._is_reached:  # a server that was there before is waited for
-            raise InputError(f"{self.address} cannot be reached: check the base_url of the {self._role} ({failure})")
+            cause = self._key.redact_reason(cause)
+            raise InputError(f"{self.address} cannot be reached ({cause}): check the base_url of the {self._role}")
         self._is_reached = self._is_reached or refusal is not None or not failure
         if refusal is not None:
-            return self._refuse(refusal, request, failure)
+            return self._refuse(refusal, data, request, failure)
         if failure:
             raise CallFailed(failure)
         try:
@@ -244,7 +242,7 @@ class OpenAIBackend(MessagesBackend):
         except NoLogprobs as error:
             reason = self._key.redact_reason(error.reason)
         except CallFailed as error:
-            if not self._has_answered and _PAGE.match(response.content):
+            if not self._has_answered and PAGE.match(response.content):
                 raise InputError(
                     f"{self.address} answers with a web page: check the base_url of the {self._role}{self._hint}"
                 ) from None
@@ -254,20 +252,14 @@ class OpenAIBackend(MessagesBackend):
             f"prompt_logprobs, or 'none' ({reason})"
         )
 
-    def _refuse(self, response: Any, request: Request, reason: str) -> Answer:
+    def _refuse(self, response: Any, data: Any, request: Request, reason: str) -> Answer:
         """Raise the error for a status that is not a success; return an empty answer for a content filter."""
         status = response.status_code
-        try:
-            data = parse_json(response.content)
-        except ValueError:
-            data = {}
         code, _ = read_error(data)
         if status == 400 and code == "content_filter":
             return Answer(filtered=True)
         if code == "insufficient_quota":
             raise BudgetSpent(f"{self.address} gives no more to this key: {reason}")
-        if status in TRANSIENT or status >= 500:
-            raise CallFailed(reason, after=retry_after(response.headers, time.time()))
         if 300 <= status < 400:
             where = self._key.redact_reason(response.headers.get("location", "another address").partition("?")[0])
             raise InputError(
@@ -279,6 +271,8 @@ class OpenAIBackend(MessagesBackend):
                 f"{self.address} refuses model {self.model!r} (HTTP {status}): check the name, the address{self._hint}"
                 f" and {KEY_VARIABLE} ({reason})"
             )
+        if status in TRANSIENT or status >= 500:
+            raise CallFailed(reason, after=retry_after(response.headers, time.time()))
         if not self._has_answered and code != "context_length_exceeded":
             advice = advise(data, request.body)
             fix = f"add {advice} to" if advice else "check the sampling and extra_body of"

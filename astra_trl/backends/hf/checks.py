@@ -38,6 +38,6 @@ def check_model(backend: HFModel, name: str) -> None:
     difference = (logits[0, 0] - logits[1, 0]).abs().max() / logits.abs().max().clamp(min=1e-9)
     if difference > max(1e-4, 2 * torch.finfo(backend.model.dtype).eps):  # it is 0 for most decoders
         raise InputError(
-            f"{name} is no decoder: its predictions depend on tokens that come later, as in BERT; name a causal "
+            f"{name} is not a decoder: its predictions depend on tokens that come later, as in BERT; name a causal "
             "language model"
         )
