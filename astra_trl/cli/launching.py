@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 from accelerate.commands.config import default_config_file
 from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils import patch_environment
 
 from astra_trl.cli.interruption import LAUNCHER, SIGNALS, Interrupted
 from astra_trl.errors import InputError
@@ -45,7 +46,6 @@ def launch(launch_flags: Sequence[str], command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ[LAUNCHER] = str(os.getpid())
     parser = launch_command_parser()
     parser.error = lambda message: parser.exit(2, f"error: {message} (see accelerate launch --help)\n")
     args = parser.parse_args([*_with_config_file(launch_flags), "--module", *command])
@@ -58,7 +58,8 @@ def launch(launch_flags: Sequence[str], command: Sequence[str]) -> int:
             raise InputError("--cpu with several processes needs MPI: give --use_cpu true instead")
         args.multi_gpu = not (args.tpu or args.use_deepspeed or args.use_fsdp or args.use_megatron_lm)
     try:
-        launch_command(args)
+        with patch_environment(**{LAUNCHER: os.getpid()}):
+            launch_command(args)
     except ChildFailedError as error:  # each process has printed its error
         return _exit_code(error.get_first_failure()[1].exitcode)
     except CalledProcessError as error:
