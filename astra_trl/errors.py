@@ -1,7 +1,6 @@
 """Errors that a user can fix."""
 
 import os
-import sys
 import traceback
 from typing import Any
 
@@ -19,11 +18,12 @@ class InputError(ValueError):
         super().__init__(" ".join(visible(message).split()))
 
 
-def report(error: InputError) -> None:
-    """Print an error in one line, after its traceback if the environment variable `ASTRA_TRL_TRACEBACK` is set."""
+def error_line(error: InputError) -> str:
+    """Return the line that a command ends in. If the environment variable `ASTRA_TRL_TRACEBACK` is set, print the
+    traceback."""
     if os.environ.get("ASTRA_TRL_TRACEBACK"):
         traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+    return f"error: {error}"
 
 
 class RunStopped(InputError):

@@ -71,7 +71,7 @@ def test_another_pad_token_can_be_given(tmp_path):
         ({"optim_args": "a"}, r"the optimizer .* cannot be used: .*--optim_args\) \(not enough values"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, r"--lr_scheduler_kwargs\) \(One of min_lr or min_lr_rate"),
         ({"report_to": "wandb"}, r"report_to wandb cannot be used: install it \(pip install wandb\), or .* none"),
-        ({"report_to": "nothing"}, "report_to nothing cannot be used"),
+        ({"report_to": "nothing"}, "report_to 'nothing': choose none, or among"),
         ({"use_liger_kernel": True}, "use_liger_kernel needs Liger: install it"),
         ({"fsdp": "full_shard"}, r"start it in several processes \(--num_processes, .* \(Using fsdp only"),
     ],

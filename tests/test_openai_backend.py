@@ -645,7 +645,7 @@ def test_an_error_that_names_no_field_that_was_sent_gives_no_setting():
             "max_completion_tokens must be a number of tokens, got 'max_tokens'",
         ),
         ({"max_completion_tokens": True}, "must be a number of tokens, got True"),
-        ({"top_k": math.nan}, "cannot be sent as JSON"),
+        ({"top_k": math.nan}, "top_k must be a finite number, got nan"),
         ({"since": date(2024, 1, 1)}, "cannot be sent as JSON"),
         ({"api_key": "hunter2"}, "holds a key, a token or a password"),
         ({"data": [{"authentication": {"key": "hunter2"}}]}, "holds a key"),

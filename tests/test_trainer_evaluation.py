@@ -102,6 +102,7 @@ def test_the_best_round_by_harmful_share_is_loaded_at_the_end(tmp_path, algorith
         num_train_epochs=3,
         eval_strategy="epoch",
         save_strategy="epoch",
+        save_total_limit=None,
         metric_for_best_model="harmful_share",
         load_best_model_at_end=True,
     )
@@ -132,6 +133,7 @@ def test_the_best_round_is_remembered_by_a_run_that_goes_on(tmp_path, algorithm)
             [Count(scorer), *callbacks],
             eval_strategy="epoch",
             save_strategy="epoch",
+            save_total_limit=None,
             metric_for_best_model="harmful_share",
             load_best_model_at_end=True,
         )
@@ -161,6 +163,7 @@ def test_early_stopping_stops(tmp_path, algorithm):
         num_train_epochs=6,
         eval_strategy="epoch",
         save_strategy="epoch",
+        save_total_limit=None,
         metric_for_best_model="eval_harmful_share",
         load_best_model_at_end=True,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from astra_trl.cli.interruption import advise, interruptible, resume_advice
-from astra_trl.errors import InputError, report
+from astra_trl.errors import InputError, error_line
 
 
 def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
@@ -24,5 +24,4 @@ def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None
             with explain_output():
                 run(*arguments)
         except InputError as error:
-            report(error)
-            sys.exit(1)
+            sys.exit(error_line(error))
