@@ -182,7 +182,9 @@ def _end(signum: int) -> NoReturn:
     if not _Ending.once.acquire(blocking=False):
         time.sleep(60)  # the other thread is ending the process
     for child in multiprocessing.active_children():
-        child.terminate()
+        with suppress(AssertionError):  # not of this process, which was forked from its parent
+            if child.is_alive():
+                child.terminate()
     mine = str(os.getpid())
     if os.environ.get(LAUNCHER, mine) == mine and os.environ.get("RANK", "0") == "0":
         try:
