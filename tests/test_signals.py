@@ -107,6 +107,13 @@ def test_a_signal_ends_a_program_in_one_line(body, signum):
     assert [other for other in lines if other != "noise"] == [line] and lines[-1] == line
 
 
+def test_nothing_is_raised_into_an_import(tmp_path):
+    """Native modules abort the process if the Python code that they run at their import raises."""
+    source = "import os, time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nfinally:\n    os.abort()\n"
+    (tmp_path / "native.py").write_text(source)
+    assert ended(started("import native", cwd=tmp_path), signal.SIGINT) == (130, ["interrupted: the line"])
+
+
 def test_the_line_is_below_a_progress_bar():
     body = "from tqdm.auto import tqdm; bar = tqdm(total=9, leave=False); ready(); time.sleep(60)"
     code, lines = ended(started(body), signal.SIGINT)

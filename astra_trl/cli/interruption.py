@@ -137,6 +137,11 @@ def _raise(signum: int, frame: Any) -> None:
     for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     _Ending.silent.wait(GRACE_SECONDS)
+    while frame is not None:
+        # Modules of native code abort the process if an exception comes out of the Python code that they run.
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _end(signum)
+        frame = frame.f_back
     raise Interrupted(signum)
 
 
@@ -182,12 +187,14 @@ def _end(signum: int) -> NoReturn:
     if not _Ending.once.acquire(blocking=False):
         time.sleep(60)  # the other thread is ending the process
     for child in multiprocessing.active_children():
-        child.terminate()
+        with suppress(AssertionError):  # not of this process, which was forked from its parent
+            if child.is_alive():
+                child.terminate()
     mine = str(os.getpid())
     if os.environ.get(LAUNCHER, mine) == mine and os.environ.get("RANK", "0") == "0":
         try:
             line = (_Ending.advice or start_again)()
-        except (OSError, ValueError):  # e.g. the folder cannot be read
+        except (ImportError, OSError, ValueError):  # e.g. the folder cannot be read
             line = start_again()
         with suppress(OSError):
             # A pipe that nobody reads must not keep the process alive.
