@@ -143,7 +143,8 @@ def _place(error: BaseException) -> str | None:
 def _short(filename: str) -> str:
     # Relative to the current folder, or the name alone: errors of targets are published with transcripts.
     relative = os.path.relpath(filename)
-    return os.path.basename(filename) if relative.startswith(os.pardir) else relative
+    is_elsewhere = relative.startswith(os.pardir) or _NOT_OWN.search(os.path.abspath(filename))
+    return os.path.basename(filename) if is_elsewhere else relative
 
 
 def _async_error(what: str) -> InputError:

@@ -66,6 +66,12 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (("between 0 and 4294967295", lambda x: 0 <= x < 2**32), "seed"),  # numpy's
     (WEIGHT, "weight"),
 )
+# Settings of this package that count something.
+_WHOLE = {
+    "tree_width", "tree_depth", "width", "depth", "draws", "eval_openings", "openings_at_a_time", "trees",
+    "batch_size", "max_characters", "max_rows", "max_new_tokens", "min_new_tokens", "top_k", "n", "shots",
+    "max_history",
+}  # fmt: skip
 RULES: Mapping[str, Rule] = {name: rule for rule, names in _NAMES for name in names.split()}
 
 
@@ -74,6 +80,15 @@ def check_number(name: str, value: Any, label: str | None = None, rule: Rule | N
     requirement, is_valid = rule or RULES.get(name, FINITE)
     if not is_number(value) or not is_valid(value):
         raise InputError(f"{label or name} must be {requirement}, got {value!r:.80}")
+
+
+def require_numbers(**settings: Any) -> None:
+    """Raise `InputError` if a setting is not a number that it may have; `None` is one that is not given."""
+    for name, value in settings.items():
+        if value is not None:
+            check_number(name, value)
+            if name in _WHOLE and not isinstance(value, int):
+                raise InputError(f"{name} must be a whole number, got {value!r}")
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:

@@ -321,6 +321,28 @@ def test_any_response_is_an_answer_or_the_error_of_a_row():
         sent()
 
 
+@pytest.mark.parametrize(
+    ("body", "form"),
+    [
+        (b'{"result": "hi"}', "JSON that is not a completion"),
+        (b'data: {"choices": []}\n\ndata: [DONE]\n\n', "an event stream"),
+        (b"<!DOCTYPE html><p>hi", "a web page"),
+    ],
+)
+def test_a_server_of_another_api_is_told_at_the_first_answer(body, form):
+    with endpoint(lambda request: (200, body)) as (url, requests):
+        with pytest.raises(InputError, match=f"answers with {form}.*: check the base_url of the target"):
+            OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
+        assert len(requests) == 1
+
+
+def test_a_payment_that_is_wanted_stops_the_run():
+    body = json.dumps({"error": {"message": "no credits"}}).encode()
+    with endpoint(lambda request: (402, body)) as (url, _):
+        with pytest.raises(BudgetSpent, match="wants a payment .*check the account's credit: .*no credits"):
+            OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
+
+
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000])
 def test_bodies_that_break_parsers_are_failed_calls(body):
     with pytest.raises(CallFailed):
@@ -645,7 +667,7 @@ def test_an_error_that_names_no_field_that_was_sent_gives_no_setting():
             "max_completion_tokens must be a number of tokens, got 'max_tokens'",
         ),
         ({"max_completion_tokens": True}, "must be a number of tokens, got True"),
-        ({"top_k": math.nan}, "top_k must be a finite number, got nan"),
+        ({"top_k": math.nan}, "(top_k must be a finite number, got nan|cannot be sent as JSON)"),
         ({"since": date(2024, 1, 1)}, "cannot be sent as JSON"),
         ({"api_key": "hunter2"}, "holds a key, a token or a password"),
         ({"data": [{"authentication": {"key": "hunter2"}}]}, "holds a key"),

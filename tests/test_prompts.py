@@ -171,7 +171,7 @@ def test_a_text_column_of_a_usual_name_goes_before_messages(tmp_path):
     ("message", "wrong"),
     [
         ({"role": "tool", "content": "a"}, "row 2 has role 'tool' in message 1, which is none of system, user, assis"),
-        ({"role": "user", "content": None}, "row 2 has a message 1 whose content is null, not text"),
+        ({"role": "user", "content": None}, "row 2 has a message 1 whose content is null or missing, not text"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "message 1 whose content is of type 'image_url', not"),
         ({"role": "user", "content": "a\0"}, "row 2 holds a NUL"),
         ({"role": ["user"], "content": "a"}, "row 2 has role"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from astra_trl.errors import InputError
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 
 Logprobs = list[float]
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -33,7 +33,7 @@ class SamplingParams:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_numbers({name: getattr(self, name) for name in self.__slots__})
+        require_numbers(**{name: getattr(self, name) for name in self.__slots__ if name != "stop_strings"})
         if self.min_new_tokens > self.max_new_tokens:
             raise InputError(f"min_new_tokens must be between 0 and max_new_tokens, got {self.min_new_tokens}")
         if isinstance(self.stop_strings, str) or not all(self.stop_strings):

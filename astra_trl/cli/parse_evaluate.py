@@ -73,7 +73,8 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
         for name, value in (("target", [world.target]), ("baseline", world.tester)):
             settings[name] = settings.get(name) or value
     elif not run and settings.get("prompts") is None and chosen_class.own_opening({}) is None:
-        raise InputError("no prompts: give --prompts with a named set, a file or a Hub dataset id")
+        folder = "" if Path(asked["tester"]).is_dir() else f" ({asked['tester']!r} is not a folder here)"
+        raise InputError(f"no prompts{folder}: give --prompts with a named set, a file or a Hub dataset id")
     args, load = parser.fill(settings)
     called = {name: f"config {path!r}: {name}" for name in in_file} | {name: f"--{name}" for name in given}
     refuse_unused(called, args, load)

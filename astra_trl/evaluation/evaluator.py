@@ -31,7 +31,7 @@ from astra_trl.evaluation.figures import HARM_THRESHOLD, counts, probes_by_openi
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.evaluation.resampling import Statistic
 from astra_trl.evaluation.results import ArmKey, Evaluation
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 from astra_trl.processes import share_out
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import looks_ahead
@@ -96,8 +96,8 @@ class ASTEvaluator:
         openings_at_a_time: int = 64,
         on_exchanges: OnExchanges = ignored,
     ) -> None:
-        check_numbers({"threshold": threshold, "width": width, "draws": draws, "depth": depth})
-        check_numbers({"openings_at_a_time": openings_at_a_time})
+        require_numbers(threshold=threshold, width=width, draws=draws, depth=depth)
+        require_numbers(openings_at_a_time=openings_at_a_time)
         system: Any = getattr(sampler_or_system, "system", sampler_or_system)
         self.depth = depth or sampler_or_system.tree_depth
         self.openings = check_openings(system, openings_of(prompts), self.depth)

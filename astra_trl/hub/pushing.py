@@ -203,7 +203,7 @@ def _explain(error: BaseException) -> tuple[str, str]:
     if isinstance(cause, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE keeps this process off the network", "unset it (and TRANSFORMERS_OFFLINE)"
     if isinstance(error, HFValidationError):
-        return "this is not a valid name of a repository", "choose another --repo_id"
+        return "this is not a valid name of a repository", "give another one as --repo_id"
     # hf_xet gives the status only in its text.
     of_xet = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else int(of_xet[1]) if of_xet else None

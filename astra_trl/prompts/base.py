@@ -71,6 +71,10 @@ def read_prompts(
     option: str = "column=",
 ) -> tuple[list[Opening], str | None]:
     """Return the openings of [`load_prompts`], and the column that they are from, as text, if there are columns."""
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"a prompt set is named by a text or a path, got {kind_of(source)}: give openings to ASTSampler themselves"
+        )
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit} leaves no opening: give 1 or more, or None for all of '{source}'")
     if source in NAMED:

@@ -51,7 +51,7 @@ def is_chat(row: object) -> bool:
 def kind_of(value: object) -> str:
     """Return what a value is in JSON, for messages."""
     if value is None or (isinstance(value, float) and value != value):  # pandas has nan for null
-        return "null"
+        return "null or missing"
     if isinstance(value, dict):
         return f"object with the keys {', '.join(map(str, value)) or 'none'}"
     if isinstance(value, list) and value and isinstance(value[0], dict):

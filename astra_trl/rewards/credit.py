@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from astra_trl.callables import call, check_callable, describe
 from astra_trl.errors import InputError
 from astra_trl.lookup import build
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 from astra_trl.tree import Tree
 
 # Sets `credit` on every node of a tree whose rewards are known, to `None` if it could not be measured.
@@ -37,7 +37,7 @@ class Backup:
     gamma: float = 0.9
 
     def __post_init__(self) -> None:
-        check_numbers(vars(self))
+        require_numbers(gamma=self.gamma)
 
     @property
     def looks_ahead(self) -> bool:

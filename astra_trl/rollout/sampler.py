@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, Session, derive_seed
+from astra_trl.callables import describe
 from astra_trl.conversation import Conversation, Exchange, Opening, as_conversation
 from astra_trl.errors import InputError
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import set_credit
 from astra_trl.rollout.records import Records
@@ -53,9 +54,11 @@ class ASTSampler:
         tree_width: int | None = None,
         tree_depth: int | None = None,
     ) -> None:
+        if not hasattr(system, "tree_width"):
+            raise InputError(f"the first argument must be a system, e.g. HFASTSystem(...), got {describe(system)}")
         tree_width = system.tree_width if tree_width is None else tree_width
         tree_depth = system.tree_depth if tree_depth is None else tree_depth
-        check_numbers({"tree_width": tree_width, "tree_depth": tree_depth})
+        require_numbers(tree_width=tree_width, tree_depth=tree_depth)
         self.system = system
         self.prompts = openings_of(prompts)
         self.tree_width = tree_width
@@ -78,7 +81,7 @@ class ASTSampler:
         `preferences()`, `groups()` and `transitions()` of the result are data sets for TRL's trainers. Equal seeds
         give equal trees as long as the models are the same. Raises `InputError` if `trees` is below 1.
         """
-        check_numbers({"trees": trees})
+        require_numbers(trees=trees)
         seeds = [derive_seed(seed, number) for number in range(trees)]
         return Records(self.grow(self.draw(seed, trees), seeds, on_exchanges))
 

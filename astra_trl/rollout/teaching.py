@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from astra_trl.backends.base import Backend, derive_seed
 from astra_trl.backends.hf import HFBackend
@@ -29,6 +30,9 @@ class Teaching:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise InputError(f"teach_fraction must lie above 0 and at most at 1, got {self.fraction}")
+        is_pair = [isinstance(pair, tuple | list) and [*map(type, pair)] == [str, str] for pair in self.pairs]
+        if isinstance(self.pairs, str | Path) or not all(is_pair):
+            raise InputError("teaching_pairs must be pairs of texts: give load_teaching_pairs(...)")
         if not self.pairs:
             raise InputError(
                 "teaching_pairs holds no pair to teach from: give at least one (prompt, harmful continuation)"

@@ -4,14 +4,14 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 from unicodedata import category, normalize
 
-from astra_trl.callables import call_for_numbers
-from astra_trl.conversation import Exchange
+from astra_trl.callables import call_for_numbers, is_own
+from astra_trl.conversation import Exchange, Turn
 from astra_trl.errors import InputError
 from astra_trl.numbers import check_numbers
 
@@ -95,6 +95,14 @@ def validate_scores(name: str, scorer: Scorer, exchanges: Sequence[Exchange]) ->
         if not (math.isnan(score) or 0 <= score <= 1):
             raise InputError(f"scorer {name!r} returned {score}: scores must lie in [0, 1], or be nan; rescale them")
     return scores
+
+
+def try_own(scorers: Mapping[str, Scorer]) -> None:
+    """Call the user's own scorers once, before anything is loaded. Raises `InputError` if one cannot be used."""
+    examples = [Exchange((Turn("opening", "Hello."),), "How are you?", response) for response in ("Fine.", "Bad.")]
+    for name, scorer in scorers.items():
+        if is_own(scorer):
+            validate_scores(name, scorer, examples)
 
 
 def score_distinct(inputs: Sequence[T], score_batch: Callable[[list[T]], list[float]], batch_size: int) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from astra_trl.backends.base import Backend, Prefix, Sample, SamplingParams
-from astra_trl.callables import check_callable
+from astra_trl.callables import check_callable, describe
 from astra_trl.conversation import Conversation, as_messages, as_text
 from astra_trl.errors import InputError
 from astra_trl.rewards.base import Combine, Reward
@@ -81,6 +81,10 @@ class System:
 
     def __post_init__(self) -> None:
         self.credit = get_credit(self.credit)
+        if not isinstance(self.reward, Reward):
+            raise InputError(f"reward must be a Reward, e.g. of build_reward(...), got {describe(self.reward)}")
+        goals = [self.goals] if isinstance(self.goals, str | Goal) else self.goals
+        self.goals = [goal if isinstance(goal, Goal) else Goal(goal) for goal in goals]
         names = [goal.name for goal in self.goals]
         if len(set(names)) < len(names) or len({goal.text for goal in self.goals}) < len(names):
             raise InputError(f"two goals have the same name or text: {', '.join(names)}")

@@ -29,7 +29,7 @@ class Goal:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
+        if not isinstance(self.text, str) or not self.text.strip():
             raise InputError("a goal has no text: say what the target should not do, e.g. 'insults the user'")
         object.__setattr__(self, "name", self.name or self.text)
         if self.scorer is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args
 
 from astra_trl.backends.base import Backend, SamplingParams
 from astra_trl.backends.function import FunctionBackend, Reply
+from astra_trl.callables import describe
 from astra_trl.errors import InputError
 
 if TYPE_CHECKING:  # they take seconds to import, and `--help` needs the defaults of systems
@@ -83,8 +84,11 @@ def load_models(
     for role, source in given.items():
         if isinstance(source, str):  # before any is loaded
             check_source(source, role)
-    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device={device!r}, but torch sees no CUDA device: pass device='cpu' or leave it out")
+    for name, params in (("sampling", sampling), ("target_sampling", target_sampling)):
+        if not isinstance(params, SamplingParams | None):
+            raise InputError(f"{name} must be SamplingParams(...), got {describe(params)}")
+    if device is not None:
+        _check_device(device)
     if chat not in get_args(Chat):
         raise InputError(f"chat={chat!r}: choose one of {', '.join(get_args(Chat))}")
     talking: dict[str, Any] = {
@@ -144,6 +148,17 @@ def role_fields(
         sampling = target_sampling
     kwargs = chat_template_kwargs if is_chat else None
     return {**limits, "sampling": sampling, "chat": is_chat, "chat_template_kwargs": kwargs}
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:  # its message lists every kind that torch knows
+        raise InputError(f"device={device!r} is not a device: give e.g. 'cuda', 'cuda:0' or 'cpu'") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device={device!r}, but torch sees no CUDA device: pass device='cpu' or leave it out")
 
 
 def _as_backend(role: str, model: Any) -> Backend:

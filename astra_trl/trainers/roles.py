@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from astra_trl.backends.base import Backend
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.backend import UNTRAINED
 from astra_trl.backends.hf.model import base_of
+from astra_trl.callables import describe
 from astra_trl.errors import InputError
+from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.systems.base import System
 
 
@@ -250,3 +253,18 @@ def baseline_of(trainer: Any) -> Backend | None:
     if (reference := getattr(trainer, "ref_model", None)) is not None:
         return replace(tester, model=trainer.accelerator.unwrap_model(reference, keep_torch_compile=False))
     return tester.before_training()
+
+
+def check_arguments(trainer: Any, sampler: Any, args: Any, of_trl: Mapping[str, Any]) -> None:
+    """Raise `InputError` if a trainer is given something else than a sampler and its own config, or arguments that
+    TRL's trainers take and the trainers of this package do not."""
+    name, config = type(trainer).__name__, trainer.config_class.__name__
+    if not isinstance(sampler, ASTSampler):
+        raise InputError(f"the first argument of {name} must be an ASTSampler, got {describe(sampler)}")
+    if not isinstance(args, trainer.config_class):
+        raise InputError(f"args of {name} must be an {config}, got {describe(args)}")
+    if of_trl:
+        raise InputError(
+            f"{name} takes no argument {min(of_trl)!r}: the model is the tester of the sampler's system, the data are "
+            "collected, and the rewards are the system's"
+        )

@@ -47,8 +47,7 @@ class RoundsMixin(Trainer):
     checkpoints and callbacks continue through all of them. A subclass has a `config_class` and implements
     `records_of`; it may override `trl_arguments`.
 
-    Of the private methods of transformers and TRL, `_prepare_dataset`, `_save_checkpoint` and `_push_from_checkpoint`
-    are overridden.
+    Overridden private methods: `_prepare_dataset`, `_save_checkpoint`, `_push_from_checkpoint`.
 
     Args:
         sampler (`ASTSampler`):
@@ -88,8 +87,10 @@ class RoundsMixin(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
         peft_config: Any = None,
+        **of_trl: Any,
     ) -> None:
         args = args or self.config_class("tester")
+        roles.check_arguments(self, sampler, args, of_trl)
         publishing.refuse_leaks(args)
         self.sampler = sampler
         tester = roles.tester_to_train(sampler.system, peft_config)
@@ -140,8 +141,8 @@ class RoundsMixin(Trainer):
                 A checkpoint's folder; `True` for the last complete one in `output_dir`, or for the beginning.
 
         Raises:
-            InputError: `output_dir` holds another run, the checkpoint is not complete, settings that matter have
-                changed, the disk is full, or a budget is spent (then a checkpoint is written first).
+            InputError: `output_dir` holds another run, the checkpoint is not complete, settings have changed, the
+                disk is full, or a budget is spent (then a checkpoint is written first).
         """
         checkpoint, self._sealed_state, self._resuming = None, None, bool(resume_from_checkpoint)
         if resume_from_checkpoint:
@@ -155,7 +156,6 @@ class RoundsMixin(Trainer):
             return super().train(checkpoint, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Take a step. Raises `InputError` if TRL refuses a setting only then, e.g. an unknown `loss_type`."""
         with first_step(self.state.global_step):
             return super().training_step(*args, **kwargs)
 

@@ -58,6 +58,20 @@ def read_refusal(body: bytes) -> Any:
         return "a web page" if PAGE.match(body) else body.decode("utf-8", "replace")
 
 
+def wrong_form(body: bytes) -> str | None:
+    """Return the form of a body that no server of this API gives, or `None`: it may be a completion, or damaged."""
+    if PAGE.match(body):
+        return "a web page"
+    if body.lstrip().startswith((b"data:", b"event:")):
+        return "an event stream"
+    try:
+        data = parse_json(body.decode("utf-8", "replace"))
+    except ValueError:
+        return None
+    is_other = isinstance(data, dict) and data and not data.get("error") and "choices" not in data
+    return "JSON that is not a completion (it has no choices)" if is_other else None
+
+
 def first_choice(data: dict[str, Any]) -> dict[str, Any]:
     """Return the first choice of a completion. Raises `CallFailed` if it is missing or holds an error.
 

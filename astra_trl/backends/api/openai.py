@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from astra_trl.backends.api.calls import MAX_RETRIES, Answer, Caller, CallFailed, retry_after
-from astra_trl.backends.api.completions import PAGE, Request, read_answer, read_error, read_refusal
+from astra_trl.backends.api.completions import Request, read_answer, read_error, read_refusal, wrong_form
 from astra_trl.backends.api.connection import explain, read_limited, run
 from astra_trl.backends.api.extra_body import advise, change_body, checked_extra_body
 from astra_trl.backends.api.keys import KEY_VARIABLE, URL_VARIABLE, Key, checked_base_url
@@ -242,9 +242,9 @@ class OpenAIBackend(MessagesBackend):
         except NoLogprobs as error:
             reason = self._key.redact_reason(error.reason)
         except CallFailed as error:
-            if not self._has_answered and PAGE.match(response.content):
+            if not self._has_answered and (form := wrong_form(response.content)):
                 raise InputError(
-                    f"{self.address} answers with a web page: check the base_url of the {self._role}{self._hint}"
+                    f"{self.address} answers with {form}: check the base_url of the {self._role}{self._hint}"
                 ) from None
             raise CallFailed(self._key.redact_reason(error.reason), error.again) from None
         raise InputError(
@@ -271,6 +271,8 @@ class OpenAIBackend(MessagesBackend):
                 f"{self.address} refuses model {self.model!r} (HTTP {status}): check the name, the address{self._hint}"
                 f" and {KEY_VARIABLE} ({reason})"
             )
+        if status == 402:
+            raise BudgetSpent(f"{self.address} wants a payment (HTTP 402), check the account's credit: {reason}")
         if status in TRANSIENT or status >= 500:
             raise CallFailed(reason, after=retry_after(response.headers, time.time()))
         if not self._has_answered and code != "context_length_exceeded":
