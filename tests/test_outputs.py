@@ -176,3 +176,32 @@ def test_a_disk_that_is_full_in_any_phase_of_a_run_is_one_line(tmp_path, monkeyp
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"error: the disk of '{tmp_path / 'run'}' is full")
     assert line.endswith("Then --resume_from_checkpoint true continues the run")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_output_to_a_full_disk_is_one_line():
+    command = [sys.executable, "-m", "astra_trl.cli.main", "prompts"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written (No space left on device): free some space\n"
+
+
+def test_a_world_is_built_whole_or_not_at_all(tmp_path, monkeypatch):
+    from astra_trl.sandbox import build, load_world
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/world' cannot be written .*: name another folder"):
+        build.build_world(tmp_path / "file" / "world", tester_steps=1, target_steps=1)
+    output = tmp_path / "world"
+
+    def full(*args, **kwargs):
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build.GPT2LMHeadModel, "save_pretrained", full)
+        with pytest.raises(InputError, match="is full .*Then build the world again"):
+            build.build_world(output, tester_steps=1, target_steps=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "world"] and not list(output.iterdir())
+    build.build_world(output, tester_steps=1, target_steps=1)
+    assert load_world(output).path == output
