@@ -338,9 +338,11 @@ def test_a_server_of_another_api_is_told_at_the_first_answer(body, form):
 
 def test_a_payment_that_is_wanted_stops_the_run():
     body = json.dumps({"error": {"message": "no credits"}}).encode()
-    with endpoint(lambda request: (402, body)) as (url, _):
-        with pytest.raises(BudgetSpent, match="wants a payment .*check the account's credit: .*no credits"):
-            OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
+    with (
+        endpoint(lambda request: (402, body)) as (url, _),
+        pytest.raises(BudgetSpent, match="wants a payment .*check the account's credit: .*no credits"),
+    ):
+        OpenAIBackend("m", base_url=url).open(["hi"], seeds=[0]).sample()
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000])

@@ -68,7 +68,7 @@ def wrong_form(body: bytes) -> str | None:
         data = parse_json(body.decode("utf-8", "replace"))
     except ValueError:
         return None
-    is_other = isinstance(data, dict) and data and not data.get("error") and "choices" not in data
+    is_other = isinstance(data, dict) and data and not {"choices", "error", "object"} & data.keys()
     return "JSON that is not a completion (it has no choices)" if is_other else None
 
 
