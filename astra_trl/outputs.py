@@ -16,7 +16,9 @@ from filelock import FileLock, Timeout
 from astra_trl.errors import InputError
 from astra_trl.text import parse_object
 
-LOCK = ".lock"  # stays in the folder; the system drops the lock itself when its process ends, however it ends
+# They stay in the folder; the system drops the lock itself when its process ends, however it ends. Who holds it is in a
+# file of its own, as some versions of filelock empty the lock's.
+LOCK, HOLDER = ".lock", ".lock.json"
 FULL = (ENOSPC, EDQUOT, EFBIG)
 # Texts by which torch and safetensors report that a file cannot be written to its end.
 _FULL_TEXTS = ("inline_container", "iostream error", "No space left", "File too large", "quota exceeded")
@@ -43,7 +45,7 @@ def lock_folder(folder: str | os.PathLike[str], advice: str) -> FileLock:
         lock.acquire()
         if lock.lock_counter == 1:
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M")}
-            file.write_text(json.dumps(holder), encoding="utf-8")
+            file.with_name(HOLDER).write_text(json.dumps(holder), encoding="utf-8")
     except Timeout as error:
         raise InputError(
             f"'{path}' is being written by {_holder(file)}: wait until it ends, stop it, or {advice}"
@@ -112,7 +114,7 @@ def is_of_run(folder: Path) -> bool:
 
 def _holder(file: Path) -> str:
     try:
-        holder: dict[str, Any] = parse_object(file.read_text(encoding="utf-8"))
+        holder: dict[str, Any] = parse_object(file.with_name(HOLDER).read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, LookupError):  # not written yet
         return "another process"

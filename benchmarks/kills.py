@@ -168,7 +168,9 @@ def results_of(folder: Path) -> dict[str, Any]:
     """Return all results of a run, without times."""
     state = json.loads((folder / "trainer_state.json").read_text())
     records = [parquet.read_table(file).to_pylist() for file in sorted((folder / "records").iterdir())]
-    evaluation = {file.name: file.read_bytes() for file in (folder / "evaluation").iterdir() if file.name != LOCK}
+    evaluation = {
+        file.name: file.read_bytes() for file in (folder / "evaluation").iterdir() if not file.name.startswith(LOCK)
+    }
     return {
         "weights": (folder / "model.safetensors").read_bytes(),
         "exchanges": (folder / "exchanges.jsonl").read_bytes(),

@@ -11,13 +11,13 @@ import pytest
 from astra_trl import InputError
 from astra_trl.cli.main import main
 from astra_trl.evaluation.folder import EvaluationFolder
-from astra_trl.outputs import LOCK, explain_full_disk, lock_folder, saving_weights
+from astra_trl.outputs import HOLDER, LOCK, explain_full_disk, lock_folder, saving_weights
 from astra_trl.report import markdown_report, write_markdown_report, write_report
 from astra_trl.rollout.run_folder import RunFolder
 
 SMALL = ["--num_train_epochs", "1", "--trees_per_round", "1", "--eval_openings", "3", "--report_to", "none"]
 # Holds the lock of a folder until its input ends.
-HOLDER = """
+HELD = """
 import sys
 from astra_trl.outputs import lock_folder
 lock = lock_folder(sys.argv[1], "x")
@@ -39,7 +39,7 @@ def held(tmp_path):
     """A folder that another process writes to, and that process."""
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HELD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout.readline() == b"1\n"
     yield folder, process
@@ -57,7 +57,7 @@ def test_a_folder_has_one_writer_and_a_killed_one_leaves_it_free(held):
     process.kill()
     process.wait()
     lock = lock_folder(folder, "x")
-    assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
+    assert json.loads((folder / HOLDER).read_text())["pid"] == os.getpid()
     again = lock_folder(folder, "x")  # of the same process
     again.release()
     lock.release()
@@ -69,7 +69,7 @@ def test_a_run_in_a_folder_that_is_being_written_is_refused_before_models_are_lo
     line = refusal(["sandbox", "run", *SMALL, "--output_dir", str(folder), *resume], capsys)
     assert line.startswith(f"error: '{folder}' is being written by process {process.pid}")
     assert line.endswith("or choose another output_dir\n")
-    assert sorted(path.name for path in folder.iterdir()) == [LOCK]
+    assert sorted(path.name for path in folder.iterdir()) == [LOCK, HOLDER]
 
 
 def test_an_evaluation_in_a_folder_that_is_being_written_is_refused(held):

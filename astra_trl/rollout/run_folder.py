@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pyarrow import parquet
 
 from astra_trl.errors import InputError
 from astra_trl.lines import add_lines, as_line, damaged_line, put, read_lines, write_whole
-from astra_trl.outputs import LOCK, lock_folder
+from astra_trl.outputs import HOLDER, LOCK, lock_folder
 from astra_trl.text import parse_object
 from astra_trl.tree import Node
 
@@ -44,9 +45,8 @@ class RunFolder:
         try:
             yield
         finally:
-            if os.listdir(self.path) == [LOCK] and lock.lock_counter == 1:  # nothing came of the run
-                (self.path / LOCK).unlink()
-                self.path.rmdir()
+            if {*os.listdir(self.path)} <= {LOCK, HOLDER} and lock.lock_counter == 1:  # nothing came of the run
+                shutil.rmtree(self.path)
             lock.release()
 
     def refuse_if_used(self) -> None:
