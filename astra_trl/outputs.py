@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from astra_trl.errors import InputError
 from astra_trl.text import parse_object
 
-# They stay in the folder; the system drops the lock itself when its process ends, however it ends. Who holds it is in a
-# file of its own, as some versions of filelock empty the lock's.
+# They stay in the folder; the system drops the lock itself when its process ends, however it ends. Who holds it is in
+# a file of its own, as some versions of filelock empty the lock's.
 LOCK, HOLDER = ".lock", ".lock.json"
 FULL = (ENOSPC, EDQUOT, EFBIG)
 # Texts by which torch and safetensors report that a file cannot be written to its end.

@@ -120,7 +120,7 @@ def content(what: str, folder: Path) -> dict[str, Any]:
     """Return the results that must be those of an uninterrupted command."""
     if what != "evaluation":
         return results_of(folder)
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".lock"}
+    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(".lock")}
 
 
 def interrupt(
