@@ -69,3 +69,10 @@ def test_pairs_to_teach_are_pairs(tmp_path):
     for pairs in ("realtoxicityprompts", ["a text"], [("one", 2)]):
         with pytest.raises(InputError, match=r"must be pairs of texts: give load_teaching_pairs\(...\)"):
             ASTDPOTrainer(make_sampler(), config, teaching_pairs=pairs)
+
+
+def test_steps_between_checkpoints_need_their_strategy(tmp_path):
+    with pytest.raises(InputError, match="save_steps=100 has no effect unless save_strategy is 'steps'"):
+        ASTDPOConfig(str(tmp_path), save_steps=100)
+    assert ASTDPOConfig(str(tmp_path), save_steps=100, save_strategy="steps", use_cpu=True).save_steps == 100
+    assert ASTDPOConfig(str(tmp_path), use_cpu=True).save_strategy == "epoch"
