@@ -350,7 +350,7 @@ def test_a_folder_without_settings_keeps_the_card_that_its_trainer_wrote(tmp_pat
 FAILURES = {
     401: "the Hub does not accept the token (401: planted failure 401): log in with `hf auth login`",
     403: "the token may not write there (403: planted failure 403): log in with another one",
-    404: "the Hub knows no such repository or branch (404: planted failure 404): give another one as --repo_id",
+    404: "the Hub knows no such repository or branch (404: planted failure 404): choose another --repo_id",
     409: "another push has just changed the repository (409: planted failure 409): wait a moment",
     429: "the Hub accepts no more requests for now (429: planted failure 429): wait some minutes",
     500: "the Hub has an internal problem (500: planted failure 500): wait some minutes",

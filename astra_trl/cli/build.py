@@ -19,7 +19,7 @@ from astra_trl.lookup import build, build_own, is_dotted_path, looks_like_code, 
 from astra_trl.rewards.config import build_reward
 from astra_trl.sandbox import World
 from astra_trl.scorers import KeywordScorer, Scorer
-from astra_trl.scorers.base import try_own
+from astra_trl.scorers.base import try_out
 from astra_trl.scorers.config import SCORERS, build_scorer, scorer_settings, scorers_by_name
 from astra_trl.systems import Goal, System, system_class
 from astra_trl.systems.base import SAMPLING
@@ -226,7 +226,7 @@ def _scorers_and_goals(
         scorers[name] = build_scorer(spec, allow_pickle=args.allow_pickle, endpoint_kwargs=calls.kwargs)
     if not scorers:
         raise InputError("no scorer: give one with --scorer")
-    try_own(scorers)
+    try_out({name: scorers[name] for name, spec in specs.items() if is_dotted_path(spec["type"])})
     if judged:
         judge: Any = next(iter(scorers.values()))
         goals = [replace(goal, scorer=judge.with_rubric(_rubric(goal))) for goal in goals]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 from unicodedata import category, normalize
 
-from astra_trl.callables import call_for_numbers, is_own
+from astra_trl.callables import call_for_numbers
 from astra_trl.conversation import Exchange, Turn
 from astra_trl.errors import InputError
 from astra_trl.numbers import check_numbers
@@ -97,12 +97,11 @@ def validate_scores(name: str, scorer: Scorer, exchanges: Sequence[Exchange]) ->
     return scores
 
 
-def try_own(scorers: Mapping[str, Scorer]) -> None:
-    """Call the user's own scorers once, before anything is loaded. Raises `InputError` if one cannot be used."""
+def try_out(scorers: Mapping[str, Scorer]) -> None:
+    """Call scorers once, before anything is loaded. Raises `InputError` if one cannot be used."""
     examples = [Exchange((Turn("opening", "Hello."),), "How are you?", response) for response in ("Fine.", "Bad.")]
     for name, scorer in scorers.items():
-        if is_own(scorer):
-            validate_scores(name, scorer, examples)
+        validate_scores(name, scorer, examples)
 
 
 def score_distinct(inputs: Sequence[T], score_batch: Callable[[list[T]], list[float]], batch_size: int) -> list[float]:
