@@ -19,6 +19,16 @@ from astra_trl.cli.interruption import RESUME, interruptible, resume_advice, sta
 from astra_trl.trainers.checkpoints import SEAL
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def sigint():
+    """SIGINT is not ignored by the programs, as it is by the background jobs of a shell, which may run these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 PROGRAM = """\
 import os, signal, sys, threading, time
 from astra_trl.cli.interruption import advise, interruptible
