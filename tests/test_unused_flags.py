@@ -142,6 +142,11 @@ TRAINING = [
         "--logging_steps 9 --logging_strategy epoch",
         "--logging_steps 9",
     ),
+    (
+        "save_steps without --save_strategy steps",
+        "--save_steps 9 --save_strategy no",
+        "--save_steps 9 --save_strategy steps",
+    ),
     ("save_total_limit with --save_strategy no", "--save_total_limit 9 --save_strategy no", "--save_total_limit 9"),
     ("eval_steps without --eval_strategy steps", "--eval_steps 9", "--eval_steps 9 --eval_strategy steps"),
     ("eval_delay without --eval_strategy", "--eval_delay 1", "--eval_delay 1 --eval_strategy epoch"),

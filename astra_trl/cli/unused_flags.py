@@ -183,6 +183,7 @@ RULES = (
         "with --lr_scheduler_type constant: give constant_with_warmup, linear, ...",
     ),
     Rule(("logging_steps",), lambda s: s.logging_strategy != "steps", "without --logging_strategy steps: give it too"),
+    Rule(("save_steps",), lambda s: s.save_strategy in ("no", "best"), "without --save_strategy steps: give it too"),
     Rule(("save_total_limit",), lambda s: s.save_strategy == "no", "with --save_strategy no: give steps or epoch"),
     Rule(("eval_steps",), lambda s: s.eval_strategy != "steps", "without --eval_strategy steps: give it too"),
     Rule(("eval_delay", "do_eval"), lambda s: s.eval_strategy == "no", "without --eval_strategy: give it too"),

@@ -90,7 +90,7 @@ class RoundsConfig:
         self.init_trl()
         check_numbers({name: getattr(self, name) for name in self._VALID_DICT_FIELDS})  # it has decoded their JSON
         self.refuse_unread()
-        if self.save_steps != 500 and self.save_strategy != "steps":  # transformers' default
+        if self.save_steps != 500 and self.save_strategy == "epoch":  # transformers' default
             raise InputError(
                 f"save_steps={self.save_steps} has no effect unless save_strategy is 'steps': give it too"
             )
