@@ -1,6 +1,7 @@
 """Wrong arguments in Python: one line at construction, and never an error of another line of code."""
 
 import pytest
+from test_dpo import PROMPTS, make_config, make_system
 from trl import DPOConfig
 
 from astra_trl import ASTDPOConfig, ASTDPOTrainer, ASTGRPOTrainer, ASTSampler, InputError
@@ -8,7 +9,6 @@ from astra_trl.backends.base import SamplingParams
 from astra_trl.prompts import load_prompts
 from astra_trl.rewards.credit import Backup
 from astra_trl.systems.goals import Goal
-from tests.test_dpo import PROMPTS, make_config, make_system
 
 
 def make_sampler(**kwargs):
