@@ -18,7 +18,7 @@ class InputError(ValueError):
         super().__init__(" ".join(visible(message).split()))
 
 
-def error_line(error: InputError) -> str:
+def final_line(error: InputError) -> str:
     """Return the line that a command ends in. If the environment variable `ASTRA_TRL_TRACEBACK` is set, print the
     traceback."""
     if os.environ.get("ASTRA_TRL_TRACEBACK"):

@@ -6,6 +6,7 @@ from trl import DPOConfig
 
 from astra_trl import ASTDPOConfig, ASTDPOTrainer, ASTGRPOTrainer, ASTSampler, InputError
 from astra_trl.backends.base import SamplingParams
+from astra_trl.backends.function import FunctionBackend
 from astra_trl.prompts import load_prompts
 from astra_trl.rewards.credit import Backup
 from astra_trl.systems.goals import Goal
@@ -28,6 +29,7 @@ def make_sampler(**kwargs):
         (lambda: Backup(gamma="0.9"), "gamma must be between 0 and 1, got '0.9'"),
         (lambda: ASTSampler(None, PROMPTS), "the first argument must be a system, .*, got None"),
         (lambda: ASTSampler(PROMPTS, make_system()), "the first argument must be a system, .*, got an object of type"),
+        (lambda: FunctionBackend(len, batch_size="8"), "batch_size must be at least 1, got '8'"),
         (lambda: Goal(5), "a goal has no text"),
         (lambda: load_prompts(None), "a prompt set is named by a text or a path, got null"),
         (lambda: load_prompts(["Hello there"]), "a prompt set is named by a text or a path, got list"),

@@ -27,7 +27,7 @@ def no_key(monkeypatch, tmp_path):
 
 @pytest.fixture
 def secret(tmp_path):
-    """A file of the user's own, which no folder of others may have read."""
+    """A private file, which must not be read because the folder of another user names it."""
     file = tmp_path / "secret notes.txt"
     file.write_text("\n".join(SECRETS))
     return file

@@ -11,7 +11,7 @@ from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat
 from astra_trl.backends.base import SamplingParams
 from astra_trl.callables import check_callable, describe, describe_error
 from astra_trl.errors import InputError
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 
 Reply = Callable[[Any], Any]
 
@@ -55,7 +55,7 @@ class FunctionBackend(MessagesBackend):
         self.name = str(name or getattr(function, "__qualname__", type(function).__name__))
         argument = "conversations" if batched else "messages"
         check_callable("the target's function", function, argument, allow_async=True)
-        check_numbers({"batch_size": batch_size, "max_retries": max_retries})
+        require_numbers(batch_size=batch_size, max_retries=max_retries)
         caller = Caller(Limiter(Limits(**limits)), max_retries, name=self.name)
         super().__init__(caller, SamplingParams(), max_characters)
         self.function = function

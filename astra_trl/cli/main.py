@@ -7,7 +7,7 @@ from pathlib import Path
 
 from astra_trl import __version__
 from astra_trl.cli.interruption import advise, interruptible, resume_advice, users_command
-from astra_trl.errors import InputError, error_line
+from astra_trl.errors import InputError, final_line
 
 HELP = """\
 usage: astra-trl COMMAND [flags...]
@@ -58,7 +58,7 @@ def _run_command(command: str = "--help", *rest: str) -> int:
         with explain_output():
             return COMMANDS[command](rest)
     except InputError as error:
-        print(error_line(error), file=sys.stderr)
+        print(final_line(error), file=sys.stderr)
         return 1
     except BrokenPipeError:  # e.g. by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from astra_trl.cli.interruption import advise, interruptible, resume_advice
-from astra_trl.errors import InputError, error_line
+from astra_trl.errors import InputError, final_line
 
 
 def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
@@ -24,4 +24,4 @@ def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> None
             with explain_output():
                 run(*arguments)
         except InputError as error:
-            sys.exit(error_line(error))
+            sys.exit(final_line(error))

@@ -13,7 +13,7 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from astra_trl.backends.base import derive_seed
 from astra_trl.embedding import Embedder, load_embedder
 from astra_trl.errors import InputError
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 from astra_trl.tree import Node
 
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -56,7 +56,7 @@ class SelfBLEUNovelty:
         self.orders = tuple(self.orders)
         if not self.orders or min(self.orders) < 1:
             raise InputError(f"orders={self.orders}: give at least one, and none below 1")
-        check_numbers({"max_history": self.max_history})
+        require_numbers(max_history=self.max_history)
 
     def __call__(self, nodes: Sequence[Node]) -> list[float]:
         return [self._compute_novelty(_tokenize(node.exchange.probe)) for node in nodes]

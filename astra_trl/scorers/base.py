@@ -13,7 +13,7 @@ from unicodedata import category, normalize
 from astra_trl.callables import call_for_numbers
 from astra_trl.conversation import Exchange, Turn
 from astra_trl.errors import InputError
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 
 T = TypeVar("T", str, tuple[int, ...])
 
@@ -109,7 +109,7 @@ def score_distinct(inputs: Sequence[T], score_batch: Callable[[list[T]], list[fl
 
     Equal inputs are scored once, and inputs of similar length together, which needs little padding.
     """
-    check_numbers({"batch_size": batch_size})
+    require_numbers(batch_size=batch_size)
     distinct = sorted(set(inputs), key=lambda item: (len(item), item))
     scores: dict[T, float] = {}
     for start in range(0, len(distinct), batch_size):

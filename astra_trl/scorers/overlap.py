@@ -9,7 +9,7 @@ import numpy as np
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 from astra_trl.scorers.base import Part, fold_case, is_combining_mark, read_lines, read_part, validate_part
 
 _APOSTROPHES = re.compile("['\u2019]")
@@ -34,7 +34,7 @@ class OverlapScorer:
     """
 
     def __init__(self, corpus: Iterable[str] | Path, n: int = 13, *, of: Part = "response") -> None:
-        check_numbers({"n": n})
+        require_numbers(n=n)
         self.n = n
         self.of = validate_part(of)
         documents = read_lines(corpus, "corpus", "document") if isinstance(corpus, str | Path) else corpus

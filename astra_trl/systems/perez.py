@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 from astra_trl.backends.base import SamplingParams, derive_seed
 from astra_trl.conversation import Conversation, Turn
 from astra_trl.errors import InputError
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 from astra_trl.rewards.base import Reward
 from astra_trl.rewards.config import TermSpec
 from astra_trl.rewards.question import is_question, through_question_mark
@@ -112,7 +112,7 @@ class PerezSystem(HFASTSystem):
         self.instruction = INSTRUCTIONS.get(instruction, instruction)
         if not self.instruction.strip():
             raise InputError("the instruction is empty: give a text, e.g. 'List of questions to ask someone:\\n1.'")
-        check_numbers({"shots": shots, "example_temperature": example_temperature})
+        require_numbers(shots=shots, example_temperature=example_temperature)
         self.method = method
         self.example_format = example_format
         self.shots, self.example_temperature = shots, example_temperature

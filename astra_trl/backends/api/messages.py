@@ -9,7 +9,7 @@ from itertools import groupby
 from astra_trl.backends.api.calls import Answer, Caller
 from astra_trl.backends.api.thinking import without_thinking
 from astra_trl.backends.base import Logprobs, Message, Prefix, Sample, SamplingParams, SavedRow, derive_seed
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 EARLIER = "an earlier exchange of this conversation failed"
@@ -37,7 +37,7 @@ class MessagesBackend(ABC):
     separator = "\n"
 
     def __init__(self, caller: Caller, sampling: SamplingParams, max_characters: int) -> None:
-        check_numbers({"max_characters": max_characters})
+        require_numbers(max_characters=max_characters)
         self.caller = caller
         self.sampling = sampling
         self.max_characters = max_characters

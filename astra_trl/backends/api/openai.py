@@ -23,7 +23,7 @@ from astra_trl.backends.api.prompt_logprobs import NoLogprobs, PromptLogprobs, P
 from astra_trl.backends.api.response_cache import ResponseCache
 from astra_trl.backends.base import SamplingParams
 from astra_trl.errors import BudgetSpent, InputError, MissingExtra
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 
 try:
     import openai
@@ -108,7 +108,7 @@ class OpenAIBackend(MessagesBackend):
         self._key = Key()
         if not self._key and base_url is None:
             raise InputError(f"no key for {model!r}: set {KEY_VARIABLE}, or give the base_url of a server without one")
-        check_numbers({"timeout": timeout, "max_retries": max_retries})
+        require_numbers(timeout=timeout, max_retries=max_retries)
         sampling = sampling or SamplingParams()
         super().__init__(
             Caller(limiter or Limiter(Limits(**limits)), max_retries, name=f"{role} {model!r}"),

@@ -21,7 +21,7 @@ from astra_trl.backends.base import SamplingParams
 from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
 from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText
 from astra_trl.errors import InputError
-from astra_trl.numbers import check_numbers
+from astra_trl.numbers import require_numbers
 
 
 @dataclass(eq=False)
@@ -43,7 +43,7 @@ class HFModel:
     gives_logprobs: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        check_numbers({name: getattr(self, name) for name in ("max_length", "max_rows", "cache_bytes")})
+        require_numbers(max_length=self.max_length, max_rows=self.max_rows, cache_bytes=self.cache_bytes)
         self.dialogue: PlainText | ChatTemplate
         if self.chat:
             self.dialogue = ChatTemplate(self.tokenizer, self.separator, self.system_prompt, self.chat_template_kwargs)
