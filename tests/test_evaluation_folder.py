@@ -46,9 +46,14 @@ def test_killed_at_any_byte_a_second_evaluation_ends_the_same(whole, tmp_path):
         assert not list(folder.glob("*.tmp"))
 
 
+def contents(folder):
+    """Everything but the lock's note, which tells the minute it was taken."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock.json"}
+
+
 def test_a_whole_one_is_not_run_again(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "again")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     file = (folder / "exchanges.jsonl").stat().st_ino
 
     def never(texts, sibling):
@@ -58,7 +63,7 @@ def test_a_whole_one_is_not_run_again(whole, tmp_path):
     for backend in (sampler.system.tester, sampler.system.target, sampler.system.baseline):
         object.__setattr__(backend, "reply", never)
     evaluation = evaluate(folder, sampler)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
     assert len(evaluation.trees["tester", "Reading"]) == 12
     assert (folder / "exchanges.jsonl").stat().st_ino == file  # nor written again
 
@@ -88,10 +93,10 @@ def test_what_was_read_back_equals_what_was_grown(whole):
 )
 def test_other_settings_in_the_same_folder_are_refused_by_name(whole, tmp_path, fields, named):
     folder = shutil.copytree(whole, tmp_path / "other")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     with pytest.raises(InputError, match=rf"holds an evaluation with different settings: .*\b{named} \("):
         evaluate(folder, **fields)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
 
 
 def test_other_openings_are_other_settings(whole):
