@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedConfig, cache_utils
+from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from astra_trl.backends.base import OutOfMemory
-
-# Layers with one key and one value per token, or with none; transformers before 5.23 has no class for the latter.
-_PER_TOKEN = {DynamicLayer, getattr(cache_utils, "DummyLayer", DynamicLayer)}
+from astra_trl.backends.hf.masks import PER_TOKEN
 
 
 def can_branch(config: PreTrainedConfig) -> bool:
@@ -24,12 +22,12 @@ def can_branch(config: PreTrainedConfig) -> bool:
     Then the past of a row can be copied to its children and can have holes. Holes would shift the columns of a sliding
     window, and a recurrent state has no columns.
     """
-    return all(type(layer) in _PER_TOKEN for layer in DynamicCache(config=config).layers)
+    return all(type(layer) in PER_TOKEN for layer in DynamicCache(config=config).layers)
 
 
 def can_pad(config: PreTrainedConfig) -> bool:
     """Return `True` if padding on the left has no effect in any layer; a recurrent state can remember it."""
-    without_state = {*_PER_TOKEN, DynamicSlidingWindowLayer}
+    without_state = {*PER_TOKEN, DynamicSlidingWindowLayer}
     return all(type(layer) in without_state for layer in DynamicCache(config=config).layers)
 
 
