@@ -18,7 +18,7 @@ def unpacked(packed, place):
     """Tokens and positions that the token at a place attends to, its own last."""
     columns = packed.input_ids.shape[1]
     row, column = divmod(place, columns)
-    seen = packed.allowed[row, column]
+    seen = packed.allowed_keys[row, column]
     return packed.input_ids[row][seen].tolist(), packed.position_ids[row][seen].tolist()
 
 
@@ -66,4 +66,4 @@ def test_padding_sees_no_token_of_a_row_and_itself():
     packed = pack([[1, 2, 3, 4], [5, 6, 7]], [3, 2], 1)
     padding = packed.segments == 0
     assert packed.input_ids.shape == (2, 4) and padding.sum() == 1
-    assert torch.equal(packed.allowed[1, 3], torch.tensor([False, False, False, True]))
+    assert torch.equal(packed.allowed_keys[1, 3], torch.tensor([False, False, False, True]))

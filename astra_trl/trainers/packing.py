@@ -32,7 +32,7 @@ class Packed:
     places: torch.Tensor
 
     @property
-    def allowed(self) -> torch.Tensor:
+    def allowed_keys(self) -> torch.Tensor:
         """Booleans (packed rows, queries, keys): the earlier tokens of its own row that a token attends to."""
         columns = self.segments.shape[1]
         causal = torch.ones((columns, columns), dtype=torch.bool, device=self.segments.device).tril_()

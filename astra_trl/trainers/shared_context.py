@@ -72,7 +72,7 @@ class SharedContext:
         rows = {
             "input_ids": packed.input_ids,
             "position_ids": positions,
-            "attention_mask": complete_mask(decoder.config, packed.allowed, positions, positions, dtype),
+            "attention_mask": complete_mask(decoder.config, packed.allowed_keys, positions, positions, dtype),
         }
         return (), {**kwargs, **rows}
 
