@@ -126,27 +126,29 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
     def _with_reference(self, records: Sequence[Record], model: Any) -> list[Record]:
         """Return the records with the log-probabilities of the reference in the columns that TRL reads.
 
-        They are computed in the order of contexts, as neighbours share most of theirs, and once for a record that is
+        They are computed in the order of contexts, as neighbours share most of theirs, and once for a pair that is
         repeated.
         """
-        distinct = list({id(record): record for record in sorted(records, key=itemgetter("prompt_ids"))}.values())
-        size = self.args.per_device_train_batch_size
-        batches = [distinct[start : start + size] for start in range(0, len(distinct), size)]
 
-        def compute(share: Sequence[list[Record]]) -> list[list[tuple[float, float]]]:
+        def ids(record: Record) -> tuple[Sequence[int], ...]:
+            return tuple(tuple(record[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+        pairs = sorted({ids(record): record for record in records}.items())
+        size = self.args.per_device_train_batch_size
+        batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+        def compute(share: Sequence[list[tuple[Any, Record]]]) -> list[dict[Any, Record]]:
             results = []
             for batch in share:
-                with self._sharing_context(self._prepare_inputs(self.data_collator(batch))) as inputs:
-                    chosen, rejected = self.compute_ref_log_probs(model, inputs)
-                results.append(list(zip(chosen.tolist(), rejected.tolist(), strict=True)))
+                inputs = self._prepare_inputs(self.data_collator([record for _, record in batch]))
+                with self._sharing_context(inputs) as inputs:
+                    sums = torch.stack(self.compute_ref_log_probs(model, inputs), dim=1).tolist()
+                columns = ({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected} for chosen, rejected in sums)
+                results.append(dict(zip([key for key, _ in batch], columns, strict=True)))
             return results
 
-        pairs = (pair for batch in share_out(batches, compute) for pair in batch)
-        known = {
-            id(record): {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-            for record, (chosen, rejected) in zip(distinct, pairs, strict=True)
-        }
-        return [{**record, **known[id(record)]} for record in records]
+        known = {key: columns for part in share_out(batches, compute) for key, columns in part.items()}
+        return [{**record, **known[ids(record)]} for record in records]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         with self._sharing_context(inputs) as inputs:
