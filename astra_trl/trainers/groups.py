@@ -240,16 +240,14 @@ class GroupsMixin(RoundsMixin):
         if self._shared is None:
             return compute(model, input_ids, attention_mask, logits_to_keep, batch_size, *args, **kwargs)
 
-        def without_slice(logits_to_keep: int = 0, **inputs: Any) -> Any:
-            return model(**inputs)  # the logits are those that are asked for
-
         parts = []
         for ids, mask in zip(
             *(rows.split(batch_size or len(rows)) for rows in (input_ids, attention_mask)), strict=True
         ):
             packed, asked = pack_batch(ids, mask, mask[:, :-logits_to_keep].sum(1), logits_to_keep)
+            asked_mask = mask[:, -logits_to_keep - 1 :]
             with self._shared.computing(packed):
-                parts.append(compute(without_slice, asked, mask, logits_to_keep, None, *args, **kwargs))
+                parts.append(compute(model, asked, asked_mask, logits_to_keep, None, *args, **kwargs))
         logprobs, entropies, _ = zip(*parts, strict=True)
         return torch.cat(logprobs), None if entropies[0] is None else torch.cat(entropies), None
 

@@ -40,9 +40,10 @@ def shared_context_field() -> Any:
 class SharedContext:
     """Makes the models of a trainer compute packed rows.
 
-    TRL calls a model with the last token of each context and the probes alone, and gets the logits of these. On the
-    way, the decoder is given the packed rows instead, and the output layer the hidden states that TRL asked for. Both
-    are hooks, so every wrapper of the model (PEFT, DDP, FSDP, DeepSpeed) and gradient checkpointing stay as they are.
+    TRL calls a model with the last token of each context and the probes alone. Its decoder, the model without the
+    output layer, is given the packed rows instead, and returns the hidden states of the tokens that TRL asked for.
+    Both are hooks, so every wrapper of the model (PEFT, DDP, FSDP, DeepSpeed) and gradient checkpointing work as they
+    do without.
     """
 
     models: list[Any]
@@ -51,13 +52,13 @@ class SharedContext:
 
     def __post_init__(self) -> None:
         for model in self.models:
-            base = base_of(model)
-            base.base_model.register_forward_pre_hook(self._feed_packed, with_kwargs=True)
-            base.get_output_embeddings().register_forward_pre_hook(self._select_asked)
+            decoder = base_of(model).base_model
+            decoder.register_forward_pre_hook(self._feed_packed, with_kwargs=True)
+            decoder.register_forward_hook(self._select_asked)
 
     @contextmanager
     def computing(self, packed: Packed) -> Iterator[None]:
-        """Replace what the models are given by packed rows, and what they return by the logits of the asked tokens."""
+        """Replace what decoders are given by packed rows, and what they return by the asked tokens."""
         self.packed = packed
         try:
             yield
@@ -76,12 +77,15 @@ class SharedContext:
         }
         return (), {**kwargs, **rows}
 
-    def _select_asked(self, head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    def _select_asked(self, decoder: Any, args: Any, output: Any) -> Any:
         if (packed := self.packed) is None:
-            return None
-        hidden, *others = args
-        asked = hidden.flatten(0, 1).index_select(0, packed.places.flatten())
-        return (asked.view(*packed.places.shape, -1), *others)
+            return output
+        hidden = output[0]
+        asked = hidden.flatten(0, 1).index_select(0, packed.places.flatten()).view(*packed.places.shape, -1)
+        if isinstance(output, tuple):
+            return (asked, *output[1:])
+        output["last_hidden_state"] = asked
+        return output
 
 
 def pack_batch(ids: torch.Tensor, mask: torch.Tensor, starts: torch.Tensor, count: int) -> tuple[Packed, torch.Tensor]:
@@ -158,7 +162,7 @@ def _unsupported_model(model: Any) -> str | None:
     name = type(base).__name__
     if is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
         return "the adapter puts virtual tokens before each row"
-    if not {"position_ids", "attention_mask"} <= takes.keys() or base.get_output_embeddings() is None:
+    if not {"position_ids", "attention_mask"} <= takes.keys():
         return f"{name} takes no positions"
     if not takes_complete_masks(base.config):
         return f"{name} with {base.config._attn_implementation} attention takes no 4-D mask"
