@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,12 +46,12 @@ class SharedContext:
     do without.
     """
 
-    models: list[Any]
+    models: InitVar[list[Any]]  # not kept: a copy of a model, with its hooks, would be one of all
     packed: Packed | None = field(default=None, init=False)
     is_confirmed: bool = field(default=False, init=False)
 
-    def __post_init__(self) -> None:
-        for model in self.models:
+    def __post_init__(self, models: list[Any]) -> None:
+        for model in models:
             decoder = base_of(model).base_model
             decoder.register_forward_pre_hook(self._feed_packed, with_kwargs=True)
             decoder.register_forward_hook(self._select_asked)
