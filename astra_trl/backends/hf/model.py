@@ -18,10 +18,13 @@ from transformers import (
 )
 
 from astra_trl.backends.base import SamplingParams
-from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
+from astra_trl.backends.hf.cache import CacheSpec, KeyValues, can_branch, can_pad
 from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText
+from astra_trl.backends.hf.memory import CACHE_SHARE, Budget, available_bytes
 from astra_trl.errors import InputError
 from astra_trl.numbers import require_numbers
+
+LAUNCH_BYTES = {"cpu": 2**20}  # read in the 0.1 ms that it takes to start the work of a layer; on a GPU 2**27
 
 
 @dataclass(eq=False)
@@ -199,22 +202,29 @@ class HFModel:
 
     @property
     def cache_spec(self) -> CacheSpec:
-        """Properties of a cache of this model. Bytes are only counted if a budget limits them."""
+        """Properties of a cache of this model."""
         layers = len(DynamicCache(config=self.model.config).layers)
         spec = CacheSpec(self.device, layers, self._bytes_per_token, self.budget)
-        if self.budget.limit is None or self._bytes_per_token:
+        if self._bytes_per_token:
             return spec
         unlimited = KeyValues(replace(spec, budget=Budget()), 1, 1)
         with self.inference():
             self.forward(
                 input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device),
-                attention_mask=torch.ones((1, 1), dtype=torch.long, device=self.device),
+                attention_mask=self.attention_mask(torch.ones((1, 1), dtype=torch.long, device=self.device), 1),
                 position_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device),
                 past_key_values=unlimited.at(slice(0, 1), 0),
                 use_cache=True,
             )
         self._bytes_per_token = unlimited.nbytes
         return replace(spec, bytes_per_token=self._bytes_per_token)
+
+    @property
+    def pass_bytes(self) -> int:
+        """Bytes that could be read in the time of a forward pass without any row: those of the weights, and more for
+        the time that it takes to start the work of each layer."""
+        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        return weights + self.cache_spec.layers * LAUNCH_BYTES.get(self.device.type, 2**27)
 
     @property
     def adapter(self) -> str | None:
@@ -234,13 +244,9 @@ class HFModel:
         return _parameters(type(base_of(self.model)).forward)
 
     def _set_budget(self) -> None:
-        if self.cache_bytes is not None:
-            self.budget.limit = self.cache_bytes
-        elif self.device.type == "cuda":
-            # Tester and target have a cache each; the rest is for logits and activations.
-            free, _ = torch.cuda.mem_get_info(self.device)
-            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            self.budget.limit = self.budget.in_use + int(0.35 * (free + unused))
+        self.budget.limit = self.cache_bytes
+        if self.cache_bytes is None and (available := available_bytes(self.device)) is not None:
+            self.budget.limit = self.budget.in_use + int(CACHE_SHARE * available)
 
 
 def base_of(model: Any) -> Any:
