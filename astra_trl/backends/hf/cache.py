@@ -12,17 +12,18 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from astra_trl.backends.hf.masks import PER_TOKEN
+from astra_trl.backends.hf.masks import PER_TOKEN, takes_complete_masks
 from astra_trl.backends.hf.memory import Budget
 
 
 def can_branch(config: PreTrainedConfig) -> bool:
-    """Return `True` if every layer has one key and one value per token.
+    """Return `True` if every layer has one key and one value per token, and a mask alone decides which of them count.
 
-    Then the past of a row can be copied to its children and can have holes. Holes would shift the columns of a sliding
-    window, and a recurrent state has no columns.
+    Then the past of a row can be copied to its children and can have holes. A 2-D mask says nothing about a sliding
+    window, whose columns the holes would shift, so that it has to be complete.
     """
-    return all(type(layer) in PER_TOKEN for layer in DynamicCache(config=config).layers)
+    full = all(type(layer) in PER_TOKEN for layer in DynamicCache(config=config).layers)
+    return full or takes_complete_masks(config)
 
 
 def can_pad(config: PreTrainedConfig) -> bool:
