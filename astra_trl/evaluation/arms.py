@@ -75,7 +75,7 @@ def openings_alone(
         return nodes
 
     rows = [row for row, part in enumerate(parts) if part]
-    nodes = sampler.in_parts(rows, lambda some: [open_rows(some)], respond) if rows else []
+    nodes = sampler.parts.work(rows, lambda some: [open_rows(some)], respond) if rows else []
     for row, node in zip(rows, nodes, strict=True):
         trees[row].children = [node]
     system.measure(nodes)
@@ -94,7 +94,7 @@ def add_baseline_logprobs(baseline: Backend, sampler: ASTSampler, trees: Sequenc
         _add_logprobs(sampler, [trees[row].children for row in rows], sessions[0])
         return [None] * len(rows)
 
-    sampler.in_parts(range(len(trees)), open_rows, read_part)
+    sampler.parts.work(range(len(trees)), open_rows, read_part)
 
 
 def _add_logprobs(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Session) -> None:
@@ -114,4 +114,6 @@ def _add_logprobs(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session
         return [None] * len(indices)
 
     if children:
-        sampler.in_parts(range(len(children)), lambda _: [session], read_part)
+        sampler.parts.work(
+            range(len(children)), lambda _: [session], read_part, row_of=lambda index: children[index][0]
+        )

@@ -44,8 +44,10 @@ class HFBackend(HFModel):
         max_rows (`int`, *optional*, defaults to `128`):
             Rows that pass through the model at a time.
         cache_bytes (`int`, *optional*):
-            Memory for keys and values. On a GPU it defaults to 35% of the memory that is free when conversations are
-            opened (tester and target have a cache each); on a CPU only `max_rows` limits it by default.
+            Memory for keys and values. It defaults to 35% of the memory that is free when conversations are opened
+            (tester and target have a cache each): the GPU's, or for a CPU the machine's or what the limits of
+            containers (cgroups) leave, divided by the number of the machine's processes. Otherwise only `max_rows`
+            limits it.
         use_adapter (`bool` or `str`, *optional*, defaults to `True`):
             `False` switches the adapter of a `PeftModel` off: the base model. A name switches to that adapter.
         untempered (`bool`, *optional*, defaults to `False`):

@@ -179,7 +179,7 @@ def answer_contexts(
             _grow_remaining(sampler, nodes, turns, [tester, target, *readers])
         return nodes
 
-    nodes = sampler.in_parts(range(len(contexts)), reopen, answer)
+    nodes = sampler.parts.work(range(len(contexts)), reopen, answer)
     measure_trees(system, [Tree(node.exchange.context, [node]) for node in nodes])
     return nodes
 
