@@ -115,8 +115,8 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
 
     def collect_round(self, number: int) -> list[Record]:
         start = time.perf_counter()
-        with round_draws(self, number) as (draws, on_exchanges):
-            contexts = collect_contexts(self.sampler, draws, self.round_size, on_exchanges)
+        with self.current_tester():
+            contexts = collect_contexts(self.sampler, round_draws(self, number), self.round_size)
         trees = len({context.tree for context in contexts})
         records = fill_records(self, number, [context.to_record() for context in contexts], trees)
         random.Random(derive_seed(self.args.seed, "order", number)).shuffle(records)  # each batch of all depths
