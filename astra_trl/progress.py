@@ -33,7 +33,7 @@ class ProgressBar(tqdm):
         description (`str`):
             Text before the bar.
         total (`int`):
-            The count at the end, which may be changed later. With 0 there is not any bar.
+            The count at the end, which may be changed later. A total of 0 hides the bar.
         unit (`str`, *optional*, defaults to `"exchanges"`):
             The things that are counted.
         disable (`bool`, *optional*):
