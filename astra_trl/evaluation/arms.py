@@ -72,7 +72,8 @@ def openings_alone(
         nodes = []
         for row, response in zip(rows, samples, strict=True):
             *context, last = parts[row]
-            nodes.append(Node(Exchange(tuple(context), last.text, response.text), [], [], error=response.error))
+            exchange = Exchange(tuple(context), last.text, response.text)
+            nodes.append(Node(exchange, [], [], error=response.error, response_cut=response.cut))
         return nodes
 
     rows = [row for row, part in enumerate(parts) if part]

@@ -40,6 +40,8 @@ from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
 from astra_trl.tree import Tree
 
+COUNTED = ("exchanges", "failed", "empty_responses", "cut_responses", "unrewarded")  # in the metrics of a trainer
+
 
 class ASTEvaluator:
     """Comparison of a tester with other arms on held-out openings: the untrained tester, the openings alone, and any
@@ -206,7 +208,7 @@ class ASTEvaluator:
         return {
             **{name: values[figure] for name, figure in names.items() if figure in values and "/" not in name},
             "distinct_2": distinct_share(probes, 2),
-            **{name: totals[name] for name in ("exchanges", "failed", "empty_responses", "unrewarded")},
+            **{name: totals[name] for name in COUNTED},
             "unscored": totals["unscored"].get(harm, 0),
         }
 

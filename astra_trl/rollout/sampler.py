@@ -253,6 +253,8 @@ def answer_probes(
             utterance.logprobs,
             tester_logprob=math.fsum(utterance.untempered_logprobs) if utterance.untempered_logprobs else math.nan,
             error=utterance.error or response.error,
+            probe_cut=utterance.cut,
+            response_cut=response.cut,
         )
         for context, utterance, probe, likelihood, response in zip(
             contexts, utterances, probes, likelihoods or [[]] * len(probes), target.sample(), strict=True

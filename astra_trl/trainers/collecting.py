@@ -8,6 +8,7 @@ from typing import Any
 from astra_trl.backends.base import derive_seed
 from astra_trl.errors import InputError
 from astra_trl.evaluation.figures import figures
+from astra_trl.evaluation.results import are_mostly_cut, cut_responses
 from astra_trl.rollout.collector import Draws, collect_trees, fill_round
 from astra_trl.rollout.records import Record, no_records_reason
 from astra_trl.rollout.run_folder import exchange_line
@@ -73,7 +74,12 @@ def fill_records(trainer: Any, number: int, usable: Sequence[Record], trees: int
 def figures_of(trainer: Any, nodes: Iterable[Node]) -> dict[str, Any]:
     """Return a round's figures of its exchanges."""
     system = trainer.sampler.system
-    return figures(nodes, system.harm, system.goal_texts)
+    values = figures(nodes, system.harm, system.goal_texts)
+    if getattr(system.target, "chat", False) and are_mostly_cut(values) and not getattr(trainer, "has_advised", False):
+        trainer.has_advised = True  # once in a run
+        if trainer.is_world_process_zero():
+            logger.warning("in a round of training, %s", cut_responses(values, is_chat=True))
+    return values
 
 
 def read_records(trainer: Any, number: int) -> list[Record]:

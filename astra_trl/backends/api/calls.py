@@ -37,6 +37,7 @@ class Answer:
     logprobs: tuple[float, ...] | None = None  # of the tokens that were asked about
     prompt_tokens: int | None = None  # the endpoint's own counts
     completion_tokens: int | None = None
+    cut: bool = False  # at the limit of tokens
 
 
 class CallFailed(Exception):

@@ -95,8 +95,11 @@ class HFSession:
                 ids,
                 [values[0] for values in row],
                 untempered_logprobs=[values[1] for values in row] if backend.untempered else [],
+                cut=cut,
             )
-            for text, prompt, ids, row in zip(backend.texts(utterances), prompts, utterances, logprobs, strict=True)
+            for text, prompt, ids, row, cut in zip(
+                backend.texts(utterances), prompts, utterances, logprobs, backend.unfinished(utterances), strict=True
+            )
         ]
         self.say(samples)
         return samples

@@ -150,8 +150,11 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             assert row[: len(prompt)] == prompt, "TRL scores other rows than it was given"
         tester = self.tester
         utterances = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-        texts = tester.texts(utterances)
-        samples = [Sample(text, prompt, ids) for text, prompt, ids in zip(texts, prompts, utterances, strict=True)]
+        texts, cut = tester.texts(utterances), tester.unfinished(utterances)
+        samples = [
+            Sample(text, prompt, ids, cut=unfinished)
+            for text, prompt, ids, unfinished in zip(texts, prompts, utterances, cut, strict=True)
+        ]
         samples = with_logprobs(tester, samples, self.sampler.system.reward)
         place = (self.args.seed, "answer", self.state.global_step, self.accelerator.process_index)
         seeds = [derive_seed(*place, first + index) for index in range(len(rows))]
@@ -172,8 +175,6 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             )
         if self._missing_end_penalty is None:
             return scores
-        length = self.args.response_length
-        cut = [len(ids) == length and not tester.ends(torch.tensor([ids]))[0] for ids in utterances]
         return [score - self._missing_end_penalty * missing for score, missing in zip(scores, cut, strict=True)]
 
     def batches(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
