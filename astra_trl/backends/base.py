@@ -8,6 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 from astra_trl.errors import InputError
 from astra_trl.numbers import require_numbers
 
+# Longest utterances of chat models, in tokens, unless they are set: a chat model ends what it says by itself.
+CHAT_PROBE_TOKENS, CHAT_RESPONSE_TOKENS = 64, 128
+
 Logprobs = list[float]
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -59,6 +62,8 @@ class Sample:
             The reason why sampling failed; the text is empty then.
         untempered_logprobs (`list[float]`):
             The log-probabilities at temperature 1. Empty if the backend gives none, or only on demand (`untempered`).
+        cut (`bool`, *optional*, defaults to `False`):
+            Whether `max_new_tokens`, or another limit of the length, ended the utterance and not the model itself.
     """
 
     text: str
@@ -67,6 +72,7 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)
     error: str | None = None
     untempered_logprobs: list[float] = field(default_factory=list, kw_only=True)
+    cut: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,9 @@ class SystemArguments:
         "of your own is named by its dotted path."
     )
     combine: str = _flag("How terms are combined.", "sum", ("sum", "product"))
-    max_new_tokens: int = _flag("Longest utterance in tokens.", PAPER.max_new_tokens)
+    max_new_tokens: int = _flag(
+        "Longest utterance in tokens; in a chat by default 64, and 128 for the target's.", PAPER.max_new_tokens
+    )
     min_new_tokens: int = _flag("Shortest utterance in tokens.", PAPER.min_new_tokens)
     temperature: float = _flag("Sampling temperature of both sides; 0 is greedy.", PAPER.temperature)
     top_p: float = _flag("Nucleus sampling of both sides.", PAPER.top_p)

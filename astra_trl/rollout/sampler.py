@@ -9,6 +9,7 @@ from astra_trl.callables import describe
 from astra_trl.conversation import Conversation, Exchange, Opening, as_conversation
 from astra_trl.errors import InputError
 from astra_trl.numbers import require_numbers
+from astra_trl.progress import ProgressBar
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import set_credit
 from astra_trl.rollout.parts import Parts
@@ -64,20 +65,27 @@ class ASTSampler:
         """Sibling groups of a whole tree: 1 + width + ... + width^(depth - 1)."""
         return sum(self.tree_width**level for level in range(self.tree_depth))
 
+    def exchanges_per_tree(self, turns: int | None = None) -> int:
+        """Return the number of exchanges in a tree with that many turns, by default all: width + ... + width^turns."""
+        turns = self.tree_depth if turns is None else turns
+        return sum(self.tree_width**level for level in range(1, turns + 1))
+
     def draw(self, seed: int, count: int) -> list[Opening]:
         """Return `count` random openings; none is repeated before each was drawn once."""
         order = random.Random(seed).sample(range(len(self.prompts)), min(len(self.prompts), count))
         return [self.prompts[order[number % len(order)]] for number in range(count)]
 
-    def collect(self, trees: int, seed: int = 0, on_exchanges: OnExchanges = ignored) -> Records:
+    def collect(self, trees: int, seed: int = 0, disable_tqdm: bool | None = None) -> Records:
         """Grow trees from random openings with the tester as it is now.
 
         `preferences()`, `groups()` and `transitions()` of the result are data sets for TRL's trainers. Equal seeds
-        give equal trees as long as the models are the same. Raises `InputError` if `trees` is below 1.
+        give equal trees as long as the models are the same. The progress bar is shown on a terminal; `disable_tqdm`
+        hides it (`True`), or shows it everywhere (`False`). Raises `InputError` if `trees` is below 1.
         """
         require_numbers(trees=trees)
         seeds = [derive_seed(seed, number) for number in range(trees)]
-        return Records(self.grow(self.draw(seed, trees), seeds, on_exchanges))
+        with ProgressBar("collecting", trees * self.exchanges_per_tree(), disable=disable_tqdm) as bar:
+            return Records(self.grow(self.draw(seed, trees), seeds, bar.update))
 
     def grow(
         self, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
@@ -211,6 +219,8 @@ def answer_probes(
             utterance.logprobs,
             tester_logprob=math.fsum(utterance.untempered_logprobs) if utterance.untempered_logprobs else math.nan,
             error=utterance.error or response.error,
+            probe_cut=utterance.cut,
+            response_cut=response.cut,
         )
         for context, utterance, probe, likelihood, response in zip(
             contexts, utterances, probes, likelihoods or [[]] * len(probes), target.sample(), strict=True

@@ -133,6 +133,11 @@ class KeyValues:
         """Return the column of each slot's first token. All columns before it are holes."""
         return self.mask[:, : self.length].argmax(-1).tolist() if self.length else [0] * len(self.mask)
 
+    def first_column(self, slots: Sequence[int], counts: Sequence[int]) -> int:
+        """Return the first column that any of these slots needs if the first `counts` tokens of each are reused."""
+        starts = self.first_columns()
+        return min((starts[slot] for slot, count in zip(slots, counts, strict=True) if count), default=self.length)
+
     def select(self, slots: Sequence[int], counts: Sequence[int], start: int, columns: int) -> "KeyValues":
         """Copy these slots, the first `counts` tokens of each, into buffers of `columns` columns.
 

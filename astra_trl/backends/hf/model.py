@@ -110,6 +110,13 @@ class HFModel:
         is_end = torch.isin(ids[:, -1], self._eos_ids.to(ids.device))
         return is_end if self._stop_strings is None else is_end | self._stop_strings(ids, None)
 
+    def unfinished(self, utterances: Sequence[list[int]]) -> list[bool]:
+        """Return `True` for each sampled utterance that `max_new_tokens` has cut, i.e. without an end of sequence or a
+        stop string at its end."""
+        longest = [ids for ids in utterances if len(ids) == self.sampling.max_new_tokens]
+        ends = iter(self.ends(torch.tensor(longest, device=self.device)).tolist() if longest else ())
+        return [len(ids) == self.sampling.max_new_tokens and not next(ends) for ids in utterances]
+
     # -- running the model
 
     @contextmanager

@@ -115,8 +115,11 @@ class HFSession:
                 ids,
                 [values[0] for values in row],
                 untempered_logprobs=[values[1] for values in row] if backend.untempered else [],
+                cut=cut,
             )
-            for text, prompt, ids, row in zip(backend.texts(utterances), prompts, utterances, logprobs, strict=True)
+            for text, prompt, ids, row, cut in zip(
+                backend.texts(utterances), prompts, utterances, logprobs, backend.unfinished(utterances), strict=True
+            )
         ]
         self.say(samples)
         return samples
@@ -197,7 +200,7 @@ class HFSession:
             prefixes = [_common_prefix(past.ids[slot], feed.ids) for slot, feed in zip(slots, feeds, strict=True)]
         if past is not None and logits is not None and prefixes == [len(feed.ids) for feed in feeds]:
             if past is not self.past or past.window.columns < past.length + room:
-                start = _first_column(past, slots, prefixes)
+                start = past.first_column(slots, prefixes)
                 new = past.select(slots, prefixes, start, past.length - start + room)
                 self._hold(new, list(range(len(feeds))), logits[torch.tensor(slots, device=logits.device)])
             return [[] for _ in feeds]
@@ -210,7 +213,7 @@ class HFSession:
         widths = [len(feed.ids) - count for feed, count in zip(feeds, reuse, strict=True)]
         # Rows fed anew are separate, and all are sorted by width, so that few tokens are not padded to many.
         order = sorted(range(len(feeds)), key=lambda row: (reuse[row] == 0, widths[row]))
-        first = _first_column(past, slots, reuse) if past is not None else 0
+        first = past.first_column(slots, reuse) if past is not None else 0
         length = past.length - first if past is not None else 0
         # A row that is fed anew can overwrite its own old columns.
         end = max(length + width if count else width for count, width in zip(reuse, widths, strict=True))
@@ -284,12 +287,6 @@ class HFSession:
             logits_to_keep=keep,
         )
         return ids, output.logits[:, -keep:]
-
-
-def _first_column(past: KeyValues, slots: list[int], counts: list[int]) -> int:
-    """Return the first column that any of these slots needs if the first `counts` tokens of each are reused."""
-    starts = past.first_columns()
-    return min((starts[slot] for slot, count in zip(slots, counts, strict=True) if count), default=past.length)
 
 
 def _common_prefix(past: list[int], ids: list[int]) -> int:
