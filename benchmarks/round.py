@@ -202,9 +202,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="whole rounds; on a GPU one more, not counted, is first")
     parser.add_argument("--turns", type=int, default=3, help="training passes of each way")
     args = parser.parse_args()
-    logging.getLogger("astra_trl").setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     uncounted = 1 if args.device == "cuda" else 0  # the first passes load kernels
     rounds = [whole_round(args) for _ in range(uncounted + args.rounds)][uncounted:]
     ways = [PACKAGE, SEPARATE, *([PLAIN] if args.algorithm == "dpo" else []), BOUND]
@@ -265,4 +262,7 @@ def report(args: argparse.Namespace, rounds: list[Run], runs: dict[str, list[Run
 
 
 if __name__ == "__main__":
+    logging.getLogger("astra_trl").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     main()

@@ -202,7 +202,7 @@ def build_workload(args: argparse.Namespace, copies: int) -> Workload:
     if copies == 3:
         target.model.baseline_weights = others[1]
     most = (tester.window or sys.maxsize) - 2 * depth * (new_tokens + 8)  # with room for the conversation
-    lengths = [min(length, most) for length in _lengths(args.openings, count, rng, args.longest)]
+    lengths = [min(length, most) for length in draw_lengths(args.openings, count, rng, args.longest)]
     return Workload(tester, target, [" ".join(rng.choices(words, k=length)) for length in lengths], width, depth)
 
 
@@ -227,8 +227,8 @@ def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
 
 
-def _lengths(kind: str, count: int, rng: random.Random, longest: int | None) -> list[int]:
-    # Each of `count` equal parts of the distribution gives one, so that few openings represent it, too.
+def draw_lengths(kind: str, count: int, rng: random.Random, longest: int | None) -> list[int]:
+    """Return numbers of tokens, one from each of `count` equal parts of the distribution: a few represent it, too."""
     shares = [(part + rng.random()) / count for part in range(count)]
     rng.shuffle(shares)
     if kind == "reddit":
