@@ -10,6 +10,8 @@ from peft import PromptTuningConfig, get_peft_model
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LogitsProcessorList,
     Mamba2Config,
     Mamba2ForCausalLM,
@@ -346,7 +348,24 @@ def make_bloom(tokenizer, seed=0, positions=512):
     return model
 
 
-@pytest.mark.parametrize("make", [make_mamba, make_bloom])
+def make_gpt_neo(tokenizer, seed=0, positions=512):
+    torch.manual_seed(seed)
+    config = GPTNeoConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=positions,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
+    return GPTNeoForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [make_mamba, make_bloom, make_gpt_neo])
 def test_models_whose_cache_cannot_be_branched_grow_the_same_trees_by_feeding_again(monkeypatch, make):
     monkeypatch.setitem(MAKERS, "other", make)
     system = make_system("other", "gpt2", SAMPLED)

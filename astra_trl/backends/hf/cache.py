@@ -12,7 +12,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from astra_trl.backends.hf.masks import PER_TOKEN, takes_complete_masks
+from astra_trl.backends.hf.masks import PER_TOKEN, limits_columns, takes_complete_masks
 from astra_trl.backends.hf.memory import Budget
 
 
@@ -23,7 +23,7 @@ def can_branch(config: PreTrainedConfig) -> bool:
     window, whose columns the holes would shift, so that it has to be complete.
     """
     full = all(type(layer) in PER_TOKEN for layer in DynamicCache(config=config).layers)
-    return full or takes_complete_masks(config)
+    return (full and not limits_columns(config)) or takes_complete_masks(config)
 
 
 def can_pad(config: PreTrainedConfig) -> bool:

@@ -12,6 +12,11 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 PER_TOKEN = {DynamicLayer, getattr(cache_utils, "DummyLayer", DynamicLayer)}
 
 
+def limits_columns(config: PreTrainedConfig) -> bool:
+    """Return `True` if layers have a window of columns that no mask changes: GPT-Neo's local attention."""
+    return "local" in (getattr(config.get_text_config(decoder=True), "attention_layers", None) or ())
+
+
 def takes_complete_masks(config: PreTrainedConfig) -> bool:
     """Return `True` if every layer takes a 4-D mask, which decides alone what a token attends to.
 
@@ -21,8 +26,10 @@ def takes_complete_masks(config: PreTrainedConfig) -> bool:
     if config._attn_implementation not in ("sdpa", "eager"):
         return False
     text = config.get_text_config(decoder=True)
-    if "chunked_attention" in (getattr(text, "layer_types", None) or ()) or getattr(
-        text, "attention_chunk_size", None
+    if (
+        limits_columns(config)
+        or "chunked_attention" in (getattr(text, "layer_types", None) or ())
+        or getattr(text, "attention_chunk_size", None)
     ):
         return False
     layers = DynamicCache(config=config).layers
