@@ -41,12 +41,12 @@ def sets(parts):
 
 
 def test_a_part_is_split_as_soon_as_its_padding_costs_more_than_one_more_pass():
-    # Together the six rows take 6 * 100 bytes, in two parts 4 * 12 + 2 * 100: 352 less.
+    # Together the six rows take 6 * 100 bytes, in two parts 4 * 12 + 2 * 100: 352 less, each of them read twice.
     lengths = [10, 100, 12, 99, 11, 10]
-    assert sets(parts_of_similar_size([sized(lengths, pass_bytes=353)], range(6))) == {(0, 1, 2, 3, 4, 5)}
-    assert sets(parts_of_similar_size([sized(lengths, pass_bytes=351)], range(6))) == {(0, 2, 4, 5), (1, 3)}
+    assert sets(parts_of_similar_size([sized(lengths, pass_bytes=705)], range(6))) == {(0, 1, 2, 3, 4, 5)}
+    assert sets(parts_of_similar_size([sized(lengths, pass_bytes=703)], range(6))) == {(0, 2, 4, 5), (1, 3)}
     # Each session has its own longest row, and all sessions run for every part.
-    both = [sized(lengths, pass_bytes=351), sized([5] * 6, pass_bytes=2)]
+    both = [sized(lengths, pass_bytes=703), sized([5] * 6, pass_bytes=2)]
     assert len(parts_of_similar_size(both, range(6))) == 1
     assert len(parts_of_similar_size([both[0], sized([5] * 6)], range(6))) == 2
     # A part with an endpoint waits for it.
@@ -82,7 +82,7 @@ def test_results_keep_the_order_of_the_items():
 
 @pytest.fixture(autouse=True)
 def tiny_models_split_their_rows_too(monkeypatch):
-    monkeypatch.setattr(HFBackend, "pass_bytes", 2**12)
+    monkeypatch.setattr(HFBackend, "pass_bytes", 2**13)
 
 
 SAMPLING = SamplingParams(max_new_tokens=6, temperature=0.0)

@@ -17,6 +17,8 @@ R = TypeVar("R")
 
 # Bytes that could be read in the time of a call to an endpoint, as every part waits for its slowest call.
 CALL_BYTES = 2**33
+# Times that a step reads each key and value: heads that share them get copies before attention.
+KEY_VALUE_READS = 2
 
 
 class Parts:
@@ -106,7 +108,7 @@ def parts_of_similar_size(sessions: Sequence[Session], rows: Sequence[int]) -> l
         cost = costs[first:stop] + pass_bytes
         for each, most in zip(taken, free, strict=True):
             padded = counts * np.maximum.accumulate(each[first:stop][::-1])[::-1]
-            cost += np.where((padded > most) & (counts > 1), math.inf, padded)
+            cost += np.where((padded > most) & (counts > 1), math.inf, KEY_VALUE_READS * padded)
         best = int(cost.argmin())
         costs[stop], starts[stop] = cost[best], first + best
     parts, stop = [], len(rows)
