@@ -235,7 +235,8 @@ def report(args: argparse.Namespace, rounds: list[Run], runs: dict[str, list[Run
     )
     result: dict[str, Any] = {
         **{"shape": workload_name(args), "device": args.device, "algorithm": args.algorithm, "full": args.full},
-        **{"seconds": total, "outside_model_passes": outside, "peak_memory_mb": memory},
+        **{"seconds": total, "seconds_of_parts": {part: round(value, 4) for part, value in seconds.items()}},
+        **{"outside_model_passes": outside, "peak_memory_mb": memory},
     }
     for way, of_way in runs.items():
         step = statistics.median(run.step_seconds for run in of_way)

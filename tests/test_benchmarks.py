@@ -28,14 +28,14 @@ def measure(monkeypatch, capsys):
     [("dpo", False, {"separate_rows", "plain_trl"}), ("rloo", True, {"separate_rows"})],
 )
 def test_a_round_is_measured_beside_other_ways_to_train_on_its_records(measure, algorithm, full, ways):
-    table, figures = measure("round", "--algorithm", algorithm, "--trees", "2", *(["--full"] if full else []))
+    _, figures = measure("round", "--algorithm", algorithm, "--trees", "2", *(["--full"] if full else []))
     assert {name.removeprefix("vs_") for name in figures if name.startswith("vs_")} == {*ways, "lower_bound"}
     assert all(figures[f"vs_{way}"] > 0 for way in ways) and 0 < figures["outside_model_passes"] < 1
-    seconds = {line[:44].strip(): float(line[44:53]) for line in table if line[:44].strip() and line[-1:] == "%"}
-    parts = sum(value for name, value in seconds.items() if name != "all")
-    assert parts == pytest.approx(seconds["all"], abs=0.1)
-    assert seconds["collecting: forward passes"] > 0 and seconds["training: backward passes"] > 0
-    assert seconds["training: reference passes"] > 0  # DPO's reference, and RLOO's KL
+    seconds = figures["seconds_of_parts"]
+    assert sum(seconds.values()) == pytest.approx(figures["seconds"], abs=0.01)
+    # DPO's reference, and RLOO's penalty of divergence from it.
+    passes = ("collecting: forward", "training: forward", "training: reference", "training: backward")
+    assert all(seconds[f"{name} passes"] > 0 for name in passes)
 
 
 def test_all_ways_of_growing_trees_are_measured(measure):
