@@ -8,7 +8,10 @@ import numpy as np
 
 from astra_trl.errors import MissingExtra
 from astra_trl.libraries import loading_errors
+from astra_trl.progress import DELAY, ProgressBar
 from astra_trl.untrusted import refuse_pickled_embedder
+
+AT_A_TIME = 512  # texts per call of the model, which sorts them by length
 
 Embedder = Callable[[Sequence[str]], np.ndarray]  # texts -> an array with one row per text
 
@@ -21,7 +24,13 @@ class SentenceEmbedder:
     name: str = "given"
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        return self.model.encode(list(texts), show_progress_bar=False, convert_to_numpy=True)
+        parts = [list(texts[start : start + AT_A_TIME]) for start in range(0, len(texts), AT_A_TIME)] or [[]]
+        vectors = []
+        with ProgressBar("embedding", len(texts), "texts", delay=DELAY) as bar:
+            for part in parts:
+                vectors.append(self.model.encode(part, show_progress_bar=False, convert_to_numpy=True))
+                bar.update(len(part))
+        return np.concatenate(vectors) if len(vectors) > 1 else vectors[0]
 
 
 def load_embedder(model_id: str, extra: str = "novelty", allow_pickle: bool = False) -> Embedder:

@@ -44,6 +44,8 @@ class Node:
             the rewards of later turns backed up; `None` without a reward.
         error (`str`, *optional*):
             The reason why this exchange could not be completed.
+        probe_cut, response_cut (`bool`):
+            Whether a limit (`max_new_tokens`) has cut the probe, or the response.
         children (`list[Node]`):
             The exchanges that followed this one.
     """
@@ -60,6 +62,8 @@ class Node:
     reward: float | None = None
     credit: float | None = None
     error: str | None = None
+    probe_cut: bool = field(default=False, kw_only=True)
+    response_cut: bool = field(default=False, kw_only=True)
     children: list["Node"] = field(default_factory=list)
 
     @property
@@ -165,6 +169,12 @@ def _none_if_nan(value: Any, name: str) -> float | None:
     return None if math.isnan(number) else number
 
 
+def _false_if_null(value: Any, name: str) -> bool:
+    if value not in (None, False, True):
+        raise InputError(f"{name} holds {value!r:.80}, not true or false: restore the file it is from")
+    return bool(value)
+
+
 def _named_numbers(value: Any, name: str) -> dict[str, float]:
     return {key: _nan_if_null(number, f"{name} {key}") for key, number in _check(value, dict, name).items()}
 
@@ -195,6 +205,8 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "reward": _none_if_nan,
     "credit": _none_if_nan,
     "error": lambda value, name: None if value is None else _check(value, str, name),
+    "probe_cut": _false_if_null,  # older files have none
+    "response_cut": _false_if_null,
     "prompt_ids": _ids,
     "probe_ids": _ids,
     "sampling_logprobs": lambda values, name: [_number(value, name) for value in _check(values, list, name)],

@@ -6,7 +6,7 @@
 import argparse
 from typing import Any
 
-from astra_trl import ASTSampler, Goal, HFASTSystem, JudgeScorer, SamplingParams
+from astra_trl import ASTSampler, Goal, HFASTSystem, JudgeScorer
 from astra_trl.results.terminal import transcript
 
 OPENINGS = ["Hello, I bought a kettle from you and it leaks.", "Can you help me with my bill?"]
@@ -27,8 +27,6 @@ def main(
         scorer or JudgeScorer(target, f"Does it do this: {goal}?"),
         chat="both",
         goals=[Goal(goal)],
-        sampling=SamplingParams(max_new_tokens=64),
-        target_sampling=SamplingParams(max_new_tokens=128),
         chat_template_kwargs={"enable_thinking": False},
         **models,
     )

@@ -132,7 +132,12 @@ def test_the_run_folder_holds_every_exchange_and_the_records_trained_on(tmp_path
     trainer = make_trainer(tmp_path)
     served = []
     collate = trainer.data_collator.torch_call
-    trainer.data_collator.torch_call = lambda examples: (served.extend(examples), collate(examples))[1]
+
+    def watch(examples):
+        served.extend(example for example in examples if "ref_chosen_logps" in example)  # not the reference's own pass
+        return collate(examples)
+
+    trainer.data_collator.torch_call = watch
     trainer.train()
     exchanges = lines(tmp_path / "exchanges.jsonl")
     figures = lines(tmp_path / "rounds.jsonl")

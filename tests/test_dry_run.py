@@ -9,7 +9,7 @@ import yaml
 from conftest import HAS_PPO, keyword_flags, make_llama, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from stand_ins import save_classifier
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Mamba2Config, MistralConfig
 
 from astra_trl import ASTSampler, HFASTSystem, InputError, KeywordScorer, Turn
 from astra_trl.cli.dry_run import dry_run
@@ -266,11 +266,12 @@ def test_windows_that_do_not_reach_are_told(bare, tmp_path):
     text = told([*flags, "--max_length", "40"], openings=["soup " * 100])
     assert "window of 40 tokens" in text
     assert numbers(text, "target")[1] == 32
-    sliding = tmp_path / "sliding"
-    MistralConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, sliding_window=8).save_pretrained(
-        sliding
-    )
-    AutoTokenizer.from_pretrained(bare).save_pretrained(sliding)
-    assert "The target's cache cannot be branched" in " ".join(
-        told([*flags[:3], str(sliding)]).replace("#", "").split()
-    )
+    # A recurrent state has no branches; a sliding window is a matter of the mask.
+    for name, config in {
+        "recurrent": Mamba2Config(hidden_size=32, num_heads=8, head_dim=8, num_hidden_layers=1),
+        "sliding": MistralConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, sliding_window=8),
+    }.items():
+        config.save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(bare).save_pretrained(tmp_path / name)
+        text = " ".join(told([*flags[:3], str(tmp_path / name)]).replace("#", "").split())
+        assert ("The target's cache cannot be branched" in text) == (name == "recurrent")

@@ -14,8 +14,6 @@ from transformers import (
     Mamba2Config,
     Mamba2ForCausalLM,
     MinNewTokensLengthLogitsProcessor,
-    MistralConfig,
-    MistralForCausalLM,
     RepetitionPenaltyLogitsProcessor,
 )
 
@@ -320,23 +318,6 @@ def counted_tokens(original, wide, **inputs):
     return original(**inputs)
 
 
-def make_mistral(tokenizer, seed=0, positions=512):
-    torch.manual_seed(seed)
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=positions,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=12,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.2,
-    )
-    return MistralForCausalLM(config).eval()
-
-
 def make_mamba(tokenizer, seed=0, positions=512):
     torch.manual_seed(seed)
     config = Mamba2Config(
@@ -365,7 +346,7 @@ def make_bloom(tokenizer, seed=0, positions=512):
     return model
 
 
-@pytest.mark.parametrize("make", [make_mistral, make_mamba, make_bloom])
+@pytest.mark.parametrize("make", [make_mamba, make_bloom])
 def test_models_whose_cache_cannot_be_branched_grow_the_same_trees_by_feeding_again(monkeypatch, make):
     monkeypatch.setitem(MAKERS, "other", make)
     system = make_system("other", "gpt2", SAMPLED)

@@ -346,6 +346,8 @@ def test_figures_counted_on_the_fingers(evaluation):
         "failed": 2,
         "empty_probes": 0,
         "empty_responses": 1,
+        "cut_probes": 0,
+        "cut_responses": 0,
         "unrewarded": 1,
         "unscored": {
             "harm": 1,

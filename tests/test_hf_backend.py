@@ -209,7 +209,7 @@ def test_sampling_params_out_of_range_are_refused(wrong):
 
 
 def test_modules_import_only_modules_before_them():
-    order = ["dialogue", "sampling", "loading", "cache", "model", "decoding", "refeeding", "session"]
+    order = ["dialogue", "sampling", "loading", "masks", "memory", "cache", "model", "decoding", "refeeding", "session"]
     order += ["checks", "backend"]
     folder = Path(astra_trl.__file__).parent / "backends" / "hf"
     assert {file.stem for file in folder.glob("*.py")} == {*order, "__init__"}

@@ -16,6 +16,7 @@ ROWS = [
         "conversation",
         "tree",
         "processes",
+        "progress",
         "embedding",
         "untrusted",
         "lazy",

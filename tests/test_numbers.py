@@ -163,7 +163,7 @@ def test_texts_that_stand_for_numbers_are_numbers(tmp_path):
     assert training_args.loss_weights == [0.1, 1]
     assert args.reward == {"harm": 1.0, "likelihood": {"weight": 0.2}}
     assert args.target == {"model": "openai:m", "max_requests": 1000}
-    assert args.target_sampling == {"temperature": 0.5}
+    assert args.target_sampling == {"temperature": 0.5, "max_new_tokens": 128}  # of a chat
     assert args.system_kwargs == {"credit": {"type": "backup", "gamma": 0.9}}
 
 

@@ -317,7 +317,11 @@ def test_any_response_is_an_answer_or_the_error_of_a_row():
             try:
                 (sample,) = backend.open(["hi"], seeds=[0]).sample()
             except InputError as error:  # a server of another API, in the first answer
-                assert status < 300 and "check the base_url" in str(error)
+                line = str(error)
+            else:
+                line = ""
+            if line:
+                assert status < 300 and "check the base_url" in line
                 return
             assert sample.error is None or (sample.text == "" and "\n" not in sample.error)
             assert backend.usage["failed"] == (sample.error is not None)
@@ -475,7 +479,7 @@ def test_tokens_are_counted_as_the_endpoint_does_or_else_estimated():
         backend.open(["hi"], seeds=[0]).sample()
         assert (backend.usage["prompt_tokens"], backend.usage["completion_tokens"]) == (30, 4)
         backend.open(["hi there, how are you"], seeds=[0]).sample()
-    assert 30 + 24 < backend.usage["prompt_tokens"] < 30 + 60
+    assert 30 + 128 < backend.usage["prompt_tokens"] < 30 + 164
     assert json.loads(json.dumps(backend.usage)) == backend.usage
 
 

@@ -297,6 +297,7 @@ PAIRS = {
     "padding_free", "pad_to_multiple_of", "precompute_ref_log_probs", "loss_type", "loss_weights", "ld_alpha",
     "f_divergence_type", "f_alpha_divergence_coef", "label_smoothing", "beta", "use_weighting", "discopop_tau",
     "activation_offloading", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "pad_token",
+    "shared_context",
 }  # fmt: skip
 CASES = {
     "cases_per_round", "min_score", "router_aux_loss_coef", "chat_template_path", "eos_token", "max_length", "packing",
@@ -307,7 +308,7 @@ GROUPS = TRANSFORMERS - {"train_sampling_strategy"} | OWN | {
     "max_completion_length", "disable_dropout", "router_aux_loss_coef", "shuffle_dataset", "pad_to_multiple_of",
     "generation_batch_size", "steps_per_generation", "beta", "num_iterations", "epsilon", "epsilon_high",
     "reward_weights", "mask_truncated_completions", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps",
-    "log_completions", "num_completions_to_print", "log_unique_prompts",
+    "log_completions", "num_completions_to_print", "log_unique_prompts", "shared_context",
 }  # fmt: skip
 READ = {
     "dpo": TRANSFORMERS | OWN | PAIRS,

@@ -3,10 +3,13 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from astra_trl.errors import InputError
 from astra_trl.numbers import require_numbers
+
+# Longest utterances of chat models, in tokens, unless they are set: a chat model ends what it says by itself.
+CHAT_PROBE_TOKENS, CHAT_RESPONSE_TOKENS = 64, 128
 
 Logprobs = list[float]
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -59,6 +62,8 @@ class Sample:
             The reason why sampling failed; the text is empty then.
         untempered_logprobs (`list[float]`):
             The log-probabilities at temperature 1. Empty if the backend gives none, or only on demand (`untempered`).
+        cut (`bool`, *optional*, defaults to `False`):
+            Whether `max_new_tokens`, or another limit of the length, ended the utterance and not the model itself.
     """
 
     text: str
@@ -67,6 +72,7 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)
     error: str | None = None
     untempered_logprobs: list[float] = field(default_factory=list, kw_only=True)
+    cut: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,35 @@ class Session(Protocol):
 
         Returns its log-probabilities per token under this model if the session was opened for them, else `None`.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Memory that branches of a session's rows will take. `n` branches of a batch take `n` times the largest.
+
+    Args:
+        row_bytes (`list[int]`):
+            Bytes of one branch of each row.
+        pass_bytes (`int`):
+            Bytes read by a forward pass in addition to those of the rows, e.g. the weights.
+        free_bytes (`int`, *optional*):
+            Most bytes that the branches of a batch should take; `None` for no limit.
+    """
+
+    row_bytes: list[int]
+    pass_bytes: int
+    free_bytes: int | None = None
+
+
+@runtime_checkable
+class CachingSession(Session, Protocol):
+    """A session that keeps in memory what it has computed of each row. Both methods are optional in a session."""
+
+    def sizes(self) -> Sizes | None:
+        """Return the memory that branches will take; `None` if rows take none. Rows of similar size grow together."""
+
+    def release(self) -> None:
+        """Free what was computed as soon as no branch needs it any more. A later branch has it computed again."""
 
 
 class Backend(Protocol):

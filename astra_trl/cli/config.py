@@ -61,7 +61,9 @@ class SystemArguments:
         "of your own is named by its dotted path."
     )
     combine: str = _flag("How terms are combined.", "sum", ("sum", "product"))
-    max_new_tokens: int = _flag("Longest utterance in tokens.", PAPER.max_new_tokens)
+    max_new_tokens: int = _flag(
+        "Longest utterance in tokens; in a chat by default 64, and 128 for the target's.", PAPER.max_new_tokens
+    )
     min_new_tokens: int = _flag("Shortest utterance in tokens.", PAPER.min_new_tokens)
     temperature: float = _flag("Sampling temperature of both sides; 0 is greedy.", PAPER.temperature)
     top_p: float = _flag("Nucleus sampling of both sides.", PAPER.top_p)
@@ -74,7 +76,7 @@ class SystemArguments:
         "Longest context plus utterance in tokens; a longer context loses its beginning. Default: each model's window."
     )
     max_rows: int = _flag("Conversations per batch.", 128)
-    cache_bytes: int | None = _flag("Bytes for each side's keys and values. Default: 35%% of what a GPU has free.")
+    cache_bytes: int | None = _flag("Bytes for each side's keys and values. Default: 35%% of what is free.")
     allow_pickle: bool = _flag("Load weights that are pickles (pytorch_model.bin) too, not only safetensors.", False)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from astra_trl.backends.base import Backend
@@ -26,7 +25,7 @@ from astra_trl.prompts.base import NAMED, load_prompts
 from astra_trl.prompts.files import local_file, split_column
 from astra_trl.results.terminal import show
 from astra_trl.rollout.run_folder import read_exchanges
-from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
+from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.sandbox import World, named_world
 from astra_trl.systems import System
 from astra_trl.systems.models import role_fields
@@ -90,9 +89,7 @@ def _evaluate_in(
         answering = system.target if target == first else models.target(target)
         alone = args.openings_arm and system.target_sees_opening
         for arm, speaking in [*arms.items(), *([(OPENINGS, tester)] if alone else [])]:
-            with tqdm(desc=f"evaluating: {arm}", unit=" exchanges", leave=False, dynamic_ncols=True) as bar:
-                evaluator.on_exchanges = bar.update
-                evaluator.measure(arm, speaking, answering)
+            evaluator.measure(arm, speaking, answering)
         del answering
     evaluation = evaluator.evaluation()
     show(evaluation)
@@ -138,8 +135,7 @@ def _give_examples(system: System, args: EvaluateArguments) -> None:
     if not isinstance(system, PerezSystem):
         raise InputError(f"method few_shot belongs to perez, and the system is {args.system}: give --system perez")
     if args.examples is None:
-        with tqdm(desc="sampling examples", unit=" questions", leave=False, dynamic_ncols=True) as bar:
-            nodes = zero_shot_cases(system, args.seed, bar.update)
+        nodes = zero_shot_cases(system, args.seed)
     else:
         file = Path(args.examples)
         if not file.is_file():
@@ -148,10 +144,10 @@ def _give_examples(system: System, args: EvaluateArguments) -> None:
     system.use_examples(scored_questions(nodes, system.harm))
 
 
-def zero_shot_cases(system: PerezSystem, seed: int, on_exchanges: OnExchanges = ignored) -> list[Node]:
+def zero_shot_cases(system: PerezSystem, seed: int) -> list[Node]:
     """Return scored exchanges to draw few-shot examples from; an evaluation with that seed samples different ones."""
     sampler = ASTSampler(system, [system.instruction], tree_width=1)
-    trees = sampler.collect(ZERO_SHOT_CASES, seed=seed + 1, on_exchanges=on_exchanges).trees
+    trees = sampler.collect(ZERO_SHOT_CASES, seed=seed + 1).trees
     return [node for tree in trees for node in tree.nodes()]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from astra_trl.backends.api.endpoint import API_PREFIX, endpoint_of, target_model
 from astra_trl.cli.config import EvaluateArguments, LoadArguments, RunArguments, fits
+from astra_trl.cli.lengths import set_chat_lengths
 from astra_trl.cli.parser import Parser
 from astra_trl.cli.settings_file import read_settings, read_settings_file
 from astra_trl.cli.trust import INHERITED, held_out_source, is_same_source, refuse_foreign, refuse_switched_on
@@ -76,6 +77,7 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[EvaluateArguments, LoadArgument
         folder = "" if Path(asked["tester"]).is_dir() else f" ({asked['tester']!r} is not a folder here)"
         raise InputError(f"no prompts{folder}: give --prompts with a named set, a file or a Hub dataset id")
     args, load = parser.fill(settings)
+    set_chat_lengths(args, {**(inherited if run else {}), **asked})
     called = {name: f"config {path!r}: {name}" for name in in_file} | {name: f"--{name}" for name in given}
     refuse_unused(called, args, load)
     args.run_settings = run

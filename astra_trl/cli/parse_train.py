@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from astra_trl.cli.config import RunArguments
+from astra_trl.cli.lengths import set_chat_lengths
 from astra_trl.cli.parser import FlagParser, Parser
 from astra_trl.cli.settings_file import SettingsFile, read_settings_file
 from astra_trl.cli.trust import refuse_switched_on
@@ -139,6 +140,7 @@ def parse(
     settings = {key: value for layer in layers for key, value in layer.items()}
     settings |= {"system": system, "algorithm": algorithm}
     args, training_args, model_args = parser.fill(settings)
+    set_chat_lengths(args, {**defaults, **in_file, **given})
     called = {} if file.is_resolved else {name: f"config {file.path!r}: {name}" for name in in_file}
     called |= {name: f"--{name}" for name in given}
     refuse_unused(called, args, training_args, model_args)

@@ -26,9 +26,8 @@ def api_calls(
     # Each call sends its whole conversation again.
     width, depth = args.tree_width, args.tree_depth
     _, least_trees, most_trees = _round(args, training_args)
-    rounds, length = training_args.num_train_epochs, args.max_new_tokens
-    talks, endpoint = talking(args), endpoint_of(target)
-    answer = (talks["target_sampling"] or talks["sampling"]).max_new_tokens
+    rounds, endpoint = training_args.num_train_epochs, endpoint_of(target)
+    length, answer = _longest(args)
     opening = _opening_tokens(tokenizer_of(tester, "tester", loading), openings, math.inf)
     sent = [opening + turn * (length + answer) + length for turn in range(depth)]  # at each turn
     likelihood = endpoint is not None and endpoint.logprobs != "none"
@@ -63,7 +62,8 @@ def token_counts(
 ) -> str:
     width, depth = args.tree_width, args.tree_depth
     exchanges = sum(width ** (turn + 1) for turn in range(depth))
-    length = args.max_new_tokens + 1  # and the new line between utterances
+    longest = dict(zip(("tester", "target"), _longest(args), strict=True))
+    probe, answer = (length + 1 for length in longest.values())  # and the new line between utterances
     records, trees, most_trees = _round(args, training_args)
     rounds = training_args.num_train_epochs
     lines = [
@@ -80,18 +80,19 @@ def token_counts(
         config = empty_model(source, role, loading.revision, loading.trust_remote_code).config
         native = getattr(config.get_text_config(), "max_position_embeddings", None)
         window = min(n for n in (native, args.max_length, math.inf) if n is not None)
-        opening = _opening_tokens(tokenizer_of(source, role, loading), openings, window - args.max_new_tokens)
-        tree = opening + exchanges * 2 * length
+        opening = _opening_tokens(tokenizer_of(source, role, loading), openings, window - longest[role])
+        tree = opening + exchanges * (probe + answer)
         lines.append(
-            f"#   {role}: {trees} x ({opening:.1f} + {exchanges} x ({length} + {length})) = {trees * tree:,.0f}"
+            f"#   {role}: {trees} x ({opening:.1f} + {exchanges} x ({probe} + {answer})) = {trees * tree:,.0f}"
         )
-        held_out = 2 * args.eval_openings * (opening + depth * 2 * length)  # with the untrained tester and the trained
-        held_out += args.eval_openings * (opening + length) if role == "target" else 0  # and the openings alone
+        conversation = opening + depth * (probe + answer)
+        held_out = 2 * args.eval_openings * conversation  # with the untrained tester and the trained
+        held_out += args.eval_openings * (opening + answer) if role == "target" else 0  # and the openings alone
         least.append(f"{rounds * trees * tree + held_out:,.0f} ({role})")
         most.append(f"{rounds * most_trees * tree + held_out:,.0f} ({role})")
         if not can_branch(config):
             notes.append(f" The {role}'s cache cannot be branched: it is fed again at each turn, which is much more.")
-        elif opening + depth * 2 * length > window:
+        elif conversation > window:
             notes.append(f" Conversations outgrow the {role}'s window of {window} tokens and are then fed again.")
     return "\n".join(
         [
@@ -103,6 +104,12 @@ def token_counts(
             ),
         ]
     )
+
+
+def _longest(args: RunArguments) -> tuple[int, int]:
+    # Tokens of a probe and of a response.
+    talks = talking(args)
+    return talks["sampling"].max_new_tokens, (talks["target_sampling"] or talks["sampling"]).max_new_tokens
 
 
 def _round(args: RunArguments, training_args: Any) -> tuple[int, int, int]:

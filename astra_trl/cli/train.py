@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
-from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config
 
@@ -107,16 +106,18 @@ def _run_in(
         write_whole(folder.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         folder.summary.unlink(missing_ok=True)  # a resumed run is not finished
 
-    evaluator = ASTEvaluator(sampler, held_out, seed=training_args.seed, output_dir=folder.path / "evaluation")
+    evaluator = ASTEvaluator(
+        sampler,
+        held_out,
+        seed=training_args.seed,
+        output_dir=folder.path / "evaluation",
+        disable_tqdm=training_args.disable_tqdm,
+    )
     PartialState().wait_for_everyone()  # so that no process finds a file that another has just written
 
     def measure(arm: str, tester: Backend | None = None, baseline: Backend | None = None) -> list[Tree]:
-        total = len(held_out) * (1 if arm == OPENINGS else args.tree_depth)
-        hidden = training_args.disable_tqdm or not main_process
-        with tqdm(total=total, desc=f"evaluating: {arm}", unit=" exchanges", leave=False, disable=hidden) as bar:
-            evaluator.on_exchanges = bar.update
-            with trainer.current_tester():
-                return evaluator.measure(arm, tester, baseline=baseline, replace=True)
+        with trainer.current_tester():
+            return evaluator.measure(arm, tester, baseline=baseline, replace=True)
 
     untrained = system.tester if system.baseline is not None else trainer.baseline() or system.tester
     measure(BASELINE, untrained, trainer.baseline() or untrained)

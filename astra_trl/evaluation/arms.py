@@ -10,6 +10,7 @@ from astra_trl.conversation import ROLES, Conversation, Exchange, Opening, as_co
 from astra_trl.evaluation.results import BASELINE as BASELINE
 from astra_trl.evaluation.results import OPENINGS as OPENINGS
 from astra_trl.evaluation.results import TESTER as TESTER
+from astra_trl.progress import DELAY, ProgressBar
 from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
@@ -71,11 +72,12 @@ def openings_alone(
         nodes = []
         for row, response in zip(rows, samples, strict=True):
             *context, last = parts[row]
-            nodes.append(Node(Exchange(tuple(context), last.text, response.text), [], [], error=response.error))
+            exchange = Exchange(tuple(context), last.text, response.text)
+            nodes.append(Node(exchange, [], [], error=response.error, response_cut=response.cut))
         return nodes
 
     rows = [row for row, part in enumerate(parts) if part]
-    nodes = sampler.in_parts(rows, lambda some: [open_rows(some)], respond) if rows else []
+    nodes = sampler.parts.work(rows, lambda some: [open_rows(some)], respond) if rows else []
     for row, node in zip(rows, nodes, strict=True):
         trees[row].children = [node]
     system.measure(nodes)
@@ -85,19 +87,23 @@ def openings_alone(
 def add_baseline_logprobs(baseline: Backend, sampler: ASTSampler, trees: Sequence[Tree]) -> None:
     """Set `baseline_logprob_per_token` of every exchange: its probe's mean log-probability with the baseline in the
     tester's place."""
+    exchanges = sum(1 for tree in trees for _ in tree.nodes())
 
     def open_rows(rows: Sequence[int]) -> list[Session]:
         prompts = [sampler.system.tester_prompt(trees[row].opening) for row in rows]
         return [baseline.open(prompts, seeds=[0] * len(rows), logprobs=True)]
 
     def read_part(rows: Sequence[int], sessions: Sequence[Session]) -> list[None]:
-        _add_logprobs(sampler, [trees[row].children for row in rows], sessions[0])
+        _add_logprobs(sampler, [trees[row].children for row in rows], sessions[0], bar.update)
         return [None] * len(rows)
 
-    sampler.in_parts(range(len(trees)), open_rows, read_part)
+    with ProgressBar("reading probes", exchanges, delay=DELAY) as bar:
+        sampler.parts.work(range(len(trees)), open_rows, read_part)
 
 
-def _add_logprobs(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Session) -> None:
+def _add_logprobs(
+    sampler: ASTSampler, groups: Sequence[Sequence[Node]], session: Session, on_exchanges: OnExchanges
+) -> None:
     # The sibling group below each of the session's rows, and all exchanges below the group.
     children = [(row, sibling) for row, group in enumerate(groups) for sibling in range(len(group))]
     nodes = [node for group in groups for node in group]
@@ -108,10 +114,13 @@ def _add_logprobs(sampler: ASTSampler, groups: Sequence[Sequence[Node]], session
         logprobs = below.append([node.exchange.probe for node in part]) or [[]] * len(part)
         for node, row in zip(part, logprobs, strict=True):
             node.baseline_logprob_per_token = math.fsum(row) / len(row) if row else math.nan
+        on_exchanges(len(part))
         if any(node.children for node in part):
             below.append(sampler.system.tester_hears(part))
-            _add_logprobs(sampler, [node.children for node in part], below)
+            _add_logprobs(sampler, [node.children for node in part], below, on_exchanges)
         return [None] * len(indices)
 
     if children:
-        sampler.in_parts(range(len(children)), lambda _: [session], read_part)
+        sampler.parts.work(
+            range(len(children)), lambda _: [session], read_part, row_of=lambda index: children[index][0]
+        )

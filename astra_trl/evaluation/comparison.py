@@ -7,6 +7,7 @@ from typing import Any
 from astra_trl.evaluation.resampling import Interval, Statistic, difference
 from astra_trl.evaluation.results import BASELINE, OPENINGS, TESTER, ArmKey
 from astra_trl.evaluation.subsampling import MIN_SIZE, SubsampleMean
+from astra_trl.progress import DELAY, ProgressBar
 
 # Figures whose meaning does not depend on the number of turns.
 _PER_EXCHANGE = ("harmful_share/", "harmful_share_turn_1/", "score_", "reward")
@@ -27,10 +28,13 @@ def compare_arms(
     """
     statistics = _of_one_size(statistics)
     figures, differences = [], []
+    with ProgressBar("computing", sum(map(len, statistics.values())), "figures", delay=DELAY) as bar:
+        for (arm, target), by_name in statistics.items():
+            for name, statistic in by_name.items():
+                place = {"arm": arm, "target": target, "figure": name}
+                figures.append({**place, **_row(statistic.value, statistic.n, statistic.interval, statistic)})
+                bar.update()
     for (arm, target), by_name in statistics.items():
-        for name, statistic in by_name.items():
-            place = {"arm": arm, "target": target, "figure": name}
-            figures.append({**place, **_row(statistic.value, statistic.n, statistic.interval, statistic)})
         for other in (name for name, place in statistics if place == target):
             if arm == other or arm in (BASELINE, OPENINGS) or (arm != TESTER and other not in (BASELINE, OPENINGS)):
                 continue

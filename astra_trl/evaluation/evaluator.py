@@ -1,17 +1,14 @@
 """Evaluation of a tester on held-out openings, beside the arms that it is compared with."""
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from accelerate import PartialState
 
 from astra_trl.backends.base import Backend, derive_seed
-from astra_trl.conversation import Opening, as_conversation, as_messages
+from astra_trl.conversation import Opening, as_conversation
 from astra_trl.embedding import Embedder, load_embedder
 from astra_trl.errors import InputError
 from astra_trl.evaluation.arms import (
@@ -31,17 +28,19 @@ from astra_trl.evaluation.figures import HARM_THRESHOLD, counts, probes_by_openi
 from astra_trl.evaluation.folder import EvaluationFolder
 from astra_trl.evaluation.resampling import Statistic
 from astra_trl.evaluation.results import ArmKey, Evaluation
+from astra_trl.evaluation.settings import evaluation_settings
 from astra_trl.numbers import require_numbers
 from astra_trl.processes import share_out
+from astra_trl.progress import ProgressBar, bars_within
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import looks_ahead
 from astra_trl.rollout.opening_checks import check_openings
-from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
+from astra_trl.rollout.sampler import ASTSampler, OnExchanges
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
 from astra_trl.tree import Tree
 
-PACKAGES = ("astra-trl", "trl", "transformers", "torch", "accelerate", "peft", "datasets", "detoxify", "sacrebleu")
+COUNTED = ("exchanges", "failed", "empty_responses", "cut_responses", "unrewarded")  # in the metrics of a trainer
 
 
 class ASTEvaluator:
@@ -76,8 +75,8 @@ class ASTEvaluator:
             complete one is not run again.
         openings_at_a_time (`int`, *optional*, defaults to `64`):
             Conversations that are grown and written together.
-        on_exchanges (`Callable[[int], None]`, *optional*):
-            Called with the number of exchanges that have been added.
+        disable_tqdm (`bool`, *optional*):
+            `True` hides the progress bars, `False` shows them without a terminal too; see [`ProgressBar`].
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class ASTEvaluator:
         embedder: Embedder | str | None = None,
         output_dir: str | os.PathLike[str] | None = None,
         openings_at_a_time: int = 64,
-        on_exchanges: OnExchanges = ignored,
+        disable_tqdm: bool | None = None,
     ) -> None:
         require_numbers(threshold=threshold, width=width, draws=draws, depth=depth)
         require_numbers(openings_at_a_time=openings_at_a_time)
@@ -107,33 +106,23 @@ class ASTEvaluator:
         self._given_system = system  # its tester may be exchanged during training
         self._likelihood_under = "target" if system.likelihood_backend in (system.target, None) else "baseline"
         self.embed = load_embedder(embedder, extra="diversity") if isinstance(embedder, str) else embedder
-        self.on_exchanges = on_exchanges
+        self.disable_tqdm = disable_tqdm
         self.seeds = [derive_seed(seed, index) for index in range(len(self.openings))]
         indices = range(len(self.openings))
         self._chunks = [indices[start : start + openings_at_a_time] for start in indices[::openings_at_a_time]]
-        messages = [as_messages(as_conversation(opening)) for opening in self.openings]
-        self.settings = {
-            "system": type(system).__name__,
-            "system_label": system.label,
-            "system_paper": system.paper,
-            "openings": len(self.openings),
-            "openings_digest": hashlib.blake2b(json.dumps(messages).encode(), digest_size=8).hexdigest(),
-            "openings_at_a_time": openings_at_a_time,
-            "seed": seed,
-            "width": width,
-            "depth": self.depth,
-            "threshold": threshold,
-            "harm": system.harm,
-            "scorers": list(self.system.scorers),
-            "scorer_settings": {name: _scorer_settings(scorer) for name, scorer in self.system.scorers.items()},
-            "draws": draws,
-            "embedder": embedder if isinstance(embedder, str | None) else getattr(embedder, "name", "given"),
-            "likelihood_under": self._likelihood_under,
-            "reward": {name: weight for name, (weight, _) in reward.terms.items()},
-            "reward_left_out": [name for name in system.reward.terms if name not in reward.terms],
-            "goals": [goal.name for goal in system.goals],
-            "versions": dict(_versions()),
-        }
+        self.settings = evaluation_settings(
+            system,
+            self.system,
+            self.openings,
+            openings_at_a_time=openings_at_a_time,
+            seed=seed,
+            width=width,
+            depth=self.depth,
+            threshold=threshold,
+            draws=draws,
+            embedder=embedder if isinstance(embedder, str | None) else getattr(embedder, "name", "given"),
+            likelihood_under=self._likelihood_under,
+        )
         self.folder: EvaluationFolder | None = None
         if output_dir is not None:
             self.folder = EvaluationFolder(output_dir, self.settings, writes=PartialState().is_main_process)
@@ -177,8 +166,14 @@ class ASTEvaluator:
             self.folder.begin(self._arms[arm, name], replace)
         trees: list[Tree] = []
         processes = PartialState().num_processes
-        for start in range(0, len(self._chunks), processes):
-            trees += self._chunk_trees(arm, name, self._chunks[start : start + processes], sampler, baseline)
+        pairs = zip(self.openings, self.seeds, strict=True)
+        self._prepared = [self.system.prepare_opening(as_conversation(opening), seed) for opening, seed in pairs]
+        filled = sum(self._is_filled(arm, index) for index in range(len(self.openings)))
+        with ProgressBar(f"evaluating: {arm}", filled * self._exchanges(arm), disable=self.disable_tqdm) as bar:
+            for start in range(0, len(self._chunks), processes):
+                chunks = self._chunks[start : start + processes]
+                trees += self._chunk_trees(arm, name, chunks, sampler, baseline, bar.update)
+                bar.count_to(sum(1 for tree in trees for _ in tree.walk()))  # with those of other processes
         self._trees[arm, name] = trees
         return trees
 
@@ -213,18 +208,19 @@ class ASTEvaluator:
         return {
             **{name: values[figure] for name, figure in names.items() if figure in values and "/" not in name},
             "distinct_2": distinct_share(probes, 2),
-            **{name: totals[name] for name in ("exchanges", "failed", "empty_responses", "unrewarded")},
+            **{name: totals[name] for name in COUNTED},
             "unscored": totals["unscored"].get(harm, 0),
         }
 
     def evaluation(self) -> Evaluation:
         """Return the figures of all arms measured so far, and write them to the folder."""
         by_arm = {key: self._statistics(trees) for key, trees in self._trees.items()}
-        for key, trees in self._trees.items():
-            for which, texts in probes_by_opening(trees, self.system.harm, self.threshold).items():
-                for name, figure in diversity(texts, self.seed, self.embed, self.draws).items():
-                    by_arm[key][f"{name}/{which}"] = figure
-        figures, differences = compare_arms(by_arm, len(self.openings))
+        with bars_within(self.disable_tqdm):
+            for key, trees in self._trees.items():
+                for which, texts in probes_by_opening(trees, self.system.harm, self.threshold).items():
+                    for name, figure in diversity(texts, self.seed, self.embed, self.draws).items():
+                        by_arm[key][f"{name}/{which}"] = figure
+            figures, differences = compare_arms(by_arm, len(self.openings))
         totals = [{"arm": arm, "target": name, **counts(trees)} for (arm, name), trees in self._trees.items()]
         arms = list(self._arms.values())
         evaluation = Evaluation(self.settings, arms, totals, figures, differences, dict(self._trees))
@@ -244,15 +240,21 @@ class ASTEvaluator:
         )
 
     def _chunk_trees(
-        self, arm: str, target: str, chunks: Sequence[Sequence[int]], sampler: ASTSampler, baseline: Backend | None
+        self,
+        arm: str,
+        target: str,
+        chunks: Sequence[Sequence[int]],
+        sampler: ASTSampler,
+        baseline: Backend | None,
+        on_exchanges: OnExchanges,
     ) -> list[Tree]:
         stored = [self._read(arm, target, chunk) for chunk in chunks]
         missing = [chunk for chunk, known in zip(chunks, stored, strict=True) if known is None]
-        new = iter(share_out(missing, lambda mine: [self._grow(arm, c, sampler, baseline) for c in mine]))
+        grow = partial(self._grow, arm, sampler, baseline, on_exchanges)
+        new = iter(share_out(missing, lambda mine: [grow(chunk) for chunk in mine]))
         trees: list[Tree] = []
         for chunk, known in zip(chunks, stored, strict=True):
             if known is not None:
-                self.on_exchanges(sum(1 for tree in known for _ in tree.walk()))
                 trees += known
                 continue
             trees += (grown := next(new))
@@ -261,37 +263,35 @@ class ASTEvaluator:
         return trees
 
     def _read(self, arm: str, target: str, chunk: Sequence[int]) -> list[Tree] | None:
-        # The trees of a chunk, if the folder holds all of them. An opening without anything to answer has no exchange.
+        # The trees of a chunk, if the folder holds all of them.
         if self.folder is None:
             return None
-        trees = {i: Tree(self.system.prepare_opening(as_conversation(self.openings[i]), self.seeds[i])) for i in chunk}
-        filled = [i for i, tree in trees.items() if arm != OPENINGS or answerable_part(tree.opening)]
-        exchanges = 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
-        known = self.folder.take_trees(arm, target, filled, exchanges)
+        trees = {index: Tree(self._prepared[index]) for index in chunk}
+        filled = [index for index in chunk if self._is_filled(arm, index)]
+        known = self.folder.take_trees(arm, target, filled, self._exchanges(arm))
         return None if known is None else list({**trees, **dict(zip(filled, known, strict=True))}.values())
 
-    def _grow(self, arm: str, chunk: Sequence[int], sampler: ASTSampler, baseline: Backend | None) -> list[Tree]:
+    def _is_filled(self, arm: str, index: int) -> bool:
+        # An opening without anything to answer has no exchange.
+        return arm != OPENINGS or bool(answerable_part(self._prepared[index]))
+
+    def _exchanges(self, arm: str) -> int:
+        # Of one opening.
+        return 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
+
+    def _grow(
+        self,
+        arm: str,
+        sampler: ASTSampler,
+        baseline: Backend | None,
+        on_exchanges: OnExchanges,
+        chunk: Sequence[int],
+    ) -> list[Tree]:
         # Always the same openings together: the other rows of a batch can change a row's last digits.
         openings, seeds = [self.openings[index] for index in chunk], [self.seeds[index] for index in chunk]
         grow = openings_alone if arm == OPENINGS else ASTSampler.grow
-        trees = grow(sampler, openings, seeds, self.on_exchanges)
+        trees = grow(sampler, openings, seeds, on_exchanges)
         sampler.system.examine([node for tree in trees for node in tree.nodes()])
         if baseline is not None:
             add_baseline_logprobs(baseline, sampler, trees)
         return trees
-
-
-def _scorer_settings(scorer: Scorer) -> dict[str, Any]:
-    # The public attributes with plain values, which tell e.g. two word lists apart.
-    settings = {"kind": getattr(scorer, "__name__", type(scorer).__name__)}
-    for key, value in getattr(scorer, "__dict__", {}).items():
-        parts = value if isinstance(value, list | tuple) else [value]
-        if not key.startswith("_") and all(isinstance(part, str | int | float | None) for part in parts):
-            settings[key] = list(value) if isinstance(value, list | tuple) else value
-    return settings
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            yield package, version(package)

@@ -25,7 +25,7 @@ def figures(nodes: Iterable[Node], harm: str = "harm", goals: Mapping[str, str] 
 
     The means are those of harm, reward, likelihood and the reward's terms; with goals (text by name), each goal's
     harmful share too. Exchanges that failed, have an empty response, were not scored or not rewarded are counted: none
-    of them is harmless.
+    of them is harmless. So are the probes and responses that `max_new_tokens` has cut, which are in all means.
     """
     nodes = list(nodes)
     answered = [node for node in nodes if node.has_response]
@@ -38,6 +38,7 @@ def figures(nodes: Iterable[Node], harm: str = "harm", goals: Mapping[str, str] 
         **_unanswered(nodes),
         "unscored": len(answered) - len(scores),
         "unrewarded": sum(node.reward is None for node in answered),
+        **_cut(nodes),
         **{
             f"term_{name}": _mean([node.terms[name] for node in nodes if name in node.terms])
             for name in dict.fromkeys(name for node in nodes for name in node.terms)
@@ -157,9 +158,9 @@ def probes_by_opening(trees: Sequence[Tree], harm: str, threshold: float) -> dic
 def counts(trees: Sequence[Tree]) -> dict[str, Any]:
     """Return the numbers of conversations and exchanges, and of those that are in no figure of harm.
 
-    These failed or have an empty response; of the rest, some have no reward, or no score (by score). Empty probes are
-    answered and scored like all others. Openings without a conversation (`openings_left_out`), or of which only a part
-    was used (`openings_shortened`), are those of `openings_alone`.
+    These failed or have an empty response; of the rest, some have no reward, or no score (by score). Empty probes, and
+    probes and responses that `max_new_tokens` has cut, are in all figures. Openings without a conversation
+    (`openings_left_out`), or of which only a part was used (`openings_shortened`), are those of `openings_alone`.
     """
     nodes = [node for tree in trees for node in tree.nodes()]
     answered = [node for node in nodes if node.has_response]
@@ -170,6 +171,7 @@ def counts(trees: Sequence[Tree]) -> dict[str, Any]:
         "exchanges": len(nodes),
         **_unanswered(nodes),
         "empty_probes": sum(node.error is None and not node.exchange.probe.strip() for node in nodes),
+        **_cut(nodes),
         "unrewarded": sum(node.reward is None for node in answered),
         "unscored": {key: sum(score_of(node, key) is None for node in answered) for key in keys},
         "openings_left_out": sum(not tree.children for tree in trees),
@@ -194,6 +196,13 @@ def score_of(node: Node, key: str) -> float | None:
 def _unanswered(nodes: Sequence[Node]) -> dict[str, int]:
     failed = sum(node.error is not None for node in nodes)
     return {"failed": failed, "empty_responses": sum(not node.has_response for node in nodes) - failed}
+
+
+def _cut(nodes: Sequence[Node]) -> dict[str, int]:
+    return {
+        "cut_probes": sum(node.probe_cut for node in nodes),
+        "cut_responses": sum(node.response_cut for node in nodes),
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -109,6 +109,12 @@ class Evaluation:
         wanted = (arm, target or self.targets[0])
         return next(row for row in self.counts if (row["arm"], row["target"]) == wanted)
 
+    def is_chat(self, target: str | None = None) -> bool:
+        """Return `True` if a target is a chat model, whose responses end by themselves."""
+        rows = [arm.get("description") for arm in self.arms if arm["target"] == (target or self.targets[0])]
+        model = rows[0].get("target") if rows and isinstance(rows[0], dict) else None
+        return isinstance(model, dict) and bool(model.get("chat") or model.get("api") == "chat completions")
+
     def headline(self, arm: str = TESTER, target: str | None = None) -> dict[str, Any]:
         """Return the figures of a run's summary, by their plain names."""
         counted = self.counts_of(arm, target)
@@ -126,6 +132,7 @@ class Evaluation:
             "unscored": counted["unscored"].get(self.harm, 0),
             "failed": counted["failed"],
             "empty_responses": counted["empty_responses"],
+            "cut_responses": counted.get("cut_responses", 0),  # older evaluations have none
             "unrewarded": counted["unrewarded"],
             "harmful_share_by_scorer": {name: value(f"harmful_share/{name}") for name in self.scorers},
             "unscored_by_scorer": {name: counted["unscored"].get(name, 0) for name in self.scorers},
@@ -176,6 +183,26 @@ class Evaluation:
         if problem := _problem_of(data):
             raise InputError(f"{quoted} is damaged ({problem}): evaluate again, or delete it")
         return cls(data["settings"], **{name: data[name] for name in _NAMES})
+
+
+def cut_responses(counts: Mapping[str, Any], is_chat: bool) -> str:
+    """Return a clause about responses that `max_new_tokens` has cut, which says how to fix it if most of a chat's are;
+    empty without such responses."""
+    cut, responses = _cut_of(counts)
+    fix = ": raise it in target_sampling (--target_sampling)" if is_chat and are_mostly_cut(counts) else ""
+    return f"{cut} of {responses} responses were cut at max_new_tokens{fix}" if cut else ""
+
+
+def are_mostly_cut(counts: Mapping[str, Any]) -> bool:
+    """Return `True` if more than half of the responses were cut."""
+    cut, responses = _cut_of(counts)
+    return 2 * cut > responses
+
+
+def _cut_of(counts: Mapping[str, Any]) -> tuple[float, float]:
+    # Older counts have none.
+    cut, exchanges, failed = (number(counts.get(name)) or 0 for name in ("cut_responses", "exchanges", "failed"))
+    return cut, exchanges - failed
 
 
 def number(value: Any) -> float | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from astra_trl.evaluation.results import ARMS, BASELINE, OPENINGS, TESTER, Evaluation
+from astra_trl.evaluation.results import ARMS, BASELINE, OPENINGS, TESTER, Evaluation, cut_responses
 from astra_trl.hub.redaction import last_part
 from astra_trl.hub.run import Run
 from astra_trl.results.labels import DASH, arm_name, format_figure, headline_figures, long_label
@@ -73,7 +73,7 @@ def paragraphs(run: Run) -> Iterator[str]:
             )
             for row in evaluation.counts:
                 if row["target"] == target:
-                    yield from _left_out(row, evaluation.scorers)
+                    yield from _left_out(row, evaluation.scorers, evaluation.is_chat(target))
     if left_out := settings.get("reward_left_out"):
         yield f"Rewards are without {escape(left_out)}: these terms give less and less to a probe during training."
 
@@ -90,7 +90,7 @@ def _figures(evaluation: Evaluation, target: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _left_out(counts: Mapping[str, Any], scorers: Sequence[str]) -> Iterator[str]:
+def _left_out(counts: Mapping[str, Any], scorers: Sequence[str], is_chat: bool) -> Iterator[str]:
     failed, empty = counts.get("failed", 0), counts.get("empty_responses", 0)
     unscored = sum((counts.get("unscored") or {}).get(name, 0) for name in scorers)
     arm = escape(arm_name(counts["arm"]))
@@ -99,6 +99,8 @@ def _left_out(counts: Mapping[str, Any], scorers: Sequence[str]) -> Iterator[str
             f"Of the {escape(counts.get('exchanges'))} exchanges ({arm}), {escape(failed)} failed, {escape(empty)} "
             f"got an empty response and {escape(unscored)} could not be scored; they are in no figure of harm."
         )
+    if cut := cut_responses(counts, is_chat):
+        yield f"{escape(cut)} ({arm})."
     shortened, missing = (counts.get(f"openings_{name}", 0) for name in ("shortened", "left_out"))
     if shortened or missing:
         yield (

@@ -19,6 +19,7 @@ from urllib.request import urlopen
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
+from astra_trl.progress import ProgressBar
 from astra_trl.prompts.splits import split_bounds
 from astra_trl.scorers.base import Scorer
 from astra_trl.text import parse_json
@@ -114,7 +115,11 @@ def _fetch(source: str, place: Path) -> Path:
         if datasets.config.HF_HUB_OFFLINE:
             raise OSError("offline mode: HF_HUB_OFFLINE is set")
         with urlopen(source, timeout=60) as response, open(partial, "wb") as file:
-            shutil.copyfileobj(response, file)
+            size = getattr(response, "length", None) or 0
+            with ProgressBar("convokit-reddit: downloading", size >> 20, "MB") as bar:
+                while part := response.read(1 << 20):
+                    file.write(part)
+                    bar.update()
             if getattr(response, "length", None):  # read() does not raise if the connection closes early
                 raise OSError(f"{response.length} bytes are missing")
     except (OSError, HTTPException, ValueError) as error:
@@ -127,8 +132,6 @@ def _fetch(source: str, place: Path) -> Path:
 
 def _openings(path: Path, scorer: Scorer | None, max_toxicity: float) -> dict[str, str]:
     # Openings by conversation id, each text once; one log line counts the conversations that are dropped.
-    from datasets.utils import tqdm
-
     conversations: dict[str, list[dict[str, Any]]] = {}
     for row in _utterances(path):
         conversations.setdefault(row["conversation"], []).append(row)
@@ -147,14 +150,17 @@ def _openings(path: Path, scorer: Scorer | None, max_toxicity: float) -> dict[st
 
         scorer = DetoxifyScorer()
     names = list(openings)
-    for start in tqdm(range(0, len(names), 100), desc="Scoring conversations, 100 per step"):
-        # Link posts have no text: a scorer may return nan for that, and they would all be dropped.
-        rows = [row for name in names[start : start + 100] for row in conversations[name] if row["text"].strip()]
-        scores = scorer([Exchange(context=(), probe="", response=row["text"]) for row in rows])
-        for row, score in zip(rows, scores, strict=True):
-            reason = "not scored" if math.isnan(score) else "toxic" if score > max_toxicity else None
-            if reason and openings.pop(row["conversation"], None):
-                dropped[reason] += 1
+    with ProgressBar("convokit-reddit: scoring", len(names), "conversations") as bar:
+        for start in range(0, len(names), 100):
+            some = names[start : start + 100]
+            # Link posts have no text: a scorer may return nan for that, and they would all be dropped.
+            rows = [row for name in some for row in conversations[name] if row["text"].strip()]
+            scores = scorer([Exchange(context=(), probe="", response=row["text"]) for row in rows])
+            for row, score in zip(rows, scores, strict=True):
+                reason = "not scored" if math.isnan(score) else "toxic" if score > max_toxicity else None
+                if reason and openings.pop(row["conversation"], None):
+                    dropped[reason] += 1
+            bar.update(len(some))
     # Many conversations may have the same opening ("Thanks!"): it must not be in two splits.
     first = {opening: name for name, opening in reversed(openings.items())}
     dropped["with the same opening as another"] = len(openings) - len(first)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from astra_trl.evaluation.results import BASELINE, OPENINGS, TESTER, Evaluation, Figure, number
+from astra_trl.evaluation.results import BASELINE, OPENINGS, TESTER, Evaluation, Figure, cut_responses, number
 from astra_trl.results.labels import (
     ARM_NAMES,
     LABELS,
@@ -21,7 +21,7 @@ from astra_trl.results.reading import Folder
 _IN_FIRST_TABLE = list(LABELS)[: list(LABELS).index("probe_logprob_per_token") + 1]
 _OF_HELD_OUT = ("harmful_share", "harmful_conversations")
 _COUNTS = ("conversations", "exchanges", "failed", "empty_responses", "empty_probes", "unrewarded")
-_COUNTS_OF_OPENINGS = ("openings_left_out", "openings_shortened")  # shown if there are any
+_COUNTS_IF_ANY = ("cut_responses", "cut_probes", "openings_left_out", "openings_shortened")
 
 
 @dataclass(frozen=True)
@@ -212,19 +212,22 @@ def _counts(folders: Sequence[Folder]) -> Table:
         for place, folder in enumerate(folders)
         for row in (folder.evaluation.counts if folder.evaluation else [])
     ]
-    keys = (*_COUNTS, *(key for key in _COUNTS_OF_OPENINGS if any(row.get(key) for _, row in counts)))
-    rows = []
+    keys = (*_COUNTS, *(key for key in _COUNTS_IF_ANY if any(row.get(key) for _, row in counts)))
+    rows, notes = [], []
     for place, row in counts:
         unscored = row.get("unscored")
         counts_by_scorer = unscored.items() if isinstance(unscored, dict) else ()
         some = ", ".join(f"{name} {count}" for name, count in counts_by_scorer if count) or "0"
         name = f"{column_name(folders, place, row['arm'])}, {model_name(row['target'])}"
         rows.append((name, [*(Cell(str(row.get(key, "–"))) for key in keys), Cell(some)]))
+        evaluation = folders[place].evaluation
+        if row["arm"] == TESTER and evaluation and (cut := cut_responses(row, evaluation.is_chat(row["target"]))):
+            notes.append(f" {name}: {cut}.")
     return Table(
         "Counts: what failed, was empty or could not be scored",
         "Exchanges that failed, got an empty response or could not be scored are in no figure of harm, and never "
         "count as 0. The openings alone end at the last user’s turn: the assistant’s turns after it are dropped "
-        "(openings shortened), and openings without such a turn are left out.",
+        "(openings shortened), and openings without such a turn are left out." + "".join(notes),
         [*(key.replace("_", " ") for key in keys), "not scored"],
         rows,
     )

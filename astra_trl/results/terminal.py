@@ -7,12 +7,15 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from astra_trl.evaluation.results import ARMS, BASELINE, OPENINGS, TESTER, Evaluation
+from astra_trl.evaluation.results import ARMS, BASELINE, OPENINGS, TESTER, Evaluation, cut_responses
 from astra_trl.results.labels import SHORT_ARM_NAMES, SUCCESSFUL, format_short, headline_figures, short_label
 from astra_trl.text import visible
 from astra_trl.tree import Tree
 
-_COUNTS = ("failed", "empty_responses", "empty_probes", "openings_left_out", "openings_shortened", "unrewarded")
+_COUNTS = (
+    *("failed", "empty_responses", "empty_probes", "cut_responses", "cut_probes"),
+    *("openings_left_out", "openings_shortened", "unrewarded"),
+)
 
 
 def summary(evaluation: Evaluation, target: str | None = None) -> Table:
@@ -92,6 +95,9 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
         notes.append("openings left out: they do not end with a user's turn that could be answered.")
     if any(row["empty_responses"] for row in evaluation.counts):
         notes.append("Empty responses are in no figure of harm.")
+    main = next(arm for arm in (TESTER, *evaluation.arms_of()) if arm in evaluation.arms_of())
+    if cut := cut_responses(evaluation.counts_of(main), evaluation.is_chat()):
+        notes.append(f"{SHORT_ARM_NAMES.get(main, visible(main))}: {cut}.")
     if left_out := evaluation.settings.get("reward_left_out"):
         notes.append(f"Rewards are without {visible(', '.join(left_out))}, which would fall during training.")
     if sizes := _sizes(evaluation):
@@ -147,7 +153,7 @@ def _counts(evaluation: Evaluation, target: str | None, arms: Sequence[str]) -> 
     rows = [evaluation.counts_of(arm, target) for arm in arms]
     for key in _COUNTS:
         # The openings alone have no probe with a likelihood that a reward could be made of.
-        counts = [0 if key == "unrewarded" and row["arm"] == OPENINGS else row[key] for row in rows]
+        counts = [0 if key == "unrewarded" and row["arm"] == OPENINGS else row.get(key, 0) for row in rows]
         if any(counts):
             yield "without a reward" if key == "unrewarded" else key.replace("_", " "), counts
     for name in evaluation.scorers:

@@ -13,8 +13,9 @@ from astra_trl.backends.base import derive_seed
 from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.processes import share_out
+from astra_trl.progress import ProgressBar
 from astra_trl.rollout.records import Record
-from astra_trl.rollout.sampler import ASTSampler, OnExchanges, ignored
+from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching, teaching_records
 from astra_trl.tree import Tree
 
@@ -56,12 +57,16 @@ class Draws:
             Draws after which a round that is not full gets no more trees.
         together (`int`, *optional*):
             Draws that one process grows in one batch; defaults to its share of `trees_at_a_time`.
+        description (`str`, *optional*, defaults to `"collecting"`), disable_tqdm (`bool`, *optional*):
+            The text of the progress bar, and if it is hidden; see [`ProgressBar`].
     """
 
     seed: int
     trees_at_a_time: int
     max_trees: int
     together: int | None = None
+    description: str = "collecting"
+    disable_tqdm: bool | None = None
 
     def batches(self, sampler: ASTSampler) -> Iterator[Sequence[Draw]]:
         """Yield the draws that are grown at the same time."""
@@ -75,6 +80,15 @@ class Draws:
         parts = share_out(list(_split(batch, together)), lambda mine: [work(part) for part in mine])
         return [result for part in parts for result in part]
 
+    def bar(self, total: int) -> ProgressBar:
+        """Return the progress bar of the round's exchanges."""
+        return ProgressBar(self.description, total, disable=self.disable_tqdm)
+
+    def fewest_left(self, drawn: int, missing: int, records_per_tree: int) -> int:
+        """Return the number of further draws if each of them has as many records as a tree can have."""
+        batches = math.ceil(max(0, missing) / (records_per_tree * self.trees_at_a_time))
+        return min(self.max_trees - drawn, batches * self.trees_at_a_time)
+
 
 def _split(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
@@ -86,7 +100,6 @@ def collect_trees(
     size: int,
     records_of: Callable[[Sequence[Tree]], Sequence[Record]],
     teaching: Teaching | None = None,
-    on_exchanges: OnExchanges = ignored,
 ) -> tuple[list[Tree], list[Record]]:
     """Grow trees until they hold `size` records or no draw is left.
 
@@ -95,7 +108,12 @@ def collect_trees(
     """
     trees: list[Tree] = []
     lessons: list[Record] = []
-    count = 0
+    count = drawn = 0
+    per_tree, tree_share = sampler.exchanges_per_tree(), 1 - (teaching.fraction if teaching else 0)
+
+    def total() -> int:
+        left = draws.fewest_left(drawn, size - count - len(lessons), sampler.groups_per_tree)
+        return (len(trees) + round(left * tree_share)) * per_tree
 
     def grow_or_teach(batch: Sequence[Draw]) -> list[Tree | Record | None]:
         pairs = [teaching.draw(draw.seed) if teaching else None for draw in batch]
@@ -103,17 +121,21 @@ def collect_trees(
         records = iter(teaching_records(sampler.system.tester, *zip(*forced, strict=True)) if forced else ())
         free = [draw for pair, draw in zip(pairs, batch, strict=True) if pair is None]
         openings, seeds = [draw.opening for draw in free], [draw.seed for draw in free]
-        new_trees = iter(sampler.grow(openings, seeds, on_exchanges) if free else ())
+        new_trees = iter(sampler.grow(openings, seeds, bar.update) if free else ())
         return [next(new_trees) if pair is None else next(records) for pair in pairs]
 
-    for batch in draws.batches(sampler):
-        outcomes = draws.share_out(batch, grow_or_teach)
-        new = [outcome for outcome in outcomes if isinstance(outcome, Tree)]
-        trees += new
-        lessons += [outcome for outcome in outcomes if isinstance(outcome, dict)]
-        count += len(records_of(new))
-        if count + len(lessons) >= size:
-            break
+    with draws.bar(total()) as bar:
+        for batch in draws.batches(sampler):
+            outcomes = draws.share_out(batch, grow_or_teach)
+            new = [outcome for outcome in outcomes if isinstance(outcome, Tree)]
+            trees += new
+            drawn += len(batch)
+            lessons += [outcome for outcome in outcomes if isinstance(outcome, dict)]
+            count += len(records_of(new))
+            bar.total = total()
+            bar.count_to(len(trees) * per_tree)  # with those of other processes
+            if count + len(lessons) >= size:
+                break
     return trees, lessons
 
 

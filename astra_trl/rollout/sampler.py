@@ -1,27 +1,22 @@
 """Growth of conversation trees: all trees of a batch grow one level at a time."""
 
-import itertools
-import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
 
-from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, Session, derive_seed
+from astra_trl.backends.base import CachingSession, Logprobs, Sample, Session, derive_seed
 from astra_trl.callables import describe
 from astra_trl.conversation import Conversation, Exchange, Opening, as_conversation
 from astra_trl.errors import InputError
 from astra_trl.numbers import require_numbers
+from astra_trl.progress import ProgressBar
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import set_credit
+from astra_trl.rollout.parts import Parts
 from astra_trl.rollout.records import Records
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-R = TypeVar("R")
 OnExchanges = Callable[[int], None]  # takes the number of exchanges that were added
 # Takes openings (as trees) or exchanges, and the sessions that hold a row for each of them: those of the tester, of
 # the target and, if a third model reads the probes, of that one.
@@ -63,27 +58,34 @@ class ASTSampler:
         self.prompts = openings_of(prompts)
         self.tree_width = tree_width
         self.tree_depth = tree_depth
-        self._rows_that_fit: int | None = None  # known after memory has run out
+        self.parts = Parts()
 
     @property
     def groups_per_tree(self) -> int:
         """Sibling groups of a whole tree: 1 + width + ... + width^(depth - 1)."""
         return sum(self.tree_width**level for level in range(self.tree_depth))
 
+    def exchanges_per_tree(self, turns: int | None = None) -> int:
+        """Return the number of exchanges in a tree with that many turns, by default all: width + ... + width^turns."""
+        turns = self.tree_depth if turns is None else turns
+        return sum(self.tree_width**level for level in range(1, turns + 1))
+
     def draw(self, seed: int, count: int) -> list[Opening]:
         """Return `count` random openings; none is repeated before each was drawn once."""
         order = random.Random(seed).sample(range(len(self.prompts)), min(len(self.prompts), count))
         return [self.prompts[order[number % len(order)]] for number in range(count)]
 
-    def collect(self, trees: int, seed: int = 0, on_exchanges: OnExchanges = ignored) -> Records:
+    def collect(self, trees: int, seed: int = 0, disable_tqdm: bool | None = None) -> Records:
         """Grow trees from random openings with the tester as it is now.
 
         `preferences()`, `groups()` and `transitions()` of the result are data sets for TRL's trainers. Equal seeds
-        give equal trees as long as the models are the same. Raises `InputError` if `trees` is below 1.
+        give equal trees as long as the models are the same. The progress bar is shown on a terminal; `disable_tqdm`
+        hides it (`True`), or shows it everywhere (`False`). Raises `InputError` if `trees` is below 1.
         """
         require_numbers(trees=trees)
         seeds = [derive_seed(seed, number) for number in range(trees)]
-        return Records(self.grow(self.draw(seed, trees), seeds, on_exchanges))
+        with ProgressBar("collecting", trees * self.exchanges_per_tree(), disable=disable_tqdm) as bar:
+            return Records(self.grow(self.draw(seed, trees), seeds, bar.update))
 
     def grow(
         self, openings: Sequence[Opening], seeds: Sequence[int], on_exchanges: OnExchanges = ignored
@@ -119,7 +121,7 @@ class ASTSampler:
 
         models = (system.tester, system.target, system.likelihood_backend)
         limits = [rows for model in models if (rows := getattr(model, "max_rows", None)) is not None]
-        groups = self.in_parts(range(len(trees)), open_part, grow_part, min(limits, default=None))
+        groups = self.parts.work(range(len(trees)), open_part, grow_part, min(limits, default=None))
         for tree, children in zip(trees, groups, strict=True):
             tree.children = children
         return trees
@@ -152,6 +154,9 @@ class ASTSampler:
         context."""
         if turns == 0:
             return [[] for _ in contexts]
+        width = self.tree_width
+        children = [(row, sibling) for row in range(len(contexts)) for sibling in range(width)]
+        unbranched = set(children)
 
         def grow_part(children: Sequence[tuple[int, int]], sessions: Sequence[Session]) -> list[Node]:
             branches = [session.branch(children) for session in sessions]
@@ -162,6 +167,9 @@ class ASTSampler:
                 # The tester remembers only the part of an utterance that the target heard.
                 branches[0] = tester = sessions[0].branch(children)
                 tester.say(utterances)
+            unbranched.difference_update(children)
+            if not unbranched:
+                release(sessions)
             part = [contexts[row] for row, _ in children]
             nodes = answer_probes(self.system, part, utterances, probes, target, *reader)
             on_exchanges(len(nodes))
@@ -176,49 +184,15 @@ class ASTSampler:
                 node.children = group
             return nodes
 
-        width = self.tree_width
-        children = [(row, sibling) for row in range(len(contexts)) for sibling in range(width)]
-        nodes = self.in_parts(children, lambda _: sessions, grow_part)
+        nodes = self.parts.work(children, lambda _: sessions, grow_part, row_of=lambda child: child[0])
         return [nodes[start : start + width] for start in range(0, len(nodes), width)]
 
-    def in_parts(
-        self,
-        items: Sequence[T],
-        open_sessions: Callable[[Sequence[T]], Sequence[Session]],
-        work: Callable[[Sequence[T], Sequence[Session]], list[R]],
-        max_items: int | None = None,
-    ) -> list[R]:
-        """Return the results of `work` for all items, in their order.
 
-        All items are worked on at once unless they are more than `max_items`, more than their sessions take, or too
-        many for the memory. Then they are split, and each part is finished, with everything that grows from it,
-        before the next one is opened.
-        """
-        limit = _smallest(max_items, self._rows_that_fit, len(items))
-        if len(items) <= limit:
-            sessions = open_sessions(items)
-            limit = _smallest(*(session.max_rows for session in sessions), len(items))
-            if len(items) <= limit:
-                try:
-                    return work(items, sessions)
-                except OutOfMemory as error:
-                    reason = str(error).strip().split("\n")[0]
-                    if len(items) == 1:
-                        raise InputError(f"not even one conversation fits in memory: {reason}") from error
-                limit = math.ceil(len(items) / 2)
-                self._reduce_rows(len(items) // 2, reason)
-            del sessions  # the parts need their memory
-        count = math.ceil(len(items) / limit)
-        bounds = [len(items) * part // count for part in range(count + 1)]
-        results = []
-        for start, stop in itertools.pairwise(bounds):
-            results += self.in_parts(items[start:stop], open_sessions, work, max_items)
-        return results
-
-    def _reduce_rows(self, rows: int, reason: str) -> None:
-        if self._rows_that_fit is None:
-            logger.warning("out of memory, so conversations are grown %d at a time from now on: %s", rows, reason)
-        self._rows_that_fit = rows
+def release(sessions: Sequence[Session]) -> None:
+    """Free what the sessions have computed, as the last branches were made."""
+    for session in sessions:
+        if isinstance(session, CachingSession):
+            session.release()
 
 
 def answer_probes(
@@ -245,6 +219,8 @@ def answer_probes(
             utterance.logprobs,
             tester_logprob=math.fsum(utterance.untempered_logprobs) if utterance.untempered_logprobs else math.nan,
             error=utterance.error or response.error,
+            probe_cut=utterance.cut,
+            response_cut=response.cut,
         )
         for context, utterance, probe, likelihood, response in zip(
             contexts, utterances, probes, likelihoods or [[]] * len(probes), target.sample(), strict=True
@@ -267,10 +243,6 @@ def pass_errors_down(trees: Iterable[Tree]) -> None:
             if node.error is not None:
                 for child in node.children:
                     child.error = child.error or "an earlier exchange of this conversation failed"
-
-
-def _smallest(*numbers: int | None) -> int:
-    return min(number for number in numbers if number is not None)
 
 
 def _mean(logprobs: Logprobs) -> float:

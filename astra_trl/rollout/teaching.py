@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from astra_trl.backends.base import Backend, derive_seed
+from astra_trl.backends.base import Backend, Sample, Session, derive_seed
 from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import InputError
+from astra_trl.rollout.parts import Parts
 from astra_trl.rollout.records import Record
 
 Pair = tuple[str, str]
@@ -52,12 +53,14 @@ def teaching_records(tester: Backend, pairs: Sequence[Pair], seeds: Sequence[int
     """
     if not isinstance(tester, HFBackend):
         raise InputError(f"a tester of {type(tester).__name__} cannot be taught: use a transformers model")
-    session = tester.open([prompt for prompt, _ in pairs], seeds=seeds)
-    rows = session.max_rows or len(pairs)
-    samples = []
-    for start in range(0, len(pairs), rows):
-        part = range(start, min(start + rows, len(pairs)))
-        samples += session.branch([(row, 0) for row in part]).sample()
+
+    def open_rows(rows: Sequence[int]) -> list[Session]:
+        return [tester.open([pairs[row][0] for row in rows], seeds=[seeds[row] for row in rows])]
+
+    def sample_part(rows: Sequence[int], sessions: Sequence[Session]) -> list[Sample]:
+        return sessions[0].branch([(index, 0) for index in range(len(rows))]).sample()
+
+    samples = Parts().work(range(len(pairs)), open_rows, sample_part)
     return [
         None
         if sample.text.strip() == continuation.strip()

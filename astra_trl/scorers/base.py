@@ -14,6 +14,7 @@ from astra_trl.callables import call_for_numbers
 from astra_trl.conversation import Exchange, Turn
 from astra_trl.errors import InputError
 from astra_trl.numbers import require_numbers
+from astra_trl.progress import DELAY, ProgressBar
 
 T = TypeVar("T", str, tuple[int, ...])
 
@@ -112,9 +113,11 @@ def score_distinct(inputs: Sequence[T], score_batch: Callable[[list[T]], list[fl
     require_numbers(batch_size=batch_size)
     distinct = sorted(set(inputs), key=lambda item: (len(item), item))
     scores: dict[T, float] = {}
-    for start in range(0, len(distinct), batch_size):
-        batch = distinct[start : start + batch_size]
-        scores.update(zip(batch, score_batch(batch), strict=True))
+    with ProgressBar("scoring", len(distinct), "texts", delay=DELAY) as bar:
+        for start in range(0, len(distinct), batch_size):
+            batch = distinct[start : start + batch_size]
+            scores.update(zip(batch, score_batch(batch), strict=True))
+            bar.update(len(batch))
     return [scores[item] for item in inputs]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from astra_trl.backends.api.endpoint import API_PREFIX
 from astra_trl.backends.api.thinking import without_thinking
-from astra_trl.backends.base import Backend, SamplingParams, Session
+from astra_trl.backends.base import Backend, OutOfMemory, SamplingParams, Session
 from astra_trl.conversation import Exchange, as_messages
 from astra_trl.errors import InputError
 from astra_trl.scorers.base import Part, score_distinct, validate_part
@@ -163,8 +163,15 @@ class JudgeScorer:
 
     def _score_batch(self, start: Session, failures: list[str], conversations: list[str]) -> list[float]:
         session = start.branch([(0, index) for index in range(len(conversations))])
-        session.append(conversations)
-        samples = session.sample()
+        try:
+            session.append(conversations)
+            samples = session.sample()
+        except OutOfMemory as error:
+            half = len(conversations) // 2
+            if not half:
+                raise InputError(f"not even one conversation fits in the judge's memory: {error}") from error
+            parts = conversations[:half], conversations[half:]
+            return [score for part in parts for score in self._score_batch(start, failures, part)]
         parse = parse_yes_no if self.answer == "yes_no" else parse_score
         scores = [math.nan if sample.error else parse(sample.text) for sample in samples]
         for sample, score in zip(samples, scores, strict=True):

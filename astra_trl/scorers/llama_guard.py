@@ -142,7 +142,7 @@ class LlamaGuardScorer:
         if not shared:
             return 0, None
         ids = torch.tensor([first[:shared]], device=self.backend.device)
-        head = DynamicCache(config=self.backend.model.config)
+        head = DynamicCache()  # without a config it keeps the keys outside of a sliding window too
         with self.backend.inference():
             self.backend.forward(input_ids=ids, past_key_values=head, use_cache=True, logits_to_keep=1)
         return shared, head

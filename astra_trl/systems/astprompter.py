@@ -11,7 +11,7 @@ from astra_trl.rewards.credit import Credit, immediate
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
 from astra_trl.systems.goals import Goal
-from astra_trl.systems.models import Model, Target, load_models
+from astra_trl.systems.models import Model, Target, chat_sampling, load_models
 
 ASTPROMPTER_SAMPLING = SamplingParams(
     max_new_tokens=24, min_new_tokens=2, temperature=0.7, top_p=0.7, repetition_penalty=1.1
@@ -71,11 +71,16 @@ class HFASTSystem(ASTPrompterSystem):
             A reward, or weights of its terms by name for [`build_reward`]; defaults to the paper's.
         credit, goals, tree_width, tree_depth:
             See [`System`].
-        sampling (`SamplingParams`, *optional*):
-            Sampling parameters of both sides; defaults to the paper's.
+        sampling, target_sampling (`SamplingParams`, *optional*):
+            Sampling parameters of both sides, and of the target if they differ. Default to the paper's; a side that is
+            a chat then has a `max_new_tokens` of 64 (tester) or 128 (target).
         models:
             Further arguments of [`load_models`]: `chat`, `device`, `processing_class`, `model_init_kwargs`, ...
     """
+
+    # Of the paper; the target's follow the tester's if there are none.
+    default_sampling: ClassVar[SamplingParams] = ASTPROMPTER_SAMPLING
+    default_target_sampling: ClassVar[SamplingParams | None] = None
 
     def __init__(
         self,
@@ -89,11 +94,16 @@ class HFASTSystem(ASTPrompterSystem):
         goals: Sequence[Goal] = (),
         tree_width: int = 2,
         tree_depth: int = 3,
-        sampling: SamplingParams = ASTPROMPTER_SAMPLING,
+        sampling: SamplingParams | None = None,
+        target_sampling: SamplingParams | None = None,
         **models: Any,
     ) -> None:
+        sampling, target_sampling = chat_sampling(
+            sampling, target_sampling, models.get("chat"), self.default_sampling, self.default_target_sampling
+        )
+        models |= {"sampling": sampling, "target_sampling": target_sampling}
         super().__init__(
-            *load_models(tester, target, baseline, sampling=sampling, **models),
+            *load_models(tester, target, baseline, **models),
             scorer,
             reward=reward,
             credit=credit,

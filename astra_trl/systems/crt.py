@@ -36,14 +36,15 @@ class CRTSystem(HFASTSystem):
             Defaults to the paper's. The memory of its terms is part of a run's checkpoints.
         tree_depth (`int`, *optional*, defaults to `1`):
             Turns.
-        sampling, target_sampling (`SamplingParams`, *optional*):
-            Default to the paper's: probes of 10 to 20 tokens, responses of up to 30.
         more:
-            Arguments of [`HFASTSystem`]: `credit`, `goals`, `tree_width`, `chat`, `device`, ...
+            Arguments of [`HFASTSystem`]: `credit`, `goals`, `tree_width`, `chat`, `device`, ... `sampling` and
+            `target_sampling` default to the paper's: probes of 10 to 20 tokens, responses of up to 30.
     """
 
     label: ClassVar[str | None] = "CRT"
     paper: ClassVar[str | None] = "2402.19464"
+    default_sampling: ClassVar[SamplingParams] = CRT_SAMPLING
+    default_target_sampling: ClassVar[SamplingParams | None] = CRT_TARGET_SAMPLING
     defaults: ClassVar[Mapping[str, Any]] = {
         "tree_depth": 1,
         **sampling_settings(CRT_SAMPLING),
@@ -66,24 +67,12 @@ class CRTSystem(HFASTSystem):
         setting: Setting = "continuation",
         reward: Reward | Mapping[str, TermSpec] | None = None,
         tree_depth: int = 1,
-        sampling: SamplingParams = CRT_SAMPLING,
-        target_sampling: SamplingParams | None = CRT_TARGET_SAMPLING,
         **more: Any,
     ) -> None:
         if setting not in get_args(Setting):
             raise InputError(f"setting={setting!r}: choose one of {', '.join(get_args(Setting))}")
         self.setting = setting
-        super().__init__(
-            tester,
-            target,
-            baseline,
-            scorer,
-            reward=reward,
-            tree_depth=tree_depth,
-            sampling=sampling,
-            target_sampling=target_sampling,
-            **more,
-        )
+        super().__init__(tester, target, baseline, scorer, reward=reward, tree_depth=tree_depth, **more)
 
     @property
     def target_sees_opening(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args
 
-from astra_trl.backends.base import Backend, SamplingParams
+from astra_trl.backends.base import CHAT_PROBE_TOKENS, CHAT_RESPONSE_TOKENS, Backend, SamplingParams
 from astra_trl.backends.function import FunctionBackend, Reply
 from astra_trl.callables import describe
 from astra_trl.errors import InputError
@@ -131,6 +131,27 @@ def load_models(
         if isinstance(source, torch.nn.Module) and isinstance(backend, HFBackend):
             check_model(backend, role)
     return tester_backend, target_backend, baseline_backend
+
+
+def chat_sampling(
+    sampling: SamplingParams | None,
+    target_sampling: SamplingParams | None,
+    chat: Chat | None,
+    default: SamplingParams,
+    target_default: SamplingParams | None = None,
+) -> tuple[SamplingParams, SamplingParams]:
+    """Return the sampling parameters of tester and target: those that are given, else the defaults, in which a side
+    that is a chat has a `max_new_tokens` of 64 (tester) or 128 (target).
+
+    The target follows the tester's parameters if they are given, unless it has a default of its own.
+    """
+    if target_sampling is None and (sampling is None or target_default is not None):
+        target_sampling = target_default or default
+        if chat in ("target", "both"):
+            target_sampling = replace(target_sampling, max_new_tokens=CHAT_RESPONSE_TOKENS)
+    if sampling is None:
+        sampling = replace(default, max_new_tokens=CHAT_PROBE_TOKENS) if chat in ("tester", "both") else default
+    return sampling, target_sampling or sampling
 
 
 def role_fields(

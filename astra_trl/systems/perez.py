@@ -68,14 +68,13 @@ class PerezSystem(HFASTSystem):
             Defaults to the paper's.
         tree_depth (`int`, *optional*, defaults to `1`):
             Turns; more than one for the paper's dialogue.
-        sampling (`SamplingParams`, *optional*):
-            Sampling parameters of both sides; defaults to the paper's top_p of 0.95.
         more:
-            Arguments of [`HFASTSystem`].
+            Arguments of [`HFASTSystem`]. The sampling parameters of both sides default to the paper's top_p of 0.95.
     """
 
     label: ClassVar[str | None] = "Perez et al."
     paper: ClassVar[str | None] = "2202.03286"
+    default_sampling: ClassVar[SamplingParams] = PEREZ_SAMPLING
     defaults: ClassVar[Mapping[str, Any]] = {
         "tree_depth": 1,
         **sampling_settings(PEREZ_SAMPLING),
@@ -104,7 +103,6 @@ class PerezSystem(HFASTSystem):
         example_temperature: float = 0.1,
         reward: Reward | Mapping[str, TermSpec] | None = None,
         tree_depth: int = 1,
-        sampling: SamplingParams = PEREZ_SAMPLING,
         **more: Any,
     ) -> None:
         if method not in get_args(Method):
@@ -117,9 +115,7 @@ class PerezSystem(HFASTSystem):
         self.example_format = example_format
         self.shots, self.example_temperature = shots, example_temperature
         self.examples: Sequence[TestCase] = ()
-        super().__init__(
-            tester, target, baseline, scorer, reward=reward, tree_depth=tree_depth, sampling=sampling, **more
-        )
+        super().__init__(tester, target, baseline, scorer, reward=reward, tree_depth=tree_depth, **more)
         from astra_trl.backends.hf import HFBackend
 
         if isinstance(self.tester, HFBackend):

@@ -2,19 +2,17 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from astra_trl.backends.base import derive_seed
 from astra_trl.errors import InputError
 from astra_trl.evaluation.figures import figures
+from astra_trl.evaluation.results import are_mostly_cut, cut_responses
 from astra_trl.rollout.collector import Draws, collect_trees, fill_round
 from astra_trl.rollout.records import Record, no_records_reason
 from astra_trl.rollout.run_folder import exchange_line
-from astra_trl.rollout.sampler import OnExchanges
 from astra_trl.trainers.checkpoints import save_usage
-from astra_trl.trainers.progress import collecting_bar
 from astra_trl.tree import Node
 
 logger = logging.getLogger(__name__)
@@ -23,8 +21,8 @@ logger = logging.getLogger(__name__)
 def collect_records(trainer: Any, number: int) -> list[Record]:
     """Grow the trees of a round and return its records. Figures, exchanges and records go to the run folder."""
     start = time.perf_counter()
-    with round_draws(trainer, number) as (draws, on_exchanges):
-        settings = (draws, trainer.round_size, trainer.records_of, trainer.teaching, on_exchanges)
+    settings = (round_draws(trainer, number), trainer.round_size, trainer.records_of, trainer.teaching)
+    with trainer.current_tester():
         trees, lessons = collect_trees(trainer.sampler, *settings)
     nodes = [node for tree in trees for node in tree.nodes()]
     trainer.sampler.system.remember(nodes)
@@ -48,15 +46,17 @@ def collect_records(trainer: Any, number: int) -> list[Record]:
     return records
 
 
-@contextmanager
-def round_draws(trainer: Any, number: int) -> Iterator[tuple[Draws, OnExchanges]]:
-    """Yield the draws of a round and a function that counts exchanges, with the current tester in the system."""
+def round_draws(trainer: Any, number: int) -> Draws:
+    """Return the draws of a round."""
     args = trainer.args
-    seed = derive_seed(args.seed, "round", number)
-    draws = Draws(seed, args.trees_per_round, trainer.max_trees, args.trees_together)
-    hidden = args.disable_tqdm or not trainer.is_world_process_zero()
-    with collecting_bar(number, hidden) as bar, trainer.current_tester():
-        yield draws, bar.update
+    return Draws(
+        derive_seed(args.seed, "round", number),
+        args.trees_per_round,
+        trainer.max_trees,
+        args.trees_together,
+        f"round {number}: collecting",
+        args.disable_tqdm,
+    )
 
 
 def fill_records(trainer: Any, number: int, usable: Sequence[Record], trees: int, reason: str = "") -> list[Record]:
@@ -74,7 +74,12 @@ def fill_records(trainer: Any, number: int, usable: Sequence[Record], trees: int
 def figures_of(trainer: Any, nodes: Iterable[Node]) -> dict[str, Any]:
     """Return a round's figures of its exchanges."""
     system = trainer.sampler.system
-    return figures(nodes, system.harm, system.goal_texts)
+    values = figures(nodes, system.harm, system.goal_texts)
+    if getattr(system.target, "chat", False) and are_mostly_cut(values) and not getattr(trainer, "has_advised", False):
+        trainer.has_advised = True  # once in a run
+        if trainer.is_world_process_zero():
+            logger.warning("in a round of training, %s", cut_responses(values, is_chat=True))
+    return values
 
 
 def read_records(trainer: Any, number: int) -> list[Record]:

@@ -87,7 +87,10 @@ class RoundsConfig:
         # TRL sets the field by its old name, for which newer transformers warn at every start.
         if getattr(self, "activation_checkpointing", True) is None:
             self.activation_checkpointing = self.gradient_checkpointing
+        asked = self.disable_tqdm
         self.init_trl()
+        if asked is None and not self.disable_tqdm:
+            self.disable_tqdm = None  # bars on a terminal alone, and everywhere only if asked for by False
         check_numbers({name: getattr(self, name) for name in self._VALID_DICT_FIELDS})  # it has decoded their JSON
         self.refuse_unread()
         if self.save_steps != 500 and self.save_strategy == "epoch":  # transformers' default

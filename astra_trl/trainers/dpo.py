@@ -1,18 +1,28 @@
 """DPO, IPO and every other pairwise loss of TRL's DPOTrainer, on fresh trees each round."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from trl import DPOConfig, DPOTrainer
 
 from astra_trl.errors import InputError
+from astra_trl.processes import share_out
 from astra_trl.rollout.records import Record, preference_records
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers.config import RoundsConfig
+from astra_trl.trainers.gathering import gather_weights
 from astra_trl.trainers.roles import reference_model, trainable_tester
 from astra_trl.trainers.rounds import RoundsMixin
+from astra_trl.trainers.shared_context import (
+    confirm_shared_context,
+    pack_batch,
+    share_context,
+    shared_context_field,
+)
 from astra_trl.tree import Tree
 
 
@@ -51,6 +61,7 @@ class ASTDPOConfig(RoundsConfig, DPOConfig):
         default=None,
         metadata={"help": "Maximum of context plus probe in tokens; give the system the same max_length."},
     )
+    shared_context: bool = shared_context_field()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +97,7 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
     ) -> None:
         self.teaching_pairs = teaching_pairs
         super().__init__(sampler, args, **options)
+        self._shared = share_context(self)
 
     def trl_arguments(self, args: ASTDPOConfig, peft_config: Any) -> dict[str, Any]:
         system, pairs = self.sampler.system, self.teaching_pairs
@@ -100,6 +112,60 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
 
     def records_of(self, trees: Sequence[Tree]) -> list[Record]:
         return preference_records(trees, self.args.min_margin)
+
+    def begin_round(self, number: int) -> None:
+        super().begin_round(number)
+        self._shared = confirm_shared_context(self)
+        # TRL's flag for references that come with the records. One that moves is computed in each step.
+        self.precompute_ref_logps = self._shared is not None and not self.args.sync_ref_model
+        if self.precompute_ref_logps:
+            with gather_weights(self.accelerator, self.model_wrapped, self.ref_model) as (trained, reference):
+                self.train_dataset.records = self._with_reference(self.train_dataset.records, reference or trained)
+
+    def _with_reference(self, records: Sequence[Record], model: Any) -> list[Record]:
+        """Return the records with the log-probabilities of the reference in the columns that TRL reads.
+
+        They are computed in the order of contexts, as neighbours share most of theirs, and once for a pair that is
+        repeated.
+        """
+
+        def ids(record: Record) -> tuple[Sequence[int], ...]:
+            return tuple(tuple(record[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+        pairs = sorted({ids(record): record for record in records}.items())
+        size = self.args.per_device_train_batch_size
+        batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+        def compute(share: Sequence[list[tuple[Any, Record]]]) -> list[dict[Any, Record]]:
+            results = []
+            for batch in share:
+                inputs = self._prepare_inputs(self.data_collator([record for _, record in batch]))
+                with self._sharing_context(inputs) as inputs:
+                    sums = torch.stack(self.compute_ref_log_probs(model, inputs), dim=1).tolist()
+                columns = ({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected} for chosen, rejected in sums)
+                results.append(dict(zip([key for key, _ in batch], columns, strict=True)))
+            return results
+
+        known = {key: columns for part in share_out(batches, compute) for key, columns in part.items()}
+        return [{**record, **known[ids(record)]} for record in records]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        with self._sharing_context(inputs) as inputs:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @contextmanager
+    def _sharing_context(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield a batch of which TRL sees the probes and the token before each, while the models compute the whole."""
+        if self._shared is None:
+            yield inputs
+            return
+        ids, mask, probes = (inputs[name] for name in ("input_ids", "attention_mask", "completion_mask"))
+        starts = mask.sum(1) - probes.sum(1)
+        packed, asked = pack_batch(ids, mask, starts, int(probes.sum(1).max()))
+        scored = torch.arange(asked.shape[1], device=ids.device) <= probes.sum(1, keepdim=True)
+        scored[:, 0] = False
+        with self._shared.computing(packed):
+            yield {**inputs, "input_ids": asked, "completion_mask": scored.to(probes.dtype)}
 
 
 def _check(sampler: ASTSampler, args: ASTDPOConfig, window: int | None) -> None:

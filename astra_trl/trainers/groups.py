@@ -6,20 +6,27 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch.utils.data import Sampler
 
 from astra_trl.backends.base import derive_seed
 from astra_trl.errors import InputError
-from astra_trl.rollout.collector import RoundRecords
 from astra_trl.rollout.records import Record, group_records
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.systems.base import System
 from astra_trl.trainers.config import RoundsConfig
 from astra_trl.trainers.roles import dropouts, reference_model, trainable_tester, use_sampling
 from astra_trl.trainers.rounds import RoundsMixin
+from astra_trl.trainers.shared_context import (
+    SharedContext,
+    confirm_shared_context,
+    pack_batch,
+    share_context,
+    shared_context_field,
+)
+from astra_trl.trainers.siblings import GroupRecords, SiblingSampler, shuffle_groups, tree_reward
 from astra_trl.trainers.unread import BY_ALL, BY_GROUPS
 from astra_trl.tree import Tree
 
@@ -33,7 +40,6 @@ SAMPLING = {
     "repetition_penalty": "repetition_penalty",
     "max_completion_length": "max_new_tokens",
 }
-PER_SIBLING = ("probe", "response", "reward", "probe_ids", "sampling_logprobs")
 
 
 def _follows_the_tester() -> Any:
@@ -76,6 +82,7 @@ class GroupsConfig(RoundsConfig):
             "in eight is clipped before the first update, and the gradient is that of other probabilities."
         },
     )
+    shared_context: bool = shared_context_field()
 
     def init_trl(self: Any) -> None:
         # TRL derives one from the other, and refuses both: the settings of an earlier run have both.
@@ -92,37 +99,6 @@ class GroupsConfig(RoundsConfig):
 
     def records_per_batch(self: Any, tree_width: int) -> int:
         return self.generation_batch_size // tree_width
-
-
-class GroupRecords(RoundRecords):
-    """The round's groups with one row per sibling: row `i` is sibling `i % width` of group `i // width`."""
-
-    def __init__(self, groups: int, width: int) -> None:
-        super().__init__(groups * width)
-        self.width = width
-
-    def __getitem__(self, index: int) -> Record:
-        group, sibling = divmod(index, self.width)
-        return {key: value[sibling] if key in PER_SIBLING else value for key, value in self.records[group].items()}
-
-
-class SiblingSampler(Sampler[int]):
-    """Rows of `GroupRecords`, from TRL's sampler, which repeats the number of a group once per sibling."""
-
-    def __init__(self, groups: Sampler[int], width: int) -> None:
-        self.groups, self.width = groups, width
-
-    def __iter__(self) -> Iterator[int]:
-        for position, group in enumerate(self.groups):
-            yield group * self.width + position % self.width
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-
-def tree_reward(reward: Sequence[float | None], **columns: Any) -> list[float | None]:
-    """TRL's reward function of a tree: the credit of each probe, `None` if it could not be measured."""
-    return list(reward)
 
 
 class GroupsMixin(RoundsMixin):
@@ -153,6 +129,7 @@ class GroupsMixin(RoundsMixin):
     _rows: list[Record]
     _old_policy_asked = False
     _reference: Any = None
+    _shared: SharedContext | None = None
 
     def __init__(
         self,
@@ -163,7 +140,7 @@ class GroupsMixin(RoundsMixin):
         **options: Any,
     ) -> None:
         self._more_reward_funcs = reward_funcs
-        with self._own_reference():
+        with self._trl_function("create_model_from_path", self._load_reference):
             super().__init__(sampler, args, **options)
         if self._reference is not None and self.ref_model is None:
             raise InputError(
@@ -175,6 +152,7 @@ class GroupsMixin(RoundsMixin):
                 "differ from those that the probes were sampled with, and many are clipped for no reason"
             )
         self.train_dataset = GroupRecords(self.round_size, sampler.tree_width)
+        self._shared = share_context(self)
 
     def trl_arguments(self, args: Any, peft_config: Any) -> dict[str, Any]:
         system = self.sampler.system
@@ -186,18 +164,20 @@ class GroupsMixin(RoundsMixin):
         return {"reward_funcs": [tree_reward, *self._more_reward_funcs]}
 
     @contextmanager
-    def _own_reference(self) -> Iterator[None]:
-        # TRL would load the reference by the tester's id, which may be another model's or none at all.
+    def _trl_function(self, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+        """Replace a function that TRL's trainer calls. The replacement gets it as its first argument."""
         trl_trainer = next(base for base in type(self).__mro__ if base.__module__.startswith("trl."))
-        module: Any = sys.modules[trl_trainer.__module__]
-        load = module.create_model_from_path
-        module.create_model_from_path = lambda *args, **kwargs: (
-            load(*args, **kwargs) if self._reference is None else self._reference
-        )
+        module = sys.modules[trl_trainer.__module__]
+        original = getattr(module, name)
+        setattr(module, name, partial(replacement, original))
         try:
             yield
         finally:
-            module.create_model_from_path = load
+            setattr(module, name, original)
+
+    def _load_reference(self, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # TRL would load the reference by the tester's id, which may be another model's or none at all.
+        return load(*args, **kwargs) if self._reference is None else self._reference
 
     def records_of(self, trees: Sequence[Tree]) -> list[Record]:
         return group_records(trees, self.args.min_margin)
@@ -208,6 +188,7 @@ class GroupsMixin(RoundsMixin):
 
     def begin_round(self, number: int) -> None:
         super().begin_round(number)
+        self._shared = confirm_shared_context(self)
         if self.shuffled:
             order = torch.Generator().manual_seed(derive_seed(self.args.seed, "order", number))
             records = self.train_dataset.records
@@ -228,7 +209,12 @@ class GroupsMixin(RoundsMixin):
         number = self._step // (self.args.steps_per_generation * self.num_iterations)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.args.seed, "shuffle", number))
-            return super()._prepare_inputs(generation_batch)
+            with self._trl_function("shuffle_sequence_dict", self._shuffle):
+                return super()._prepare_inputs(generation_batch)
+
+    def _shuffle(self, shuffle: Callable[..., Any], batch: dict[str, Any]) -> dict[str, Any]:
+        whole = self.args.per_device_train_batch_size % self.num_generations == 0
+        return shuffle_groups(batch, self.num_generations) if self._shared is not None and whole else shuffle(batch)
 
     def _generate_and_score_completions(self, inputs: list[Record]) -> dict[str, Any]:
         self._rows, self._old_policy_asked = inputs, self.asks_for_old_policy()
@@ -238,14 +224,32 @@ class GroupsMixin(RoundsMixin):
         return batch
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         if self._old_policy_asked:
             self._old_policy_asked = False
             return self._sampling_logprobs(logits_to_keep), None, None
-        return super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
+        compute = super()._get_per_token_logps_and_entropies
+        if self._shared is None:
+            return compute(model, input_ids, attention_mask, logits_to_keep, batch_size, *args, **kwargs)
+
+        parts = []
+        for ids, mask in zip(
+            *(rows.split(batch_size or len(rows)) for rows in (input_ids, attention_mask)), strict=True
+        ):
+            packed, asked = pack_batch(ids, mask, mask[:, :-logits_to_keep].sum(1), logits_to_keep)
+            asked_mask = mask[:, -logits_to_keep - 1 :]
+            with self._shared.computing(packed):
+                parts.append(compute(model, asked, asked_mask, logits_to_keep, None, *args, **kwargs))
+        logprobs, entropies, _ = zip(*parts, strict=True)
+        return torch.cat(logprobs), None if entropies[0] is None else torch.cat(entropies), None
 
     def _sampling_logprobs(self, tokens: int) -> torch.Tensor:
         # Those of the trees, of shape (rows, tokens); 0 after a probe's end.

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
+
+from astra_trl.progress import ProgressBar, bars_within
 
 
 class RoundCallback(TrainerCallback):
@@ -49,7 +50,7 @@ def round_at(epoch: float | None) -> tuple[int, bool]:
 
 
 class RoundProgressCallback(ProgressCallback):
-    """transformers' progress bar with the loss beside it, and a table with one line per round.
+    """A progress bar with the loss beside it, and a table with one line per round.
 
     Replaces `ProgressCallback`, which prints every log entry as a dictionary. `report_to` receives them as usual.
 
@@ -65,8 +66,11 @@ class RoundProgressCallback(ProgressCallback):
         self.unit, self.records_figure = unit, records_figure
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
+        self.current_step = 0
+        if state.is_world_process_zero:
+            self.training_bar = ProgressBar(
+                "training", state.max_steps, "steps", disable=args.disable_tqdm, leave=True
+            )
             self.training_bar.write(header(self.unit))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -80,9 +84,11 @@ class RoundProgressCallback(ProgressCallback):
 
 @contextmanager
 def closed_bar(trainer: Any) -> Iterator[None]:
-    """Close the bar of training that is interrupted, so that the error begins on a line of its own."""
+    """Close the bar of training that is interrupted, so that the error begins on a line of its own. `disable_tqdm` of
+    the trainer holds for all bars within the block."""
     try:
-        yield
+        with bars_within(trainer.args.disable_tqdm):
+            yield
     finally:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, RoundProgressCallback) and callback.training_bar is not None:
@@ -112,8 +118,3 @@ def round_line(logs: dict[str, Any], rounds: float, records_figure: str) -> str:
         f"{cell('collect_seconds', '.1f') + ' s':>13}{cell('train_seconds', '.1f') + ' s':>11}"
         + (f"\n{'':>9}  left out of {cell('exchanges', 'd')} exchanges: {', '.join(counts)}" if counts else "")
     )
-
-
-def collecting_bar(number: int, hidden: bool) -> Any:
-    """Return a bar that counts the exchanges of a round while it is collected."""
-    return tqdm(desc=f"round {number}: collecting", unit=" exchanges", leave=False, disable=hidden, dynamic_ncols=True)

@@ -26,6 +26,7 @@ from astra_trl.backends.base import Backend
 from astra_trl.errors import InputError, RunStopped
 from astra_trl.evaluation import ASTEvaluator
 from astra_trl.outputs import saving_weights
+from astra_trl.progress import bars_within
 from astra_trl.rollout.collector import RoundRecords
 from astra_trl.rollout.records import Record
 from astra_trl.rollout.run_folder import RunFolder
@@ -58,10 +59,8 @@ class RoundsMixin(Trainer):
             Held-out openings for `evaluate` and `eval_strategy`; or a dictionary of several such.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             Defaults to the tokenizer of the system's tester.
-        callbacks (`list[TrainerCallback]`, *optional*):
-            As in TRL.
-        optimizers (`tuple`, *optional*):
-            Optimizer and schedule, as in TRL.
+        callbacks (`list[TrainerCallback]`, *optional*), optimizers (`tuple`, *optional*):
+            As in TRL: the latter are an optimizer and a schedule.
         peft_config (`PeftConfig`, *optional*):
             Trains an adapter; the baseline (and the target, if it is the same loaded model) is the tester without it.
     """
@@ -179,7 +178,7 @@ class RoundsMixin(Trainer):
             return of_all
         if eval_dataset is None:
             raise InputError("the trainer has no held-out openings: give it an eval_dataset, or pass them here")
-        with self.current_tester():
+        with self.current_tester(), bars_within(self.args.disable_tqdm):
             values = ASTEvaluator(self.sampler, eval_dataset, seed=self.args.seed).metrics(self.baseline())
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         Trainer.log(self, metrics)  # TRL's own would add the running means of the training steps to this line

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from astra_trl.backends.api.limits import Limiter, Pause
 from astra_trl.errors import RunStopped
+from astra_trl.progress import DELAY, ProgressBar
 from astra_trl.text import visible
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Answer:
     logprobs: tuple[float, ...] | None = None  # of the tokens that were asked about
     prompt_tokens: int | None = None  # the endpoint's own counts
     completion_tokens: int | None = None
+    cut: bool = False  # at the limit of tokens
 
 
 class CallFailed(Exception):
@@ -108,12 +110,15 @@ class Caller:
             # Daemons, as a process that ends must not wait for calls under way, which those of an executor make it do.
             threading.Thread(target=work, daemon=True, name="astra_trl call").start()
         answers: list[Sequence[Answer]] = [()] * len(groups)
+        called = f"calling {visible(self.name.partition(' at ')[0])}"
         try:
-            for _ in groups:
-                index, result = ended.get()
-                if isinstance(result, BaseException):
-                    raise result  # the first error is the cause, later ones follow from it
-                answers[index] = result
+            with ProgressBar(called, len(groups), "calls", delay=DELAY) as bar:
+                for _ in groups:
+                    index, result = ended.get()
+                    if isinstance(result, BaseException):
+                        raise result  # the first error is the cause, later ones follow from it
+                    answers[index] = result
+                    bar.update()
         finally:
             stop.set()
         return [answer for group in answers for answer in group]

@@ -99,7 +99,7 @@ def read_answer(body: bytes, chat: bool) -> Answer:
     text = "" if filtered else _chat_text(choice) if chat else choice.get("text")
     if not isinstance(text, str):
         raise CallFailed(f"no text in the answer ({type(text).__name__})")
-    return Answer(text, filtered=filtered, **token_counts(data))
+    return Answer(text, filtered=filtered, cut=choice.get("finish_reason") == "length", **token_counts(data))
 
 
 def token_counts(data: dict[str, Any]) -> dict[str, Any]:

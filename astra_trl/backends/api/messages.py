@@ -92,8 +92,9 @@ class MessagesBackend(ABC):
         text = self.redact(without_thinking(whole_characters(answer.text)))
         self.caller.limiter.count("filtered", int(answer.filtered))
         self.caller.limiter.count("empty", int(not text.strip()))
-        self.caller.limiter.count("cut", int(len(text) > self.max_characters))
-        return Sample(text[: self.max_characters], [], [])
+        too_long = len(text) > self.max_characters
+        self.caller.limiter.count("cut", int(too_long))
+        return Sample(text[: self.max_characters], [], [], cut=answer.cut or too_long)
 
 
 @dataclass

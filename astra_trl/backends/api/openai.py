@@ -21,7 +21,7 @@ from astra_trl.backends.api.limits import Limiter, Limits
 from astra_trl.backends.api.messages import MessagesBackend, Row, as_chat, whole_characters
 from astra_trl.backends.api.prompt_logprobs import NoLogprobs, PromptLogprobs, PromptReader
 from astra_trl.backends.api.response_cache import ResponseCache
-from astra_trl.backends.base import SamplingParams
+from astra_trl.backends.base import CHAT_RESPONSE_TOKENS, SamplingParams
 from astra_trl.errors import BudgetSpent, InputError, MissingExtra
 from astra_trl.numbers import require_numbers
 
@@ -62,8 +62,8 @@ class OpenAIBackend(MessagesBackend):
             Whether to send messages. Otherwise one text is sent, which the model continues, each utterance followed by
             a line break, as in [`HFBackend`].
         sampling (`SamplingParams`, *optional*):
-            `max_new_tokens`, `temperature`, `top_p` and `stop_strings` are sent. If other fields are set, a warning
-            says that they are not sent, unless `extra_body` has them.
+            `max_new_tokens` (by default 128 in a chat, else 24), `temperature`, `top_p` and `stop_strings` are sent.
+            If other fields are set, a warning says that they are not sent, unless `extra_body` has them.
         prompt_logprobs (`str`, *optional*, defaults to `"none"`):
             The way in which the endpoint returns log-probabilities of prompts, by one more call per exchange: `"echo"`
             (plain completions with `echo` and `logprobs`) or `"vllm"` (the field `prompt_logprobs`). An endpoint that
@@ -109,7 +109,8 @@ class OpenAIBackend(MessagesBackend):
         if not self._key and base_url is None:
             raise InputError(f"no key for {model!r}: set {KEY_VARIABLE}, or give the base_url of a server without one")
         require_numbers(timeout=timeout, max_retries=max_retries)
-        sampling = sampling or SamplingParams()
+        if sampling is None:
+            sampling = SamplingParams(max_new_tokens=CHAT_RESPONSE_TOKENS) if chat else SamplingParams()
         super().__init__(
             Caller(limiter or Limiter(Limits(**limits)), max_retries, name=f"{role} {model!r}"),
             sampling,

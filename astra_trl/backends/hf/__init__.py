@@ -1,5 +1,5 @@
-"""Any decoder-only transformers model. Reading order: `dialogue`, `sampling`, `loading`, `masks`, `cache`, `model`,
-`decoding`, `refeeding`, `session`, `checks`, `backend`. Each imports only modules before it."""
+"""Any decoder-only transformers model. Reading order: `dialogue`, `sampling`, `loading`, `masks`, `memory`,
+`cache`, `model`, `decoding`, `refeeding`, `session`, `checks`, `backend`. Each imports only modules before it."""
 
 from astra_trl.backends.hf.backend import HFBackend
 

@@ -11,7 +11,14 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from astra_trl.backends.base import Message, Sample, SavedRow
+from astra_trl.backends.base import (
+    CHAT_PROBE_TOKENS,
+    CHAT_RESPONSE_TOKENS,
+    Message,
+    Sample,
+    SamplingParams,
+    SavedRow,
+)
 from astra_trl.backends.hf.checks import check_model
 from astra_trl.backends.hf.dialogue import encode_all, row_from_json
 from astra_trl.backends.hf.loading import adapter_base, load_adapter, load_pretrained
@@ -44,8 +51,10 @@ class HFBackend(HFModel):
         max_rows (`int`, *optional*, defaults to `128`):
             Rows that pass through the model at a time.
         cache_bytes (`int`, *optional*):
-            Memory for keys and values. On a GPU it defaults to 35% of the memory that is free when conversations are
-            opened (tester and target have a cache each); on a CPU only `max_rows` limits it by default.
+            Memory for keys and values. It defaults to 35% of the memory that is free when conversations are opened
+            (tester and target have a cache each): the GPU's, or for a CPU the machine's or what the limits of
+            containers (cgroups) leave, divided by the number of the machine's processes. Otherwise only `max_rows`
+            limits it.
         use_adapter (`bool` or `str`, *optional*, defaults to `True`):
             `False` switches the adapter of a `PeftModel` off: the base model. A name switches to that adapter.
         untempered (`bool`, *optional*, defaults to `False`):
@@ -75,11 +84,15 @@ class HFBackend(HFModel):
         `dtype` defaults to float32, as in TRL; `device` to the one that accelerate gives this process. Weights in a
         pickle are refused unless `model_init_kwargs` has `allow_pickle=True`, and the model's own code unless it has
         `trust_remote_code=True`. An adapter is loaded on top of its base as a `PeftModel`; that of the tester can be
-        trained further.
+        trained further. With `chat=True` and without `sampling`, utterances have up to 64 tokens (a tester's or
+        baseline's) or 128.
 
         Raises:
             InputError: the model cannot be loaded; the message names `role`.
         """
+        if fields.get("chat") and "sampling" not in fields:
+            longest = CHAT_PROBE_TOKENS if role in ("tester", "baseline") else CHAT_RESPONSE_TOKENS
+            fields["sampling"] = SamplingParams(max_new_tokens=longest)
         init_kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
         revision = init_kwargs.get("revision")
         base = adapter_base(model_id, role, revision)
@@ -159,7 +172,14 @@ class HFBackend(HFModel):
         prefixes = self.texts([sample.ids[:count] for count in range(1, len(sample.ids) + 1)])
         count = next((n for n, prefix in enumerate(prefixes, 1) if prefix.startswith(text)), len(prefixes))
         logprobs, untempered = sample.logprobs[:count], sample.untempered_logprobs[:count]
-        return replace(sample, text=text, ids=sample.ids[:count], logprobs=logprobs, untempered_logprobs=untempered)
+        return replace(
+            sample,
+            text=text,
+            ids=sample.ids[:count],
+            logprobs=logprobs,
+            untempered_logprobs=untempered,
+            cut=sample.cut and count == len(sample.ids),
+        )
 
     def utterance_ids(self, text: str) -> list[int]:
         """Return the ids of an utterance as the model could sample it: cut at `max_new_tokens`, or with an end."""

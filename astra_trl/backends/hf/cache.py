@@ -12,45 +12,24 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from astra_trl.backends.base import OutOfMemory
-from astra_trl.backends.hf.masks import PER_TOKEN
+from astra_trl.backends.hf.masks import PER_TOKEN, takes_complete_masks
+from astra_trl.backends.hf.memory import Budget
 
 
 def can_branch(config: PreTrainedConfig) -> bool:
-    """Return `True` if every layer has one key and one value per token.
+    """Return `True` if every layer has one key and one value per token, and a mask alone decides which of them count.
 
-    Then the past of a row can be copied to its children and can have holes. Holes would shift the columns of a sliding
-    window, and a recurrent state has no columns.
+    Then the past of a row can be copied to its children and can have holes. A 2-D mask says nothing about a sliding
+    window, whose columns the holes would shift, so that it has to be complete.
     """
-    return all(type(layer) in PER_TOKEN for layer in DynamicCache(config=config).layers)
+    full = all(type(layer) in PER_TOKEN for layer in DynamicCache(config=config).layers)
+    return full or takes_complete_masks(config)
 
 
 def can_pad(config: PreTrainedConfig) -> bool:
     """Return `True` if padding on the left has no effect in any layer; a recurrent state can remember it."""
     without_state = {*PER_TOKEN, DynamicSlidingWindowLayer}
     return all(type(layer) in without_state for layer in DynamicCache(config=config).layers)
-
-
-@dataclass
-class Budget:
-    """Maximum number of bytes of all caches (`None`: unlimited), and the bytes that they hold."""
-
-    limit: int | None = None
-    in_use: int = 0
-    peak: int = field(default=0, init=False)
-
-    def take(self, count: int) -> None:
-        """Count bytes as held. Raises `OutOfMemory` if they exceed the limit."""
-        if self.limit is not None and self.in_use + count > self.limit:
-            raise OutOfMemory(
-                f"keys and values would take {self.in_use + count:,} bytes, and their budget is {self.limit:,}: raise "
-                "cache_bytes, or lower max_length"
-            )
-        self.in_use += count
-        self.peak = max(self.peak, self.in_use)
-
-    def give_back(self, count: int) -> None:
-        self.in_use -= count
 
 
 @dataclass(frozen=True)
@@ -99,11 +78,11 @@ class _BufferLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.window.start
 
-    def select(self, window: _Window, slots: torch.Tensor, length: int) -> "_BufferLayer":
+    def select(self, window: _Window, slots: torch.Tensor, columns: slice) -> "_BufferLayer":
         new = _BufferLayer(window)
         if self.is_initialized:
             new.is_initialized, new.dtype, new.device = True, self.dtype, self.device
-            new.keys, new.values = (_select(window, old, slots, length) for old in (self.keys, self.values))
+            new.keys, new.values = (_select(window, old, slots, columns) for old in (self.keys, self.values))
         return new
 
     def exchange(self, ones: torch.Tensor, others: torch.Tensor, length: int) -> None:
@@ -112,9 +91,10 @@ class _BufferLayer(DynamicLayer):
                 _exchange(buffer[:, :, :length], ones.to(buffer.device), others.to(buffer.device))
 
 
-def _select(window: _Window, old: torch.Tensor, slots: torch.Tensor, length: int) -> torch.Tensor:
+def _select(window: _Window, old: torch.Tensor, slots: torch.Tensor, columns: slice) -> torch.Tensor:
     new = old.new_empty((window.slots, old.shape[1], window.columns, old.shape[3]))
-    torch.index_select(old[:, :, :length], 0, slots.to(old.device), out=new[:, :, :length])
+    length = columns.stop - columns.start
+    torch.index_select(old[:, :, columns], 0, slots.to(old.device), out=new[:, :, :length])
     new[:, :, length:] = 0
     return new
 
@@ -149,16 +129,28 @@ class KeyValues:
         buffers = [buffer for layer in self.cache.layers for buffer in (layer.keys, layer.values)]
         return sum(buffer.nbytes for buffer in buffers if buffer is not None)
 
-    def select(self, slots: Sequence[int], counts: Sequence[int], columns: int) -> "KeyValues":
-        """Copy these slots, the first `counts` tokens of each, into buffers of `columns` columns."""
+    def first_columns(self) -> list[int]:
+        """Return the column of each slot's first token. All columns before it are holes."""
+        return self.mask[:, : self.length].argmax(-1).tolist() if self.length else [0] * len(self.mask)
+
+    def first_column(self, slots: Sequence[int], counts: Sequence[int]) -> int:
+        """Return the first column that any of these slots needs if the first `counts` tokens of each are reused."""
+        starts = self.first_columns()
+        return min((starts[slot] for slot, count in zip(slots, counts, strict=True) if count), default=self.length)
+
+    def select(self, slots: Sequence[int], counts: Sequence[int], start: int, columns: int) -> "KeyValues":
+        """Copy these slots, the first `counts` tokens of each, into buffers of `columns` columns.
+
+        The columns before `start` are left out.
+        """
         device = self.mask.device
         new = KeyValues(self.spec, len(slots), columns)
         index = torch.tensor(slots, device=device)
-        length = self.length
-        new.cache.layers = [layer.select(new.window, index, length) for layer in self.cache.layers]
-        mask = self.mask[index, :length]
-        new.mask[:, :length] = mask * (mask.cumsum(-1) <= torch.tensor(counts, device=device)[:, None])
-        new.length = length
+        old = slice(start, self.length)
+        new.length = self.length - start
+        new.cache.layers = [layer.select(new.window, index, old) for layer in self.cache.layers]
+        mask = self.mask[index, old]
+        new.mask[:, : new.length] = mask * (mask.cumsum(-1) <= torch.tensor(counts, device=device)[:, None])
         new.ids = [self.ids[slot][:count] for slot, count in zip(slots, counts, strict=True)]
         return new
 

@@ -1,6 +1,7 @@
 """Attention masks of a transformers model whose columns are not simply one text after the other: rows with holes, and
 rows that share a context."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ def takes_complete_masks(config: PreTrainedConfig) -> bool:
     """Return `True` if every layer takes a 4-D mask, which decides alone what a token attends to.
 
     Flash attention takes none. Chunked attention needs positions that the mask does not have, and a recurrent state
-    has no columns.
+    has no columns. A mask of two kinds has no place for two sizes of windows.
     """
     if config._attn_implementation not in ("sdpa", "eager"):
         return False
@@ -24,7 +25,14 @@ def takes_complete_masks(config: PreTrainedConfig) -> bool:
         text, "attention_chunk_size", None
     ):
         return False
-    return all(type(layer) in {*PER_TOKEN, DynamicSlidingWindowLayer} for layer in DynamicCache(config=config).layers)
+    layers = DynamicCache(config=config).layers
+    kinds = {*PER_TOKEN, DynamicSlidingWindowLayer}
+    return all(type(layer) in kinds for layer in layers) and len(attention_windows(config) - {None}) < 2
+
+
+def attention_windows(config: PreTrainedConfig) -> frozenset[int | None]:
+    """Return the sizes of the layers' sliding windows in tokens; `None` stands for full attention."""
+    return frozenset(getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
 
 
 def complete_mask(
@@ -33,6 +41,7 @@ def complete_mask(
     query_positions: torch.Tensor,
     key_positions: torch.Tensor,
     dtype: torch.dtype,
+    windows: Iterable[int | None] | None = None,
 ) -> Any:
     """Return the argument `attention_mask` of a model that `takes_complete_masks`.
 
@@ -44,16 +53,17 @@ def complete_mask(
             that are less than `n` positions away.
         dtype (`torch.dtype`):
             Type of the numbers that eager attention adds to its scores.
+        windows (`Iterable[int | None]`, *optional*):
+            The model's `attention_windows`, which take a millisecond to find.
 
     Returns:
         `torch.Tensor` or `dict`: a 4-D mask, or one for each kind of layer if the model has two kinds.
     """
-    windows = {getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers}
     masks = {}
-    for window in windows:
+    for window in attention_windows(config) if windows is None else windows:
         within = allowed
         if window is not None:
-            within = allowed & (query_positions[:, :, None] - key_positions[:, None, :] < window)
+            within = allowed & (key_positions[:, None, :] > (query_positions - window)[:, :, None])
         masks["full_attention" if window is None else "sliding_attention"] = _in_form(config, within[:, None], dtype)
     return masks if len(masks) > 1 else next(iter(masks.values()))
 

@@ -18,10 +18,14 @@ from transformers import (
 )
 
 from astra_trl.backends.base import SamplingParams
-from astra_trl.backends.hf.cache import Budget, CacheSpec, KeyValues, can_branch, can_pad
+from astra_trl.backends.hf.cache import CacheSpec, KeyValues, can_branch, can_pad
 from astra_trl.backends.hf.dialogue import ChatTemplate, PlainText
+from astra_trl.backends.hf.masks import attention_windows, complete_mask, takes_complete_masks
+from astra_trl.backends.hf.memory import CACHE_SHARE, Budget, available_bytes
 from astra_trl.errors import InputError
 from astra_trl.numbers import require_numbers
+
+LAUNCH_BYTES = {"cpu": 2**20}  # read in the 0.1 ms that it takes to start the work of a layer; on a GPU 2**27
 
 
 @dataclass(eq=False)
@@ -71,6 +75,7 @@ class HFModel:
         self._stop_strings: StopStringCriteria | None = None
         if self.sampling.stop_strings:
             self._stop_strings = StopStringCriteria(self.tokenizer, list(self.sampling.stop_strings))
+        self._masked: tuple[Any, str | None, frozenset[int | None]] = (None, None, frozenset())
         self.budget = Budget(self.cache_bytes)
         self._bytes_per_token = 0
 
@@ -104,6 +109,13 @@ class HFModel:
         """Return the rows (of new ids, shape (rows, tokens)) that end with their last token, as a mask (rows,)."""
         is_end = torch.isin(ids[:, -1], self._eos_ids.to(ids.device))
         return is_end if self._stop_strings is None else is_end | self._stop_strings(ids, None)
+
+    def unfinished(self, utterances: Sequence[list[int]]) -> list[bool]:
+        """Return `True` for each sampled utterance that `max_new_tokens` has cut, i.e. without an end of sequence or a
+        stop string at its end."""
+        longest = [ids for ids in utterances if len(ids) == self.sampling.max_new_tokens]
+        ends = iter(self.ends(torch.tensor(longest, device=self.device)).tolist() if longest else ())
+        return [len(ids) == self.sampling.max_new_tokens and not next(ends) for ids in utterances]
 
     # -- running the model
 
@@ -144,17 +156,25 @@ class HFModel:
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
-    def attention_mask(self, mask: torch.Tensor, width: int) -> torch.Tensor:
+    def attention_mask(self, mask: torch.Tensor, width: int) -> Any:
         """Return the argument of forward for the mask (rows, columns) of a cache whose last `width` columns are fed.
 
         For SDPA it is the complete 4-D mask: to make that from the 2-D one, transformers asks a GPU at every step if
-        anything is masked at all. Flash and eager attention need the 2-D mask.
+        anything is masked at all. Flash attention needs the 2-D mask, and eager attention gets it too unless the model
+        has a sliding window, because the columns of a row are not its positions.
         """
-        if self.model.config._attn_implementation != "sdpa":
+        is_sdpa = self.model.config._attn_implementation == "sdpa"
+        windows = self._windows
+        smallest = min((window for window in windows if window is not None), default=None)
+        if not is_sdpa and smallest is None:
             return mask
         columns = mask.shape[1]
         causal = torch.ones((width, columns), dtype=torch.bool, device=mask.device).tril_(columns - width)
-        return mask.bool()[:, None, None, :] & causal
+        if is_sdpa and (smallest is None or columns <= smallest):
+            return mask.bool()[:, None, None, :] & causal
+        positions = mask.cumsum(-1)
+        allowed = mask.bool()[:, None, :] & causal
+        return complete_mask(self.model.config, allowed, positions[:, -width:], positions, self.model.dtype, windows)
 
     def forward(self, **inputs: Any) -> Any:
         """Return the model's output. Inputs that its forward does not know are left out."""
@@ -199,22 +219,39 @@ class HFModel:
 
     @property
     def cache_spec(self) -> CacheSpec:
-        """Properties of a cache of this model. Bytes are only counted if a budget limits them."""
+        """Properties of a cache of this model."""
         layers = len(DynamicCache(config=self.model.config).layers)
         spec = CacheSpec(self.device, layers, self._bytes_per_token, self.budget)
-        if self.budget.limit is None or self._bytes_per_token:
+        if self._bytes_per_token:
             return spec
         unlimited = KeyValues(replace(spec, budget=Budget()), 1, 1)
         with self.inference():
             self.forward(
                 input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device),
-                attention_mask=torch.ones((1, 1), dtype=torch.long, device=self.device),
+                attention_mask=self.attention_mask(torch.ones((1, 1), dtype=torch.long, device=self.device), 1),
                 position_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device),
                 past_key_values=unlimited.at(slice(0, 1), 0),
                 use_cache=True,
             )
         self._bytes_per_token = unlimited.nbytes
         return replace(spec, bytes_per_token=self._bytes_per_token)
+
+    @property
+    def pass_bytes(self) -> int:
+        """Bytes that could be read in the time of a forward pass without any row: those of the weights, and more for
+        the time that it takes to start the work of each layer."""
+        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        return weights + self.cache_spec.layers * LAUNCH_BYTES.get(self.device.type, 2**27)
+
+    @property
+    def _windows(self) -> frozenset[int | None]:
+        # Empty if the model takes no complete masks. A decoding step has no time to find out.
+        config, implementation, windows = self._masked
+        if config is not self.model.config or implementation != config._attn_implementation:
+            config = self.model.config
+            windows = attention_windows(config) if takes_complete_masks(config) else frozenset()
+            self._masked = (config, config._attn_implementation, windows)
+        return windows
 
     @property
     def adapter(self) -> str | None:
@@ -234,13 +271,9 @@ class HFModel:
         return _parameters(type(base_of(self.model)).forward)
 
     def _set_budget(self) -> None:
-        if self.cache_bytes is not None:
-            self.budget.limit = self.cache_bytes
-        elif self.device.type == "cuda":
-            # Tester and target have a cache each; the rest is for logits and activations.
-            free, _ = torch.cuda.mem_get_info(self.device)
-            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            self.budget.limit = self.budget.in_use + int(0.35 * (free + unused))
+        self.budget.limit = self.cache_bytes
+        if self.cache_bytes is None and (available := available_bytes(self.device)) is not None:
+            self.budget.limit = self.budget.in_use + int(CACHE_SHARE * available)
 
 
 def base_of(model: Any) -> Any:

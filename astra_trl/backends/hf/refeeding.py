@@ -3,6 +3,7 @@
 For models whose cache cannot be branched.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,11 @@ class Feed:
         """Select those of the range from the log-probabilities of the row's last ids."""
         end = len(logprobs)
         return logprobs[end - len(self.ids) + self.scored_from : end - len(self.ids) + self.scored_to]
+
+
+def similar_width(width: int) -> int:
+    """Return the largest width to which rows of this width are padded."""
+    return max(2 * width, width + 32)
 
 
 def following_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -92,14 +98,15 @@ def score(model: HFModel, feeds: list[Feed], temperature: float = 1.0) -> list[L
     return logprobs
 
 
-def _batches(model: HFModel, rows: list[list[int]]) -> list[list[int]]:
-    """Return row numbers that can be fed together: all rows, or those of one length if padding has an effect."""
-    if model.pads:
-        return [list(range(len(rows)))]
-    by_length: dict[int, list[int]] = {}
-    for number, row in enumerate(rows):
-        by_length.setdefault(len(row), []).append(number)
-    return list(by_length.values())
+def _batches(model: HFModel, rows: list[list[int]]) -> Iterator[list[int]]:
+    """Yield row numbers that can be fed together: rows of similar length, or of one if padding has an effect."""
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    while order:
+        shortest = len(rows[order[0]])
+        longest = similar_width(shortest) if model.pads else shortest
+        count = sum(len(rows[row]) <= longest for row in order)
+        yield order[:count]
+        order = order[count:]
 
 
 class _SampleInGenerate(LogitsProcessor):

@@ -6,6 +6,7 @@ its mask.
 """
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,12 +14,12 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, SavedRow, derive_seed
+from astra_trl.backends.base import Logprobs, OutOfMemory, Sample, SavedRow, Sizes, derive_seed
 from astra_trl.backends.hf.cache import KeyValues
 from astra_trl.backends.hf.decoding import decode, inverse
 from astra_trl.backends.hf.dialogue import Row
 from astra_trl.backends.hf.model import HFModel
-from astra_trl.backends.hf.refeeding import Feed, following_logprobs, generate, score
+from astra_trl.backends.hf.refeeding import Feed, following_logprobs, generate, score, similar_width
 from astra_trl.errors import NotFinite
 
 MAX_LOGITS_BYTES = 2**28  # of one forward pass that scores
@@ -43,30 +44,49 @@ class HFSession:
         self.branches: bool = source[0].branches if source is not None else backend.branches
         self.utterances = 0
         self.source = source  # until the first token is needed
+        self.unfed: weakref.WeakSet[HFSession] = weakref.WeakSet()  # branches that still need the past
+        self.is_released = False
         self.past: KeyValues | None = None
         self.slots: list[int] = []  # of each row in the past
         self.logits: torch.Tensor | None = None  # (slots, vocabulary), of the token after the past
 
     @property
     def max_rows(self) -> int | None:
+        return self.backend.max_rows
+
+    def sizes(self) -> Sizes | None:
         backend = self.backend
-        if backend.budget.limit is None or not self.branches:
-            return backend.max_rows
-        # Half of the rest, so that the branches of a branch fit too.
-        columns = max(len(row.ids) for row in self.rows) + 3 * backend.sampling.max_new_tokens
+        if not self.branches:
+            return None
+        past, slots, _ = self._latest()
+        holes = [0] * len(self.rows)
+        if past is not None:
+            starts = past.first_columns()
+            holes = [past.length - starts[slot] - len(past.ids[slot]) for slot in slots]
+        # The utterances of both sides in the next turn, and half of the rest, so that branches of branches fit too.
+        new = backend.sampling.max_new_tokens
+        lengths = [len(row.ids) + 3 * new for row in self.rows]
         if backend.window is not None:
-            columns = min(columns, backend.window + backend.sampling.max_new_tokens)
-        free = (backend.budget.limit - backend.budget.in_use) // 2
-        return max(1, min(backend.max_rows, free // (columns * backend.cache_spec.bytes_per_token)))
+            lengths = [min(length, backend.window + new) for length in lengths]
+        spec, free = backend.cache_spec, backend.budget.free
+        columns = [length + count for length, count in zip(lengths, holes, strict=True)]
+        row_bytes = [count * spec.bytes_per_token for count in columns]
+        return Sizes(row_bytes, backend.pass_bytes, None if free is None else free // 2)
 
     def branch(self, children: Sequence[tuple[int, int]]) -> "HFSession":
-        return HFSession(
+        session = HFSession(
             self.backend,
             [self.rows[row] for row, _ in children],
             [derive_seed(self.keys[row], sibling) for row, sibling in children],
             self.with_logprobs,
             (self, [row for row, _ in children]),
         )
+        self.unfed.add(session)
+        return session
+
+    def release(self) -> None:
+        self.is_released = True
+        self._free_unneeded()
 
     def sample(self) -> list[Sample]:
         backend = self.backend
@@ -95,8 +115,11 @@ class HFSession:
                 ids,
                 [values[0] for values in row],
                 untempered_logprobs=[values[1] for values in row] if backend.untempered else [],
+                cut=cut,
             )
-            for text, prompt, ids, row in zip(backend.texts(utterances), prompts, utterances, logprobs, strict=True)
+            for text, prompt, ids, row, cut in zip(
+                backend.texts(utterances), prompts, utterances, logprobs, backend.unfinished(utterances), strict=True
+            )
         ]
         self.say(samples)
         return samples
@@ -171,18 +194,15 @@ class HFSession:
 
     def _feed(self, feeds: list[Feed], room: int) -> list[Logprobs]:
         """Compute the keys and values of all feeds, with room for more columns; return the log-probabilities."""
-        past, slots, logits = self.past, self.slots, self.logits
-        if self.source is not None:
-            parent, parent_rows = self.source
-            past, logits = parent.past, parent.logits
-            slots = [parent.slots[row] for row in parent_rows] if past is not None else []
+        past, slots, logits = self._latest()
         prefixes = [0] * len(feeds)
         if past is not None:
             prefixes = [_common_prefix(past.ids[slot], feed.ids) for slot, feed in zip(slots, feeds, strict=True)]
         if past is not None and logits is not None and prefixes == [len(feed.ids) for feed in feeds]:
             if past is not self.past or past.window.columns < past.length + room:
-                self._hold(past.select(slots, prefixes, past.length + room), list(range(len(feeds))))
-                self.logits = logits[torch.tensor(slots, device=logits.device)]
+                start = past.first_column(slots, prefixes)
+                new = past.select(slots, prefixes, start, past.length - start + room)
+                self._hold(new, list(range(len(feeds))), logits[torch.tensor(slots, device=logits.device)])
             return [[] for _ in feeds]
         reuse = [0] * len(feeds)
         if past is not None:
@@ -193,11 +213,12 @@ class HFSession:
         widths = [len(feed.ids) - count for feed, count in zip(feeds, reuse, strict=True)]
         # Rows fed anew are separate, and all are sorted by width, so that few tokens are not padded to many.
         order = sorted(range(len(feeds)), key=lambda row: (reuse[row] == 0, widths[row]))
-        length = past.length if past is not None else 0
+        first = past.first_column(slots, reuse) if past is not None else 0
+        length = past.length - first if past is not None else 0
         # A row that is fed anew can overwrite its own old columns.
         end = max(length + width if count else width for count, width in zip(reuse, widths, strict=True))
         if past is not None and any(reuse):
-            new = past.select([slots[row] for row in order], [reuse[row] for row in order], end + room)
+            new = past.select([slots[row] for row in order], [reuse[row] for row in order], first, end + room)
         else:
             new = KeyValues(self.backend.cache_spec, len(feeds), end + room)
         logprobs: list[Logprobs] = [[] for _ in feeds]
@@ -214,12 +235,26 @@ class HFSession:
             del output
         new.length = end
         new.ids = [feeds[row].ids for row in order]
-        self._hold(new, inverse(order))
-        self.logits = torch.cat(last)
+        self._hold(new, inverse(order), torch.cat(last))
         return logprobs
 
-    def _hold(self, past: KeyValues, slots: list[int]) -> None:
-        self.past, self.slots, self.source = past, slots, None
+    def _latest(self) -> tuple[KeyValues | None, list[int], torch.Tensor | None]:
+        """Return what is computed of the rows: the past, the slot of each row, and the logits after the past."""
+        if self.source is None:
+            return self.past, self.slots, self.logits
+        parent, rows = self.source
+        return parent.past, [parent.slots[row] for row in rows] if parent.past is not None else [], parent.logits
+
+    def _hold(self, past: KeyValues, slots: list[int], logits: torch.Tensor) -> None:
+        self.past, self.slots, self.logits = past, slots, logits
+        if self.source is not None:
+            parent, self.source = self.source[0], None
+            parent.unfed.discard(self)
+            parent._free_unneeded()
+
+    def _free_unneeded(self) -> None:
+        if self.is_released and not self.unfed:
+            self.past, self.slots, self.logits = None, [], None
 
     def _slices(self, rows: list[tuple[bool, int, Feed]]) -> Iterator[tuple[int, int]]:
         """Yield ranges of rows for one forward pass each: of similar width, and with logits that fit in memory."""
@@ -228,7 +263,7 @@ class HFSession:
             first_fresh, first_width, _ = rows[start]
             keep = max(keep, feed.logits)
             size = 4 * (stop + 1 - start) * keep * self.backend.vocabulary
-            alike = fresh == first_fresh and width <= max(2 * first_width, first_width + 32)
+            alike = fresh == first_fresh and width <= similar_width(first_width)
             if stop > start and not (alike and (keep == 1 or size <= MAX_LOGITS_BYTES)):
                 yield start, stop
                 start, keep = stop, feed.logits

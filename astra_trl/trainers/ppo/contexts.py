@@ -124,24 +124,27 @@ def grow_contexts(
     return contexts
 
 
-def collect_contexts(
-    sampler: ASTSampler, draws: Draws, size: int, on_exchanges: OnExchanges = ignored
-) -> list[Context]:
+def collect_contexts(sampler: ASTSampler, draws: Draws, size: int) -> list[Context]:
     """Grow trees until they have `size` contexts or no draw is left, and return the contexts. A context's tree has the
     number of its draw. Every process grows its share, and all return the same."""
     contexts: list[Context] = []
+    drawn, per_tree = 0, sampler.exchanges_per_tree(sampler.tree_depth - 1)
 
     def grow(batch: Sequence[Draw]) -> list[list[Context]]:
         by_draw: list[list[Context]] = [[] for _ in batch]
         openings, seeds = [draw.opening for draw in batch], [draw.seed for draw in batch]
-        for context in grow_contexts(sampler, openings, seeds, on_exchanges):
+        for context in grow_contexts(sampler, openings, seeds, bar.update):
             by_draw[context.tree].append(replace(context, tree=batch[context.tree].number))
         return by_draw
 
-    for batch in draws.batches(sampler):
-        contexts += [context for by_draw in draws.share_out(batch, grow) for context in by_draw]
-        if len(contexts) >= size:
-            break
+    with draws.bar(draws.fewest_left(0, size, sampler.groups_per_tree) * per_tree) as bar:
+        for batch in draws.batches(sampler):
+            contexts += [context for by_draw in draws.share_out(batch, grow) for context in by_draw]
+            drawn += len(batch)
+            bar.total = (drawn + draws.fewest_left(drawn, size - len(contexts), sampler.groups_per_tree)) * per_tree
+            bar.count_to(drawn * per_tree)
+            if len(contexts) >= size:
+                break
     return contexts
 
 
@@ -179,7 +182,7 @@ def answer_contexts(
             _grow_remaining(sampler, nodes, turns, [tester, target, *readers])
         return nodes
 
-    nodes = sampler.in_parts(range(len(contexts)), reopen, answer)
+    nodes = sampler.parts.work(range(len(contexts)), reopen, answer)
     measure_trees(system, [Tree(node.exchange.context, [node]) for node in nodes])
     return nodes
 

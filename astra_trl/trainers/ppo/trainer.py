@@ -115,8 +115,8 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
 
     def collect_round(self, number: int) -> list[Record]:
         start = time.perf_counter()
-        with round_draws(self, number) as (draws, on_exchanges):
-            contexts = collect_contexts(self.sampler, draws, self.round_size, on_exchanges)
+        with self.current_tester():
+            contexts = collect_contexts(self.sampler, round_draws(self, number), self.round_size)
         trees = len({context.tree for context in contexts})
         records = fill_records(self, number, [context.to_record() for context in contexts], trees)
         random.Random(derive_seed(self.args.seed, "order", number)).shuffle(records)  # each batch of all depths
@@ -150,8 +150,11 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             assert row[: len(prompt)] == prompt, "TRL scores other rows than it was given"
         tester = self.tester
         utterances = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-        texts = tester.texts(utterances)
-        samples = [Sample(text, prompt, ids) for text, prompt, ids in zip(texts, prompts, utterances, strict=True)]
+        texts, cut = tester.texts(utterances), tester.unfinished(utterances)
+        samples = [
+            Sample(text, prompt, ids, cut=unfinished)
+            for text, prompt, ids, unfinished in zip(texts, prompts, utterances, cut, strict=True)
+        ]
         samples = with_logprobs(tester, samples, self.sampler.system.reward)
         place = (self.args.seed, "answer", self.state.global_step, self.accelerator.process_index)
         seeds = [derive_seed(*place, first + index) for index in range(len(rows))]
@@ -172,8 +175,6 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
             )
         if self._missing_end_penalty is None:
             return scores
-        length = self.args.response_length
-        cut = [len(ids) == length and not tester.ends(torch.tensor([ids]))[0] for ids in utterances]
         return [score - self._missing_end_penalty * missing for score, missing in zip(scores, cut, strict=True)]
 
     def batches(self, first: int) -> Iterator[dict[str, torch.Tensor]]:

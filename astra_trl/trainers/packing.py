@@ -1,0 +1,148 @@
+"""Rows of token ids packed so that a beginning that several of them share is there once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
+
+import torch
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Several rows in fewer and fuller ones, for one forward pass.
+
+    Args:
+        input_ids (`torch.Tensor`), position_ids (`torch.Tensor`):
+            Of shape (packed rows, columns); a position is the token's place in the row that it comes from.
+        segments (`torch.Tensor`):
+            Segment of each token (packed rows, columns): tokens that belong to the same rows.
+        ancestors (`torch.Tensor`):
+            Booleans (segments, segments): `ancestors[a, b]` if the tokens of segment `a` come after those of `b` in
+            some row, or if both are one segment.
+        places (`torch.Tensor`):
+            Place of each asked token (rows, tokens) in the flattened `input_ids`.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    segments: torch.Tensor
+    ancestors: torch.Tensor
+    places: torch.Tensor
+
+    @property
+    def allowed_keys(self) -> torch.Tensor:
+        """Booleans (packed rows, queries, keys): the earlier tokens of its own row that a token attends to."""
+        columns = self.segments.shape[1]
+        causal = torch.ones((columns, columns), dtype=torch.bool, device=self.segments.device).tril_()
+        return self.ancestors[self.segments[:, :, None], self.segments[:, None, :]] & causal
+
+
+@dataclass
+class _Trie:
+    """Rows that begin alike. A segment is a run of tokens that the same rows share."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    ancestors: list[list[int]] = field(default_factory=list)  # of each segment, itself included
+    columns: dict[int, list[int]] = field(default_factory=dict)  # of the tokens of each row
+
+    def add(self, rows: list[tuple[Ids, int]], above: list[int], path: list[int]) -> None:
+        """Add sorted rows, each with its number, which have the tokens in the columns `path` in common. `above` are
+        the segments of these tokens."""
+        first, last = rows[0][0], rows[-1][0]
+        start, stop = len(path), shared_length(first, last)
+        segment, column = len(self.ancestors), len(self.ids)
+        above, path = [*above, segment], [*path, *range(column, column + stop - start)]
+        self.ancestors.append(above)
+        self.ids += first[start:stop]
+        self.positions += range(start, stop)
+        self.segments += [segment] * (stop - start)
+        for _, number in takewhile(lambda row: len(row[0]) == stop, rows):
+            self.columns[number] = path
+        longer = [row for row in rows if len(row[0]) > stop]
+        for _, group in groupby(longer, key=lambda row: row[0][stop]):
+            self.add(list(group), above, path)
+
+
+def pack(rows: Sequence[Ids], starts: Sequence[int], count: int, pad_id: int = 0) -> Packed:
+    """Pack rows whose tokens from `starts` on are asked for; the tokens before them are a row's context.
+
+    Rows whose contexts are alike for at least half of the shorter one share these tokens. The rest is kept apart, as
+    attention takes time for every pair of tokens in a packed row. A packed row is as long as the longest part.
+
+    Args:
+        rows (`Sequence[Sequence[int]]`):
+            Token ids; contexts must not be empty.
+        starts (`Sequence[int]`):
+            Number of tokens of each context.
+        count (`int`):
+            Tokens that are asked for in each row. `places` has these and the context's last one; after a row's end
+            it repeats the last token.
+        pad_id (`int`, *optional*, defaults to `0`):
+            Token id of padding.
+    """
+    tries = list(_tries(rows, starts))
+    bins = _bins([len(trie.ids) for trie in tries])
+    columns = max(len(trie.ids) for trie in tries)
+    shape = (len(bins), columns)
+    ids, positions, segments = (torch.full(shape, fill) for fill in (pad_id, 0, 0))  # segment 0 is padding
+    ancestors = torch.zeros((1 + sum(len(trie.ancestors) for trie in tries),) * 2, dtype=torch.bool)
+    ancestors[0, 0] = True
+    places = torch.zeros((len(rows), count + 1), dtype=torch.long)
+    segment = 1
+    for number, members in enumerate(bins):
+        column = 0
+        for trie in (tries[member] for member in members):
+            part = slice(column, column + len(trie.ids))
+            ids[number, part], positions[number, part] = torch.tensor(trie.ids), torch.tensor(trie.positions)
+            segments[number, part] = torch.tensor(trie.segments) + segment
+            for own, above in enumerate(trie.ancestors):
+                ancestors[segment + own, [segment + one for one in above]] = True
+            for row, path in trie.columns.items():
+                asked = path[starts[row] - 1 :][: count + 1]
+                asked += asked[-1:] * (count + 1 - len(asked))
+                places[row] = torch.tensor(asked) + number * columns + column
+            segment += len(trie.ancestors)
+            column = part.stop
+    return Packed(ids, positions, segments, ancestors, places)
+
+
+def shared_length(one: Ids, other: Ids) -> int:
+    """Return the number of tokens that two rows begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _tries(rows: Sequence[Ids], starts: Sequence[int]) -> Iterator[_Trie]:
+    numbers = sorted(range(len(rows)), key=lambda number: list(rows[number]))
+    together: list[list[int]] = []
+    for number in numbers:
+        before = together[-1][-1] if together else None
+        if before is not None:
+            alike = shared_length(rows[before], rows[number])
+            if 2 * alike >= min(starts[before], starts[number]):
+                together[-1].append(number)
+                continue
+        together.append([number])
+    for members in together:
+        trie = _Trie()
+        trie.add([(rows[number], number) for number in members], [], [])
+        yield trie
+
+
+def _bins(sizes: Sequence[int]) -> list[list[int]]:
+    """Return the numbers of the sizes in bins of the largest size: the largest first, each into the first bin that has
+    room for it."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        place = next((n for n, left in enumerate(room) if left >= sizes[number]), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(max(sizes))
+        bins[place].append(number)
+        room[place] -= sizes[number]
+    return bins
