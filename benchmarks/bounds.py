@@ -17,6 +17,7 @@ from astra_trl.backends.hf.cache import KeyValues
 from astra_trl.backends.hf.decoding import decode
 from astra_trl.backends.hf.model import base_of
 from astra_trl.rollout.records import Record
+from astra_trl.trainers.packing import shared_length
 from benchmarks.clock import BACKWARD, FORWARD, REFERENCE, Clock
 from benchmarks.workloads import Workload, grow, synchronize, utterance_lengths
 
@@ -138,19 +139,24 @@ def decoding_alone(work: Workload) -> int:
 
 
 def unique_tokens(records: Sequence[Record]) -> tuple[int, int, float]:
-    """Return the tokens of pairs or groups with each context once, those of the probes among them, and the pairs of a
-    token and an earlier one.
+    """Return the tokens of pairs or groups, those of the probes among them, and the pairs of a token and an earlier
+    one, with each beginning that contexts share counted once.
 
-    Records of one tree share a part of their contexts, too, but they are in different steps, with other weights.
+    This is less than a trainer can reach, as the weights of one step are not those of another, so that only records
+    of one batch can share their contexts.
     """
-    tokens, of_probes, pairs = 0, 0, 0.0
-    for record in records:
-        context = len(record["prompt_ids"])
-        probes = record["probe_ids"] if "probe_ids" in record else [record["chosen_ids"], record["rejected_ids"]]
-        lengths = [len(probe) for probe in probes]
-        tokens += context + sum(lengths)
-        of_probes += sum(lengths)
-        pairs += context**2 / 2 + sum(length * (context + length / 2) for length in lengths)
+    rows = sorted(
+        (record["prompt_ids"] + probe, len(record["prompt_ids"]))
+        for record in records
+        for probe in record.get("probe_ids") or (record["chosen_ids"], record["rejected_ids"])
+    )
+    tokens, of_probes, pairs, last = 0, 0, 0.0, list[int]()
+    for ids, context in rows:
+        shared = shared_length(last, ids)
+        tokens += len(ids) - shared
+        of_probes += len(ids) - max(shared, context)
+        pairs += (len(ids) ** 2 - shared**2) / 2
+        last = ids
     return tokens, of_probes, pairs
 
 

@@ -54,8 +54,10 @@ def test_packed_rows_have_the_tokens_and_the_attention_of_texts_of_several_lengt
     assert sum(rows) * length**2 == pytest.approx(sum(n**2 for n in lengths), rel=0.05)
     assert max(rows) * length <= 1024 + length
 
-    pair = {"prompt_ids": [1] * 10, "chosen_ids": [1] * 2, "rejected_ids": [1] * 4}
-    assert unique_tokens([pair]) == (16, 6, 50 + 2 * 11 + 4 * 12)
+    pair = {"prompt_ids": [1] * 10, "chosen_ids": [2] * 2, "rejected_ids": [3] * 4}
+    below = {"prompt_ids": [1] * 10 + [2] * 2 + [4], "probe_ids": [[5], [6]]}
+    assert unique_tokens([pair, pair]) == (16, 6, 12**2 / 2 + (14**2 - 10**2) / 2)
+    assert unique_tokens([pair, below]) == (16 + 1 + 2, 6 + 2, (14**2 + 14**2 - 10**2 + 14**2 - 13**2) / 2)
 
 
 def test_openings_have_the_lengths_of_reddit(monkeypatch):
