@@ -1,5 +1,6 @@
 """Lower bounds of what models must compute for trees and for training on them, and the rates of a GPU."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from astra_trl.backends.hf.cache import KeyValues
 from astra_trl.backends.hf.decoding import decode
 from astra_trl.backends.hf.model import base_of
 from astra_trl.rollout.records import Record
+from astra_trl.trainers.packing import shared_length
 from benchmarks.clock import BACKWARD, FORWARD, REFERENCE, Clock
 from benchmarks.workloads import Workload, grow, synchronize, utterance_lengths
 
@@ -26,10 +28,10 @@ BLOCK = {"cpu": 512, "cuda": 4096}
 def packed(tokens: float, pairs: float, block: int) -> tuple[list[int], int]:
     """Return numbers of rows, one per forward pass of about `block` tokens, and the length of all rows.
 
-    They have that number of tokens in total, no padding, and as many pairs of a token and an earlier one: texts of
-    several lengths cost as much if each token passes through the model once, in batches of the best size.
+    They have that number of tokens in total, no padding, and nearly as many pairs of a token and an earlier one: texts
+    of several lengths cost as much if each token passes through the model once, in batches of the best size.
     """
-    rows = max(1, round(tokens / (2 * pairs / tokens)))
+    rows = math.ceil(tokens / (2 * pairs / tokens))  # rounded up, so that no row is longer than the longest text
     step = max(1, block * rows // round(tokens))
     return [min(step, rows - start) for start in range(0, rows, step)], max(1, round(tokens / rows))
 
@@ -76,6 +78,7 @@ def decode_rows(backend: HFBackend, rows: int, columns: int, tokens: int) -> int
 def feed_rows(backend: HFBackend, rows: Sequence[int], columns: int, width: int, logits: int) -> None:
     """Pass `width` tokens per row through the model, after as many columns of zeros, in forward passes of so many
     rows."""
+    backend = replace(backend)  # with a memory budget of its own, which is not limited
     positions = torch.arange(columns, columns + width, device=backend.device)[None]
     for count in rows:
         past = KeyValues(backend.cache_spec, count, columns + width)
@@ -98,7 +101,13 @@ def feed_utterances(backend: HFBackend, rows: int, columns: int, width: int, log
 
 
 def lower_bound(work: Workload) -> int:
-    """Compute what each unique token of the trees costs if nothing is computed twice, copied or padded."""
+    """Compute what each unique token of the trees costs if it passes through each model once, without padding.
+
+    These are the openings (`packed`), each utterance and separator that a side hears after its context, and each
+    sampled token, with attention over as many columns as conversations of that turn have on average. Copies,
+    holes and tokenisation cost nothing, and the cache only what a forward pass reads and writes. Tokens are sampled by
+    the engine's own loop. Returns the number of sampled tokens.
+    """
     total, separator = 0, len(work.tester.dialogue.separator_ids)
     for backend in (work.tester, work.target):
         lengths = [len(backend.fit(row.ids)) for row in backend.dialogue.open(work.openings)]
@@ -130,19 +139,24 @@ def decoding_alone(work: Workload) -> int:
 
 
 def unique_tokens(records: Sequence[Record]) -> tuple[int, int, float]:
-    """Return the tokens of pairs or groups with each context once, those of the probes among them, and the pairs of a
-    token and an earlier one.
+    """Return the tokens of pairs or groups, those of the probes among them, and the pairs of a token and an earlier
+    one, with each beginning that contexts share counted once.
 
-    Records of one tree share a part of their contexts, too, but they are in different steps, with other weights.
+    This is less than a trainer can reach, as the weights of one step are not those of another, so that only records
+    of one batch can share their contexts.
     """
-    tokens, of_probes, pairs = 0, 0, 0.0
-    for record in records:
-        context = len(record["prompt_ids"])
-        probes = record["probe_ids"] if "probe_ids" in record else [record["chosen_ids"], record["rejected_ids"]]
-        lengths = [len(probe) for probe in probes]
-        tokens += context + sum(lengths)
-        of_probes += sum(lengths)
-        pairs += context**2 / 2 + sum(length * (context + length / 2) for length in lengths)
+    rows = sorted(
+        (record["prompt_ids"] + probe, len(record["prompt_ids"]))
+        for record in records
+        for probe in record.get("probe_ids") or (record["chosen_ids"], record["rejected_ids"])
+    )
+    tokens, of_probes, pairs, last = 0, 0, 0.0, list[int]()
+    for ids, context in rows:
+        shared = shared_length(last, ids)
+        tokens += len(ids) - shared
+        of_probes += len(ids) - max(shared, context)
+        pairs += (len(ids) ** 2 - shared**2) / 2
+        last = ids
     return tokens, of_probes, pairs
 
 

@@ -11,13 +11,13 @@ TRL for DPO is TRL's trainer on the token ids of the same pairs. `benchmarks.bou
 
 import argparse
 import copy
-import dataclasses
 import json
 import logging
 import statistics
 import tempfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -71,7 +71,7 @@ ALGORITHMS: dict[str, tuple[Any, Any]] = {
 PACKAGE, SEPARATE, PLAIN, BOUND = "this package", "separate rows", "plain TRL", "lower bound"
 
 
-@dataclasses.dataclass
+@dataclass
 class Run:
     """A training run: seconds by part, the records that it trained on, steps, and peak memory of its first phase."""
 
@@ -114,6 +114,7 @@ def make_trainer(args: argparse.Namespace, way: str, folder: str, records: Seque
         "per_device_train_batch_size": batch,
         "gradient_checkpointing": args.gradient_checkpointing,
         "use_cpu": args.device == "cpu",
+        "bf16": args.device == "cuda",
         "report_to": "none",
         "disable_tqdm": True,
     }
@@ -129,11 +130,9 @@ def make_trainer(args: argparse.Namespace, way: str, folder: str, records: Seque
         )
     config, trainer_class = ALGORITHMS[args.algorithm]
     trees = len(work.openings)
-    settings |= {"trees_per_round": trees, "max_trees_per_round": trees}
+    settings |= {"trees_per_round": trees, "max_trees_per_round": trees, "shared_context": way != SEPARATE}
     if records:
         settings["save_strategy"] = "no"
-    if "shared_context" in {field.name for field in dataclasses.fields(config)}:
-        settings["shared_context"] = way != SEPARATE
     system = ASTPrompterSystem(work.tester, work.target, None, hash_scores)
     sampler = ASTSampler(system, work.openings, work.width, work.depth)
     return trainer_class(sampler, config(**settings), peft_config=adapter)
@@ -235,7 +234,8 @@ def report(args: argparse.Namespace, rounds: list[Run], runs: dict[str, list[Run
     )
     result: dict[str, Any] = {
         **{"shape": workload_name(args), "device": args.device, "algorithm": args.algorithm, "full": args.full},
-        **{"seconds": total, "outside_model_passes": outside, "peak_memory_mb": memory},
+        **{"seconds": total, "seconds_of_parts": {part: round(value, 4) for part, value in seconds.items()}},
+        **{"outside_model_passes": outside, "peak_memory_mb": memory},
     }
     for way, of_way in runs.items():
         step = statistics.median(run.step_seconds for run in of_way)

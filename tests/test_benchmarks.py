@@ -28,14 +28,14 @@ def measure(monkeypatch, capsys):
     [("dpo", False, {"separate_rows", "plain_trl"}), ("rloo", True, {"separate_rows"})],
 )
 def test_a_round_is_measured_beside_other_ways_to_train_on_its_records(measure, algorithm, full, ways):
-    table, figures = measure("round", "--algorithm", algorithm, "--trees", "2", *(["--full"] if full else []))
+    _, figures = measure("round", "--algorithm", algorithm, "--trees", "2", *(["--full"] if full else []))
     assert {name.removeprefix("vs_") for name in figures if name.startswith("vs_")} == {*ways, "lower_bound"}
     assert all(figures[f"vs_{way}"] > 0 for way in ways) and 0 < figures["outside_model_passes"] < 1
-    seconds = {line[:44].strip(): float(line[44:53]) for line in table if line[:44].strip() and line[-1:] == "%"}
-    parts = sum(value for name, value in seconds.items() if name != "all")
-    assert parts == pytest.approx(seconds["all"], abs=0.1)
-    assert seconds["collecting: forward passes"] > 0 and seconds["training: backward passes"] > 0
-    assert seconds["training: reference passes"] > 0  # DPO's reference, and RLOO's KL
+    seconds = figures["seconds_of_parts"]
+    assert sum(seconds.values()) == pytest.approx(figures["seconds"], abs=0.01)
+    # DPO's reference, and RLOO's penalty of divergence from it.
+    passes = ("collecting: forward", "training: forward", "training: reference", "training: backward")
+    assert all(seconds[f"{name} passes"] > 0 for name in passes)
 
 
 def test_all_ways_of_growing_trees_are_measured(measure):
@@ -54,8 +54,10 @@ def test_packed_rows_have_the_tokens_and_the_attention_of_texts_of_several_lengt
     assert sum(rows) * length**2 == pytest.approx(sum(n**2 for n in lengths), rel=0.05)
     assert max(rows) * length <= 1024 + length
 
-    pair = {"prompt_ids": [1] * 10, "chosen_ids": [1] * 2, "rejected_ids": [1] * 4}
-    assert unique_tokens([pair]) == (16, 6, 50 + 2 * 11 + 4 * 12)
+    pair = {"prompt_ids": [1] * 10, "chosen_ids": [2] * 2, "rejected_ids": [3] * 4}
+    below = {"prompt_ids": [1] * 10 + [2] * 2 + [4], "probe_ids": [[5], [6]]}
+    assert unique_tokens([pair, pair]) == (16, 6, 12**2 / 2 + (14**2 - 10**2) / 2)
+    assert unique_tokens([pair, below]) == (16 + 1 + 2, 6 + 2, (14**2 + 14**2 - 10**2 + 14**2 - 13**2) / 2)
 
 
 def test_openings_have_the_lengths_of_reddit(monkeypatch):
