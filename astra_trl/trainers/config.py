@@ -81,8 +81,8 @@ class RoundsConfig:
         padding = getattr(self, "pad_to_multiple_of", None)  # in newer versions of TRL it may be a text
         if isinstance(padding, str) and not (padding.isdecimal() or padding.lower() in ("auto", "none", "null")):
             raise InputError(f"pad_to_multiple_of must be at least 1, or auto, got {padding!r:.80}")
-        # TRL sets bf16 unless fp16 is set, and transformers refuses it on a machine without a GPU that has it.
-        if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
+        # TRL sets bf16 unless fp16 is set. A CPU computes it slowly, and transformers refuses it if use_cpu is not set.
+        if self.bf16 is None and (self.use_cpu or not is_torch_bf16_gpu_available()):
             self.bf16 = False
         # TRL sets the field by its old name, for which newer transformers warn at every start.
         if getattr(self, "activation_checkpointing", True) is None:

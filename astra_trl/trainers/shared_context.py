@@ -133,8 +133,9 @@ def confirm_shared_context(trainer: Any) -> SharedContext | None:
         return shared
     shared.is_confirmed = True
     tester = trainable_tester(trainer.sampler.system)
+    half = trainer.accelerator.mixed_precision != "no"
     with gather_weights(trainer.accelerator, trainer.model_wrapped, trainer.ref_model) as models:
-        reasons = [_difference(shared, replace(tester, model=model)) for model in models if model is not None]
+        reasons = [_difference(shared, replace(tester, model=model), half) for model in models if model is not None]
     return _without_reasons(trainer, shared, reasons)
 
 
@@ -169,8 +170,9 @@ def _unsupported_model(model: Any) -> str | None:
     return None
 
 
-def _difference(shared: SharedContext, tester: HFBackend) -> str | None:
-    """Return a reason if two short rows have other log-probabilities in the shared than in the separate way."""
+def _difference(shared: SharedContext, tester: HFBackend, half: bool) -> str | None:
+    """Return a reason if two short rows have other log-probabilities in the shared than in the separate way. `half`
+    says that models compute with 16 bits, which their weights and logits do not show."""
     model, device = tester.model, tester.device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(tester.vocabulary, (3, 12), generator=generator).to(device)
@@ -185,8 +187,7 @@ def _difference(shared: SharedContext, tester: HFBackend) -> str | None:
             mean = (together.float().log_softmax(-1) - separate.float().log_softmax(-1)).abs().mean().item()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return f"{type(base_of(model)).__name__} cannot compute packed rows ({reason(error)})"
-    half = torch.finfo(model.dtype).bits == 16 or torch.finfo(separate.dtype).bits == 16 or torch.is_autocast_enabled()
-    limit = MAX_DIFFERENCE_OF_HALF if half else MAX_DIFFERENCE
+    limit = MAX_DIFFERENCE_OF_HALF if half or torch.finfo(model.dtype).bits == 16 else MAX_DIFFERENCE
     if mean <= limit:  # nan is not
         return None
     return f"{type(base_of(model)).__name__} gives other log-probabilities for packed rows (by {mean:.2g})"
