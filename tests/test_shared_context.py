@@ -235,6 +235,14 @@ def test_reference_columns_are_trls(tmp_path, lora):
         torch.testing.assert_close(got, torch.cat(own), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("bf16", [None, True])
+def test_mixed_precision_is_no_reason_to_compute_contexts_again(tmp_path, bf16, caplog):
+    trainer = make_dpo(tmp_path, model_of("llama"), bf16=bf16, use_cpu=True)
+    assert trainer.accelerator.mixed_precision == ("bf16" if bf16 else "no")  # on a CPU only if asked for
+    trainer.train()
+    assert trainer._shared.is_confirmed and "passes through the model again" not in caplog.text
+
+
 def test_training_gives_the_same_tester(tmp_path):
     testers = []
     for name, shared in (("shared", True), ("own", False)):

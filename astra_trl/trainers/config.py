@@ -81,7 +81,7 @@ class RoundsConfig:
         padding = getattr(self, "pad_to_multiple_of", None)  # in newer versions of TRL it may be a text
         if isinstance(padding, str) and not (padding.isdecimal() or padding.lower() in ("auto", "none", "null")):
             raise InputError(f"pad_to_multiple_of must be at least 1, or auto, got {padding!r:.80}")
-        # TRL sets bf16 unless fp16 is set. A CPU computes it slowly, and transformers refuses it if use_cpu is not set.
+        # TRL sets bf16 unless fp16 is set. A CPU computes it slowly, and transformers refuses it without use_cpu.
         if self.bf16 is None and (self.use_cpu or not is_torch_bf16_gpu_available()):
             self.bf16 = False
         # TRL sets the field by its old name, for which newer transformers warn at every start.
