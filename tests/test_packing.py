@@ -27,7 +27,7 @@ def test_each_asked_token_sees_the_tokens_before_it_in_its_own_row(pairs):
     rows = [context + probe for context, probe in pairs]
     starts = [len(context) for context, _ in pairs]
     count = max(len(probe) for _, probe in pairs)
-    packed = pack(rows, starts, count)
+    packed = pack(rows, starts, count, 64)
     for row, start, places in zip(rows, starts, packed.places.tolist(), strict=True):
         for offset, place in enumerate(places):
             end = min(start + offset, len(row))  # after the end of a row, its last token again
@@ -37,7 +37,7 @@ def test_each_asked_token_sees_the_tokens_before_it_in_its_own_row(pairs):
 @given(ROWS)
 def test_no_packed_row_is_longer_than_the_longest_part(pairs):
     rows = [context + probe for context, probe in pairs]
-    packed = pack(rows, [len(context) for context, _ in pairs], 4)
+    packed = pack(rows, [len(context) for context, _ in pairs], 4, 64)
     tokens = int((packed.segments > 0).sum())
     assert tokens <= sum(map(len, rows))
     assert packed.input_ids.shape[0] <= len(rows)
@@ -50,7 +50,7 @@ def test_no_packed_row_is_longer_than_the_longest_part(pairs):
 def test_a_context_is_there_once(width):
     contexts = [list(range(100, 130)), list(range(200, 215))]
     rows = [context + [300 + sibling] * 5 for context in contexts for sibling in range(width)]
-    packed = pack(rows, [len(context) for context in contexts for _ in range(width)], 5)
+    packed = pack(rows, [len(context) for context in contexts for _ in range(width)], 5, 64)
     assert int((packed.segments > 0).sum()) == 30 + 15 + 2 * width * 5
 
 
@@ -58,12 +58,21 @@ def test_a_whole_tree_shares_its_opening():
     opening = list(range(40))
     below = [*opening, 50, 51, 52]
     rows = [[*opening, 60], [*opening, 61], [*below, 60], [*below, 61], [*below, 61]]
-    packed = pack(rows, [40, 40, 43, 43, 43], 1)
+    packed = pack(rows, [40, 40, 43, 43, 43], 1, 64)
     assert packed.input_ids.shape == (1, 40 + 2 + 3 + 2)  # equal rows are one
 
 
 def test_padding_sees_no_token_of_a_row_and_itself():
-    packed = pack([[1, 2, 3, 4], [5, 6, 7]], [3, 2], 1)
+    packed = pack([[1, 2, 3, 4], [5, 6, 7]], [3, 2], 1, 64)
     padding = packed.segments == 0
     assert packed.input_ids.shape == (2, 4) and padding.sum() == 1
     assert torch.equal(packed.allowed_keys[1, 3], torch.tensor([False, False, False, True]))
+
+
+def test_what_attention_would_cost_more_than_it_saves_is_not_shared():
+    """64 rows of unrelated openings after one system prompt: in one packed row each token would attend to all."""
+    prompt = list(range(200))
+    rows = [prompt + [1000 + 200 * row + token for token in range(100)] for row in range(64)]
+    packed = pack(rows, [290] * len(rows), 10, hidden=64)
+    assert packed.input_ids.shape[1] <= 800  # of the 6,600 tokens that differ
+    assert packed.input_ids.numel() < sum(map(len, rows))

@@ -74,7 +74,7 @@ def test_help_lists_every_flag(name, capsys):
     shared = ("--tester", "--held_out_scorers", "--reward", "--temperature", "--system_kwargs", "--lora_r")
     for flag in (*shared, *OWN_FLAGS[algorithm_of(name)]):
         assert flag in shown
-    assert "35% of what is free" in " ".join(shown.split())
+    assert "30% of what is free" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo"] if HAS_PPO else ["grpo", "rloo"])

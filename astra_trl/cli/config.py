@@ -76,7 +76,7 @@ class SystemArguments:
         "Longest context plus utterance in tokens; a longer context loses its beginning. Default: each model's window."
     )
     max_rows: int = _flag("Conversations per batch.", 128)
-    cache_bytes: int | None = _flag("Bytes for each side's keys and values. Default: 35%% of what is free.")
+    cache_bytes: int | None = _flag("Bytes for each side's keys and values. Default: 30%% of what is free.")
     allow_pickle: bool = _flag("Load weights that are pickles (pytorch_model.bin) too, not only safetensors.", False)
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ class RoundsConfig:
     unit: ClassVar[str] = "record"
     unread: ClassVar[Mapping[str, str]] = BY_ALL
     # Not in the fields' metadata: HfArgumentParser hands that to argparse, which refuses what it does not know.
-    resumable: ClassVar[frozenset[str]] = frozenset({"push_transcripts"})
+    resumable: ClassVar[frozenset[str]] = frozenset({"push_transcripts", "shared_context"})
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
     per_device_train_batch_size: int = field(

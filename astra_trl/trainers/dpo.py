@@ -10,6 +10,7 @@ from trl import DPOConfig, DPOTrainer
 
 from astra_trl.errors import InputError
 from astra_trl.processes import share_out
+from astra_trl.progress import DELAY, ProgressBar
 from astra_trl.rollout.records import Record, preference_records
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
@@ -19,7 +20,6 @@ from astra_trl.trainers.roles import reference_model, trainable_tester
 from astra_trl.trainers.rounds import RoundsMixin
 from astra_trl.trainers.shared_context import (
     confirm_shared_context,
-    pack_batch,
     share_context,
     shared_context_field,
 )
@@ -138,12 +138,14 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
 
         def compute(share: Sequence[list[tuple[Any, Record]]]) -> list[dict[Any, Record]]:
             results = []
-            for batch in share:
-                inputs = self._prepare_inputs(self.data_collator([record for _, record in batch]))
-                with self._sharing_context(inputs) as inputs:
-                    sums = torch.stack(self.compute_ref_log_probs(model, inputs), dim=1).tolist()
-                columns = ({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected} for chosen, rejected in sums)
-                results.append(dict(zip([key for key, _ in batch], columns, strict=True)))
+            with ProgressBar("reference", sum(map(len, share)), "pairs", delay=DELAY) as bar:
+                for batch in share:
+                    inputs = self._prepare_inputs(self.data_collator([record for _, record in batch]))
+                    with self._sharing_context(inputs) as inputs:
+                        sums = torch.stack(self.compute_ref_log_probs(model, inputs), dim=1).tolist()
+                    rows = ({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected} for chosen, rejected in sums)
+                    results.append(dict(zip([key for key, _ in batch], rows, strict=True)))
+                    bar.update(len(batch))
             return results
 
         known = {key: columns for part in share_out(batches, compute) for key, columns in part.items()}
@@ -161,7 +163,7 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
             return
         ids, mask, probes = (inputs[name] for name in ("input_ids", "attention_mask", "completion_mask"))
         starts = mask.sum(1) - probes.sum(1)
-        packed, asked = pack_batch(ids, mask, starts, int(probes.sum(1).max()))
+        packed, asked = self._shared.pack(ids, mask, starts, int(probes.sum(1).max()))
         scored = torch.arange(asked.shape[1], device=ids.device) <= probes.sum(1, keepdim=True)
         scored[:, 0] = False
         with self._shared.computing(packed):

@@ -22,7 +22,6 @@ from astra_trl.trainers.rounds import RoundsMixin
 from astra_trl.trainers.shared_context import (
     SharedContext,
     confirm_shared_context,
-    pack_batch,
     share_context,
     shared_context_field,
 )
@@ -244,7 +243,7 @@ class GroupsMixin(RoundsMixin):
         for ids, mask in zip(
             *(rows.split(batch_size or len(rows)) for rows in (input_ids, attention_mask)), strict=True
         ):
-            packed, asked = pack_batch(ids, mask, mask[:, :-logits_to_keep].sum(1), logits_to_keep)
+            packed, asked = self._shared.pack(ids, mask, mask[:, :-logits_to_keep].sum(1), logits_to_keep)
             asked_mask = mask[:, -logits_to_keep - 1 :]
             with self._shared.computing(packed):
                 parts.append(compute(model, asked, asked_mask, logits_to_keep, None, *args, **kwargs))

@@ -8,7 +8,7 @@ from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 
 from astra_trl.backends.hf import HFBackend
 from astra_trl.backends.hf.masks import complete_mask, takes_complete_masks
@@ -49,12 +49,36 @@ class SharedContext:
     models: InitVar[list[Any]]  # not kept: a copy of a model, with its hooks, would be one of all
     packed: Packed | None = field(default=None, init=False)
     is_confirmed: bool = field(default=False, init=False)
+    hidden: int = field(init=False)  # the hidden size of the first model
 
     def __post_init__(self, models: list[Any]) -> None:
+        self.hidden = base_of(models[0]).config.get_text_config().hidden_size
         for model in models:
             decoder = base_of(model).base_model
             decoder.register_forward_pre_hook(self._feed_packed, with_kwargs=True)
             decoder.register_forward_hook(self._select_asked)
+
+    def pack(
+        self, ids: torch.Tensor, mask: torch.Tensor, starts: torch.Tensor, count: int
+    ) -> tuple[Packed, torch.Tensor]:
+        """Pack a batch of TRL's.
+
+        Args:
+            ids (`torch.Tensor`), mask (`torch.Tensor`):
+                Token ids (rows, columns), and 0 for the columns of padding, on either side.
+            starts (`torch.Tensor`):
+                Number of tokens in each context (rows,).
+            count (`int`):
+                Tokens after a context, in the longest row.
+
+        Returns:
+            The packed rows, and ids (rows, 1 + `count`) of the last token of each context and of those after it.
+        """
+        rows = [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu().bool(), strict=True)]
+        packed = pack(rows, starts.tolist(), count, self.hidden)
+        asked = packed.input_ids.flatten()[packed.places]
+        on_device = {name: value.to(ids.device) for name, value in vars(packed).items()}
+        return Packed(**on_device), asked.to(ids.device)
 
     @contextmanager
     def computing(self, packed: Packed) -> Iterator[None]:
@@ -81,32 +105,12 @@ class SharedContext:
         if (packed := self.packed) is None:
             return output
         hidden = output[0]
-        asked = hidden.flatten(0, 1).index_select(0, packed.places.flatten()).view(*packed.places.shape, -1)
+        places = packed.places.to(hidden.device)  # of a model over several GPUs, the last one's
+        asked = hidden.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, -1)
         if isinstance(output, tuple):
             return (asked, *output[1:])
         output["last_hidden_state"] = asked
         return output
-
-
-def pack_batch(ids: torch.Tensor, mask: torch.Tensor, starts: torch.Tensor, count: int) -> tuple[Packed, torch.Tensor]:
-    """Pack a batch of TRL's.
-
-    Args:
-        ids (`torch.Tensor`), mask (`torch.Tensor`):
-            Token ids (rows, columns), and 0 for the columns of padding, on either side.
-        starts (`torch.Tensor`):
-            Number of tokens in each context (rows,).
-        count (`int`):
-            Tokens after a context, in the longest row.
-
-    Returns:
-        The packed rows, and ids (rows, 1 + `count`) of the last token of each context and of those after it.
-    """
-    rows = [row[kept] for row, kept in zip(ids.cpu(), mask.cpu().bool(), strict=True)]
-    packed = pack([row.tolist() for row in rows], starts.tolist(), count)
-    asked = packed.input_ids.flatten()[packed.places]
-    on_device = {name: value.to(ids.device) for name, value in vars(packed).items()}
-    return Packed(**on_device), asked.to(ids.device)
 
 
 def share_context(trainer: Any) -> SharedContext | None:
@@ -133,10 +137,10 @@ def confirm_shared_context(trainer: Any) -> SharedContext | None:
         return shared
     shared.is_confirmed = True
     tester = trainable_tester(trainer.sampler.system)
-    half = trainer.accelerator.mixed_precision != "no"
+    half = trainer.accelerator.mixed_precision != "no" or bool(trainer.args.tf32)
     with gather_weights(trainer.accelerator, trainer.model_wrapped, trainer.ref_model) as models:
         reasons = [_difference(shared, replace(tester, model=model), half) for model in models if model is not None]
-    return _without_reasons(trainer, shared, reasons)
+    return _without_reasons(trainer, shared, gather_object(reasons))  # one process decides for all
 
 
 def _without_reasons(trainer: Any, shared: SharedContext | None, reasons: list[str | None]) -> SharedContext | None:
@@ -147,9 +151,13 @@ def _without_reasons(trainer: Any, shared: SharedContext | None, reasons: list[s
 
 
 def _unsupported_setting(trainer: Any) -> str | None:
-    args = trainer.args
+    args, fsdp = trainer.args, getattr(trainer.accelerator.state, "fsdp_plugin", None)
     reasons = {
-        "use_liger_kernel computes the loss in its own way": args.use_liger_kernel,
+        "use_liger_kernel may compute the loss in its own way": args.use_liger_kernel,
+        "neftune_noise_alpha adds noise that siblings would share": args.neftune_noise_alpha,
+        "FSDP's activation checkpointing may run the whole decoder again": getattr(
+            fsdp, "activation_checkpointing", False
+        ),
         "torch_compile would compile every shape anew": args.torch_compile,
         "the loss of a router depends on the tokens of every row": getattr(trainer, "aux_loss_enabled", False),
         "several GPUs share one process (start one process per GPU)": args.n_gpu > 1,
@@ -161,8 +169,9 @@ def _unsupported_model(model: Any) -> str | None:
     base = base_of(model)
     takes = inspect.signature(type(base.base_model).forward).parameters
     name = type(base).__name__
-    if is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
-        return "the adapter puts virtual tokens before each row"
+    adapters = model.peft_config.values() if is_peft_model(model) else ()
+    if any(config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None) for config in adapters):
+        return "the adapter depends on the beginning of each row"
     if not {"position_ids", "attention_mask"} <= takes.keys():
         return f"{name} takes no positions"
     if not takes_complete_masks(base.config):
@@ -178,13 +187,15 @@ def _difference(shared: SharedContext, tester: HFBackend, half: bool) -> str | N
     ids = torch.randint(tester.vocabulary, (3, 12), generator=generator).to(device)
     rows = torch.cat([ids[:1].expand(2, -1), ids[1:, :4]], dim=1)
     mask = torch.ones_like(rows)
-    packed, asked = pack_batch(rows, mask, torch.tensor([12, 12]), 4)
+    packed, asked = shared.pack(rows, mask, torch.tensor([12, 12]), 4)
     try:
         with tester.inference():
             separate = model(input_ids=rows, attention_mask=mask, use_cache=False).logits[:, 11:]
             with shared.computing(packed):
                 together = model(input_ids=asked, attention_mask=mask, use_cache=False).logits
             mean = (together.float().log_softmax(-1) - separate.float().log_softmax(-1)).abs().mean().item()
+    except torch.OutOfMemoryError:  # says nothing about packed rows
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return f"{type(base_of(model)).__name__} cannot compute packed rows ({reason(error)})"
     limit = MAX_DIFFERENCE_OF_HALF if half or torch.finfo(model.dtype).bits == 16 else MAX_DIFFERENCE

@@ -51,7 +51,7 @@ class HFBackend(HFModel):
         max_rows (`int`, *optional*, defaults to `128`):
             Rows that pass through the model at a time.
         cache_bytes (`int`, *optional*):
-            Memory for keys and values. It defaults to 35% of the memory that is free when conversations are opened
+            Memory for keys and values. It defaults to 30% of the memory that is free when conversations are opened
             (tester and target have a cache each): the GPU's, or for a CPU the machine's or what the limits of
             containers (cgroups) leave, divided by the number of the machine's processes. Otherwise only `max_rows`
             limits it.

@@ -10,7 +10,7 @@ import torch
 
 from astra_trl.backends.base import OutOfMemory
 
-CACHE_SHARE = 0.35  # tester and target have a cache each; the rest is for logits and activations
+CACHE_SHARE = 0.3  # tester, target and a third model have a cache each; the rest is for logits and activations
 # Names of the files of a cgroup, version 2 and 1: its limit, its usage, and in the statistics the file cache, which is
 # part of the usage and gives way to other uses.
 _FILES = (

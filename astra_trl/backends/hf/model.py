@@ -210,7 +210,9 @@ class HFModel:
     def branches(self) -> bool:
         """`True` if the past of a row can be copied to its children."""
         needed = {"attention_mask", "position_ids", "past_key_values"}
-        return needed <= self._accepted and can_branch(self.model.config) and not self._virtual_tokens
+        # The code of a model's own folder may make the mask of its sliding window by itself, from columns.
+        known = not (self._windows - {None}) or type(base_of(self.model)).__module__.startswith("transformers.")
+        return known and needed <= self._accepted and can_branch(self.model.config) and not self._virtual_tokens
 
     @property
     def pads(self) -> bool:
