@@ -71,7 +71,7 @@ def pack(rows: Sequence[Ids], starts: Sequence[int], count: int, hidden: int, pa
     """Pack rows whose tokens from `starts` on are asked for; the tokens before them are a row's context.
 
     Rows share the tokens that they begin with if that costs less than it adds: attention takes time for every pair of
-    tokens in a packed row, though a token sees only those of its own row. A packed row is as long as the longest part.
+    tokens in a packed row, though a token sees only those of its own row.
 
     Args:
         rows (`Sequence[Sequence[int]]`):
@@ -87,8 +87,8 @@ def pack(rows: Sequence[Ids], starts: Sequence[int], count: int, hidden: int, pa
             Token id of padding.
     """
     tries = list(_tries(rows, hidden))
-    bins = _bins([len(trie.ids) for trie in tries])
-    columns = max(len(trie.ids) for trie in tries)
+    bins = _bins([len(trie.ids) for trie in tries], hidden)
+    columns = max(sum(len(tries[member].ids) for member in members) for members in bins)
     shape = (len(bins), columns)
     ids, positions, segments = (torch.full(shape, fill) for fill in (pad_id, 0, 0))  # segment 0 is padding
     ancestors = torch.zeros((1 + sum(len(trie.ancestors) for trie in tries),) * 2, dtype=torch.bool)
@@ -119,10 +119,6 @@ def shared_length(one: Ids, other: Ids) -> int:
 
 
 def _tries(rows: Sequence[Ids], hidden: int) -> Iterator[_Trie]:
-    def cost(tokens: int) -> int:
-        # In a layer, a token costs about 24 hidden^2 operations, and 4 hidden for each token in its packed row.
-        return tokens * (6 * hidden + tokens)
-
     together: list[list[int]] = []
     before: Ids = ()
     size = 0  # tokens of the last part
@@ -130,7 +126,7 @@ def _tries(rows: Sequence[Ids], hidden: int) -> Iterator[_Trie]:
         row = rows[number]
         alike = shared_length(before, row)
         longer = size + len(row) - alike
-        if alike and cost(longer) <= cost(size) + cost(len(row)):
+        if alike and _cost(longer, hidden) <= _cost(size, hidden) + _cost(len(row), hidden):
             together[-1].append(number)
             size = longer
         else:
@@ -143,16 +139,29 @@ def _tries(rows: Sequence[Ids], hidden: int) -> Iterator[_Trie]:
         yield trie
 
 
-def _bins(sizes: Sequence[int]) -> list[list[int]]:
-    """Return the numbers of the sizes in bins of the largest size: the largest first, each into the first bin that has
-    room for it."""
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        place = next((n for n, left in enumerate(room) if left >= sizes[number]), len(bins))
-        if place == len(bins):
-            bins.append([])
-            room.append(max(sizes))
-        bins[place].append(number)
-        room[place] -= sizes[number]
-    return bins
+def _bins(sizes: Sequence[int], hidden: int) -> list[list[int]]:
+    """Return the numbers of the sizes in bins, which become packed rows of one length: at little cost together.
+
+    Longer rows have less padding, and more attention between tokens that do not see each other.
+    """
+
+    def fill(room: int) -> tuple[int, list[list[int]]]:
+        # The largest first, each into the first bin that has room for it.
+        bins: list[list[int]] = []
+        filled: list[int] = []
+        for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+            place = next((n for n, size in enumerate(filled) if size + sizes[number] <= room), len(bins))
+            if place == len(bins):
+                bins.append([])
+                filled.append(0)
+            bins[place].append(number)
+            filled[place] += sizes[number]
+        return len(bins) * _cost(max(filled), hidden), bins
+
+    rooms = {max(sizes) * quarters // 4 for quarters in (4, 5, 6, 8, 12, 16)} | {sum(sizes)}
+    return min(map(fill, sorted(rooms)))[1]
+
+
+def _cost(tokens: int, hidden: int) -> int:
+    # Of a packed row, in a layer: a token costs about 24 hidden^2 operations, and 4 hidden for each token in the row.
+    return tokens * (6 * hidden + tokens)
