@@ -260,10 +260,10 @@ def test_a_cpu_has_a_budget_by_default(monkeypatch):
     monkeypatch.setattr(memory, "_cgroup_bytes", lambda: [10**8])
     backend = make_system().tester
     backend.open(["soup"], seeds=[0])
-    assert backend.budget.limit == 35 * 10**6
+    assert backend.budget.limit == 30 * 10**6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     backend.open(["soup"], seeds=[0])
-    assert backend.budget.limit == 35 * 10**6 // 4
+    assert backend.budget.limit == 30 * 10**6 // 4
     backend.cache_bytes = 777
     backend.open(["soup"], seeds=[0])
     assert backend.budget.limit == 777
