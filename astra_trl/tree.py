@@ -140,6 +140,11 @@ class Tree:
         return tree
 
 
+def exchanges_in_tree(width: int, turns: int) -> int:
+    """Return the number of exchanges in a whole tree: width + width^2 + ... + width^turns."""
+    return sum(width**turn for turn in range(1, turns + 1))
+
+
 def _null_if_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _null_if_nan(number) for name, number in value.items()}

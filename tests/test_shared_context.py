@@ -271,7 +271,7 @@ def test_siblings_stay_in_one_batch(tmp_path):
 
 
 class IgnoresPositions(type(make_llama(TOKENIZER))):
-    """A model whose decoder drops what it is told about positions."""
+    """A model whose decoder ignores `position_ids` and `attention_mask`."""
 
     def __init__(self, config):
         super().__init__(config)

@@ -136,7 +136,7 @@ class Sizes:
 
 @runtime_checkable
 class CachingSession(Session, Protocol):
-    """A session that keeps in memory what it has computed of each row. Both methods are optional in a session."""
+    """A session that keeps in memory what it has computed of each row, and says how much. Other sessions need not."""
 
     def sizes(self) -> Sizes | None:
         """Return the memory that branches will take; `None` if rows take none. Rows of similar size grow together."""

@@ -16,6 +16,7 @@ from astra_trl.cli.config import RunArguments
 from astra_trl.cli.sizes import Loading, empty_model, tokenizer_of
 from astra_trl.conversation import Opening, as_conversation
 from astra_trl.prompts.base import draw_sample
+from astra_trl.tree import exchanges_in_tree
 
 MAX_OPENINGS = 1000  # to count the tokens of
 
@@ -31,7 +32,7 @@ def api_calls(
     opening = _opening_tokens(tokenizer_of(tester, "tester", loading), openings, math.inf)
     sent = [opening + turn * (length + answer) + length for turn in range(depth)]  # at each turn
     likelihood = endpoint is not None and endpoint.logprobs != "none"
-    calls_of_tree = (1 + likelihood) * sum(width ** (turn + 1) for turn in range(depth))
+    calls_of_tree = (1 + likelihood) * exchanges_in_tree(width, depth)
     tokens_of_tree = sum(
         width ** (turn + 1) * (tokens + answer + likelihood * (tokens + 1)) for turn, tokens in enumerate(sent)
     )
@@ -61,7 +62,7 @@ def token_counts(
     loading: Loading,
 ) -> str:
     width, depth = args.tree_width, args.tree_depth
-    exchanges = sum(width ** (turn + 1) for turn in range(depth))
+    exchanges = exchanges_in_tree(width, depth)
     longest = dict(zip(("tester", "target"), _longest(args), strict=True))
     probe, answer = (length + 1 for length in longest.values())  # and the new line between utterances
     records, trees, most_trees = _round(args, training_args)

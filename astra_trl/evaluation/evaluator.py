@@ -38,7 +38,7 @@ from astra_trl.rollout.opening_checks import check_openings
 from astra_trl.rollout.sampler import ASTSampler, OnExchanges
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.base import System
-from astra_trl.tree import Tree
+from astra_trl.tree import Tree, exchanges_in_tree
 
 COUNTED = ("exchanges", "failed", "empty_responses", "cut_responses", "unrewarded")  # in the metrics of a trainer
 
@@ -277,7 +277,7 @@ class ASTEvaluator:
 
     def _exchanges(self, arm: str) -> int:
         # Of one opening.
-        return 1 if arm == OPENINGS else sum(self.width**turn for turn in range(1, self.depth + 1))
+        return 1 if arm == OPENINGS else exchanges_in_tree(self.width, self.depth)
 
     def _grow(
         self,

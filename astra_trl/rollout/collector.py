@@ -17,7 +17,7 @@ from astra_trl.progress import ProgressBar
 from astra_trl.rollout.records import Record
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching, teaching_records
-from astra_trl.tree import Tree
+from astra_trl.tree import Tree, exchanges_in_tree
 
 T = TypeVar("T")
 
@@ -109,7 +109,8 @@ def collect_trees(
     trees: list[Tree] = []
     lessons: list[Record] = []
     count = drawn = 0
-    per_tree, tree_share = sampler.exchanges_per_tree(), 1 - (teaching.fraction if teaching else 0)
+    per_tree = exchanges_in_tree(sampler.tree_width, sampler.tree_depth)
+    tree_share = 1 - (teaching.fraction if teaching else 0)
 
     def total() -> int:
         left = draws.fewest_left(drawn, size - count - len(lessons), sampler.groups_per_tree)

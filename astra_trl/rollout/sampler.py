@@ -15,7 +15,7 @@ from astra_trl.rewards.credit import set_credit
 from astra_trl.rollout.parts import Parts
 from astra_trl.rollout.records import Records
 from astra_trl.systems.base import System
-from astra_trl.tree import Node, Tree
+from astra_trl.tree import Node, Tree, exchanges_in_tree
 
 OnExchanges = Callable[[int], None]  # takes the number of exchanges that were added
 # Takes openings (as trees) or exchanges, and the sessions that hold a row for each of them: those of the tester, of
@@ -65,11 +65,6 @@ class ASTSampler:
         """Sibling groups of a whole tree: 1 + width + ... + width^(depth - 1)."""
         return sum(self.tree_width**level for level in range(self.tree_depth))
 
-    def exchanges_per_tree(self, turns: int | None = None) -> int:
-        """Return the number of exchanges in a tree with that many turns, by default all: width + ... + width^turns."""
-        turns = self.tree_depth if turns is None else turns
-        return sum(self.tree_width**level for level in range(1, turns + 1))
-
     def draw(self, seed: int, count: int) -> list[Opening]:
         """Return `count` random openings; none is repeated before each was drawn once."""
         order = random.Random(seed).sample(range(len(self.prompts)), min(len(self.prompts), count))
@@ -84,7 +79,8 @@ class ASTSampler:
         """
         require_numbers(trees=trees)
         seeds = [derive_seed(seed, number) for number in range(trees)]
-        with ProgressBar("collecting", trees * self.exchanges_per_tree(), disable=disable_tqdm) as bar:
+        exchanges = trees * exchanges_in_tree(self.tree_width, self.tree_depth)
+        with ProgressBar("collecting", exchanges, disable=disable_tqdm) as bar:
             return Records(self.grow(self.draw(seed, trees), seeds, bar.update))
 
     def grow(

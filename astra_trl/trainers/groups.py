@@ -240,9 +240,8 @@ class GroupsMixin(RoundsMixin):
             return compute(model, input_ids, attention_mask, logits_to_keep, batch_size, *args, **kwargs)
 
         parts = []
-        for ids, mask in zip(
-            *(rows.split(batch_size or len(rows)) for rows in (input_ids, attention_mask)), strict=True
-        ):
+        at_a_time = batch_size or len(input_ids)
+        for ids, mask in zip(input_ids.split(at_a_time), attention_mask.split(at_a_time), strict=True):
             packed, asked = self._shared.pack(ids, mask, mask[:, :-logits_to_keep].sum(1), logits_to_keep)
             asked_mask = mask[:, -logits_to_keep - 1 :]
             with self._shared.computing(packed):

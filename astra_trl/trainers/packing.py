@@ -67,7 +67,7 @@ class _Trie:
             self.add(list(group), above, path)
 
 
-def pack(rows: Sequence[Ids], starts: Sequence[int], count: int, hidden: int, pad_id: int = 0) -> Packed:
+def pack(rows: Sequence[Ids], starts: Sequence[int], count: int, hidden: int) -> Packed:
     """Pack rows whose tokens from `starts` on are asked for; the tokens before them are a row's context.
 
     Rows share the tokens that they begin with if that costs less than it adds: attention takes time for every pair of
@@ -83,14 +83,12 @@ def pack(rows: Sequence[Ids], starts: Sequence[int], count: int, hidden: int, pa
             it repeats the last token.
         hidden (`int`):
             The model's hidden size, which says what a token costs beside attention.
-        pad_id (`int`, *optional*, defaults to `0`):
-            Token id of padding.
     """
     tries = list(_tries(rows, hidden))
     bins = _bins([len(trie.ids) for trie in tries], hidden)
     columns = max(sum(len(tries[member].ids) for member in members) for members in bins)
     shape = (len(bins), columns)
-    ids, positions, segments = (torch.full(shape, fill) for fill in (pad_id, 0, 0))  # segment 0 is padding
+    ids, positions, segments = (torch.zeros(shape, dtype=torch.long) for _ in range(3))  # segment 0 is padding
     ancestors = torch.zeros((1 + sum(len(trie.ancestors) for trie in tries),) * 2, dtype=torch.bool)
     ancestors[0, 0] = True
     places = torch.zeros((len(rows), count + 1), dtype=torch.long)

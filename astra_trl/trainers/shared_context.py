@@ -5,13 +5,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 
 from astra_trl.backends.hf import HFBackend
-from astra_trl.backends.hf.masks import complete_mask, takes_complete_masks
+from astra_trl.backends.hf.masks import attention_windows, complete_mask, takes_complete_masks
 from astra_trl.backends.hf.model import base_of
 from astra_trl.libraries import reason
 from astra_trl.trainers.gathering import gather_weights
@@ -55,7 +56,9 @@ class SharedContext:
         self.hidden = base_of(models[0]).config.get_text_config().hidden_size
         for model in models:
             decoder = base_of(model).base_model
-            decoder.register_forward_pre_hook(self._feed_packed, with_kwargs=True)
+            # The windows are found once, as that takes a millisecond.
+            feed = partial(self._feed_packed, attention_windows(decoder.config))
+            decoder.register_forward_pre_hook(feed, with_kwargs=True)
             decoder.register_forward_hook(self._select_asked)
 
     def pack(
@@ -89,17 +92,15 @@ class SharedContext:
         finally:
             self.packed = None
 
-    def _feed_packed(self, decoder: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def _feed_packed(
+        self, windows: frozenset[int | None], decoder: Any, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
         if (packed := self.packed) is None:
             return None
         positions = packed.position_ids
         dtype = next(decoder.parameters()).dtype
-        rows = {
-            "input_ids": packed.input_ids,
-            "position_ids": positions,
-            "attention_mask": complete_mask(decoder.config, packed.allowed_keys, positions, positions, dtype),
-        }
-        return (), {**kwargs, **rows}
+        mask = complete_mask(decoder.config, packed.allowed_keys, positions, positions, dtype, windows)
+        return (), {**kwargs, "input_ids": packed.input_ids, "position_ids": positions, "attention_mask": mask}
 
     def _select_asked(self, decoder: Any, args: Any, output: Any) -> Any:
         if (packed := self.packed) is None:

@@ -52,9 +52,9 @@ class HFBackend(HFModel):
             Rows that pass through the model at a time.
         cache_bytes (`int`, *optional*):
             Memory for keys and values. It defaults to 30% of the memory that is free when conversations are opened
-            (tester and target have a cache each): the GPU's, or for a CPU the machine's or what the limits of
-            containers (cgroups) leave, divided by the number of the machine's processes. Otherwise only `max_rows`
-            limits it.
+            (tester, target and a third model have a cache each): the GPU's, or for a CPU the machine's or what the
+            limits of containers (cgroups) leave, divided by the number of the machine's processes. Otherwise only
+            `max_rows` limits it.
         use_adapter (`bool` or `str`, *optional*, defaults to `True`):
             `False` switches the adapter of a `PeftModel` off: the base model. A name switches to that adapter.
         untempered (`bool`, *optional*, defaults to `False`):

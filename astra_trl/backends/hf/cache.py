@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
-from astra_trl.backends.hf.masks import PER_TOKEN, limits_columns, takes_complete_masks
+from astra_trl.backends.hf.masks import PER_TOKEN, WITHOUT_STATE, limits_columns, takes_complete_masks
 from astra_trl.backends.hf.memory import Budget
 
 
@@ -28,8 +28,7 @@ def can_branch(config: PreTrainedConfig) -> bool:
 
 def can_pad(config: PreTrainedConfig) -> bool:
     """Return `True` if padding on the left has no effect in any layer; a recurrent state can remember it."""
-    without_state = {*PER_TOKEN, DynamicSlidingWindowLayer}
-    return all(type(layer) in without_state for layer in DynamicCache(config=config).layers)
+    return all(type(layer) in WITHOUT_STATE for layer in DynamicCache(config=config).layers)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 # Layers with one key and one value per token, or with none; transformers before 5.23 has no class for the latter.
 PER_TOKEN = {DynamicLayer, getattr(cache_utils, "DummyLayer", DynamicLayer)}
+WITHOUT_STATE = {*PER_TOKEN, DynamicSlidingWindowLayer}
 
 
 def limits_columns(config: PreTrainedConfig) -> bool:
@@ -33,8 +34,7 @@ def takes_complete_masks(config: PreTrainedConfig) -> bool:
     ):
         return False
     layers = DynamicCache(config=config).layers
-    kinds = {*PER_TOKEN, DynamicSlidingWindowLayer}
-    return all(type(layer) in kinds for layer in layers) and len(attention_windows(config) - {None}) < 2
+    return all(type(layer) in WITHOUT_STATE for layer in layers) and len(attention_windows(config) - {None}) < 2
 
 
 def attention_windows(config: PreTrainedConfig) -> frozenset[int | None]:
@@ -48,7 +48,7 @@ def complete_mask(
     query_positions: torch.Tensor,
     key_positions: torch.Tensor,
     dtype: torch.dtype,
-    windows: Iterable[int | None] | None = None,
+    windows: Iterable[int | None],
 ) -> Any:
     """Return the argument `attention_mask` of a model that `takes_complete_masks`.
 
@@ -60,14 +60,14 @@ def complete_mask(
             that are less than `n` positions away.
         dtype (`torch.dtype`):
             Type of the numbers that eager attention adds to its scores.
-        windows (`Iterable[int | None]`, *optional*):
+        windows (`Iterable[int | None]`):
             The model's `attention_windows`, which take a millisecond to find.
 
     Returns:
         `torch.Tensor` or `dict`: a 4-D mask, or one for each kind of layer if the model has two kinds.
     """
     masks = {}
-    for window in attention_windows(config) if windows is None else windows:
+    for window in windows:
         within = allowed
         if window is not None:
             within = allowed & (key_positions[:, None, :] > (query_positions - window)[:, :, None])

@@ -23,7 +23,7 @@ from astra_trl.rollout.sampler import (
     pass_errors_down,
 )
 from astra_trl.systems.base import System
-from astra_trl.tree import Node, Tree
+from astra_trl.tree import Node, Tree, exchanges_in_tree
 
 
 class SavableSession(Session, Protocol):
@@ -128,7 +128,7 @@ def collect_contexts(sampler: ASTSampler, draws: Draws, size: int) -> list[Conte
     """Grow trees until they have `size` contexts or no draw is left, and return the contexts. A context's tree has the
     number of its draw. Every process grows its share, and all return the same."""
     contexts: list[Context] = []
-    drawn, per_tree = 0, sampler.exchanges_per_tree(sampler.tree_depth - 1)
+    drawn, per_tree = 0, exchanges_in_tree(sampler.tree_width, sampler.tree_depth - 1)
 
     def grow(batch: Sequence[Draw]) -> list[list[Context]]:
         by_draw: list[list[Context]] = [[] for _ in batch]
