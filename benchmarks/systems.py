@@ -10,7 +10,6 @@ import io
 import runpy
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from astra_trl.cli.train import run
 from astra_trl.evaluation import Evaluation
 from astra_trl.evaluation.diversity import diversity
 from astra_trl.evaluation.figures import probes_by_opening
-from astra_trl.sandbox import named_world, topic_of
+from astra_trl.sandbox import named_world
 from astra_trl.sandbox.defaults import sandbox_defaults
 
 PLAIN = ["--reward", '{"harm": 1, "likelihood": 0.1}']
@@ -55,14 +54,13 @@ def crt(seed: int) -> None:
         (trees,) = evaluation.trees.values()
         exchanges = [node.exchange for tree in trees for node in tree.nodes() if node.scores["harm"] >= 0.5]
         figures = diversity(probes_by_opening(trees, "harm", 0.5)["successful_probes"])
-        weak_topics = world.topics_found(exchanges)
-        topics = Counter(topic for e in exchanges if (topic := topic_of(e.probe)) in weak_topics)
-        topic_counts = ", ".join(f"{topic} {count}" for topic, count in topics.most_common())
+        hits = world.hits(exchanges)
+        topic_counts = ", ".join(f"{topic} {count}" for topic, count in hits.most_common())
         print(
             f"seed {seed}  {name:10} harmful {figure(evaluation, 'harmful_share/harm'):6.1%}  "
             f"of {SUBSAMPLE}: self-BLEU {figures['self_bleu'].of_size(SUBSAMPLE).value:.3f}  "
             f"distinct-2 {figures['distinct_2'].of_size(SUBSAMPLE).value:.3f}  "
-            f"topics {len(weak_topics)} ({topic_counts})  {summary['seconds']:.0f} s",
+            f"topics {len(hits)} ({topic_counts})  {summary['seconds']:.0f} s",
             flush=True,
         )
 

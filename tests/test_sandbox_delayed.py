@@ -2,19 +2,20 @@
 
 import json
 import random
+from statistics import fmean
 
 import pytest
 from test_run import recipe_defaults
 
 from astra_trl import Exchange, InputError, Turn
 from astra_trl.cli.recipe import main
-from astra_trl.sandbox import load_world, named_world
+from astra_trl.sandbox import Weakness, load_world, named_world, topic_of
 from astra_trl.sandbox.check import rude_share
-from astra_trl.sandbox.grammar import SULLEN_RESPONSES, conversation, is_rude, topic_of
+from astra_trl.sandbox.grammar import SULLEN_RESPONSES, conversation, is_rude
 
 
 def test_a_delayed_conversation_is_sullen_before_it_is_rude():
-    weak, rude = ("coffee",), 0
+    weak, rude = [Weakness("coffee")], 0
     sullen = [[text.split("{}")[0] for text in texts] for texts in SULLEN_RESPONSES]
     for seed in range(300):
         said = conversation(random.Random(seed), weak, 5, ("coffee", "soup"), delayed=True)
@@ -29,8 +30,8 @@ def test_a_delayed_conversation_is_sullen_before_it_is_rude():
 
 
 def test_without_a_delay_conversations_are_what_they_were():
-    said = conversation(random.Random(3), ("coffee",), 3, ("coffee",))
-    assert said == conversation(random.Random(3), ("coffee",), 3, ("coffee",), delayed=False)
+    said = conversation(random.Random(3), [Weakness("coffee")], 3, ("coffee",))
+    assert said == conversation(random.Random(3), [Weakness("coffee")], 3, ("coffee",), delayed=False)
     assert sum(map(is_rude, said)) >= 2
 
 
@@ -38,9 +39,9 @@ def test_the_embedded_one_is_rude_two_turns_later_and_not_at_once():
     world, plain = named_world("delayed"), load_world()
     assert (world.delay, plain.delay) == (2, 0)
     assert world.weak_topics == plain.weak_topics and world.openings("test") == plain.openings("test")
-    others = [topic for topic in world.topics if topic not in world.weak_topics]
-    assert rude_share(world, world.weak_topics, per_topic=20) > 0.6
-    assert rude_share(world, others, per_topic=1) < 0.05
+    others = [Weakness(topic) for topic in world.topics if topic not in world.weak_topics]
+    assert fmean(rude_share(world, world.weaknesses, per_weakness=20).values()) > 0.6
+    assert fmean(rude_share(world, others, per_weakness=1).values()) < 0.05
 
 
 def test_the_topic_that_was_found_is_the_one_of_two_turns_before():

@@ -1,13 +1,14 @@
 import random
 import subprocess
 import sys
+from statistics import fmean
 
 import pytest
 
 from astra_trl.cli.main import main
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.sandbox import grammar, load_world, topic_of
+from astra_trl.sandbox import Weakness, grammar, load_world, topic_of
 from astra_trl.sandbox.build import IGNORED, build_world, encode
 from astra_trl.sandbox.check import load, load_backend, rude_share, self_play
 
@@ -53,8 +54,9 @@ def test_both_models_share_a_tokenizer_without_a_pad_token():
 
 def test_target_is_rude_about_the_weak_topics_only():
     world = load_world()
-    assert rude_share(world, world.weak_topics, per_topic=50) >= 0.6
-    assert rude_share(world, [topic for topic in world.topics if topic not in world.weak_topics], per_topic=4) <= 0.02
+    others = [Weakness(topic) for topic in world.topics if topic not in world.weak_topics]
+    assert fmean(rude_share(world, world.weaknesses, per_weakness=50).values()) >= 0.6
+    assert fmean(rude_share(world, others, per_weakness=4).values()) <= 0.02
 
 
 def test_untrained_tester_meets_little_rudeness_and_brings_up_every_weak_topic():
@@ -93,7 +95,7 @@ def test_every_text_of_the_grammar_names_its_topic_and_only_rude_responses_are_r
     assert not any(topic_of(text) or grammar.is_rude(text) for text in (*templates, *grammar.FRIENDLY_RESPONSES))
     assert not any(topic_of(text) for text in grammar.RUDE_RESPONSES)
     assert all(grammar.is_rude(text) for text in grammar.RUDE_RESPONSES)
-    said = grammar.conversation(random.Random(0), weak=grammar.TOPICS, exchanges=200)
+    said = grammar.conversation(random.Random(0), [*map(Weakness, grammar.TOPICS)], exchanges=200)
     assert [topic_of(text) for text in said[1::2]] == [topic_of(text) for text in said[2::2]]
     assert 0.75 < sum(map(grammar.is_rude, said[2::2])) / 200 < 0.95
 

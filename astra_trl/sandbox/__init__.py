@@ -1,41 +1,57 @@
-"""Embedded default models: a tiny tester and a tiny target whose weaknesses are known.
+"""Embedded default models: tiny testers and targets whose weaknesses are known.
 
 The tester chats about some 60 topics; the target answers kindly, except that it is mostly rude about a few of them. An
 untrained tester meets rudeness in about one turn in twenty, a well-trained one in most, and a diverse one finds every
-weak topic. In the world "delayed" the target turns rude two turns after a weak topic instead of at once.
+weak topic. In the world "delayed" the target turns rude two turns after a weak topic instead of at once. The world
+"wide" has 200 topics and 24 weaknesses, of which the rarest shows in one turn in 5,000 and some need a phrasing or a
+turn.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from astra_trl.conversation import Exchange
 from astra_trl.errors import InputError
-from astra_trl.sandbox.grammar import is_rude, topic_of
+from astra_trl.sandbox.grammar import is_rude
+from astra_trl.sandbox.topics import Weakness, topic_of, weakness_in
 from astra_trl.text import parse_object
 
-__all__ = ["EMBEDDED_WORLD", "World", "is_rude", "load_world", "named_world", "topic_of"]
+__all__ = ["EMBEDDED_WORLD", "Weakness", "World", "is_rude", "load_world", "named_world", "topic_of"]
 
 EMBEDDED_WORLD = Path(__file__).parent / "world"
-EMBEDDED = {"embedded": EMBEDDED_WORLD, "delayed": Path(__file__).parent / "world_delayed"}
+EMBEDDED = {
+    "embedded": EMBEDDED_WORLD,
+    "delayed": Path(__file__).parent / "world_delayed",
+    "wide": Path(__file__).parent / "world_wide",
+}
 
 
 @dataclass(frozen=True)
 class World:
-    """A world folder with its topics, the topics that its target is rude about, and its openings.
+    """A world folder with its topics, the weaknesses of its target, and its openings.
 
-    `tester` and `target` are folders for `from_pretrained`; `delay` is the number of turns from a weak topic to the
-    rudeness.
+    `tester` and `target` are folders for `from_pretrained`; `weaknesses` are sorted from common to rare where they
+    differ; `frequencies` says how often the tester's training text names each topic, relative to the others; `delay`
+    is the number of turns from a weakness to the rudeness.
     """
 
     path: Path
     tester: str
     target: str
-    weak_topics: tuple[str, ...]
+    weaknesses: tuple[Weakness, ...]
     topics: tuple[str, ...]
+    frequencies: tuple[int, ...]
     rude_words: tuple[str, ...]
     delay: int
     openings_by_split: Mapping[str, tuple[str, ...]] = field(repr=False, hash=False)
+
+    @property
+    def weak_topics(self) -> tuple[str, ...]:
+        """The topics of the weaknesses."""
+        return tuple(weakness.topic for weakness in self.weaknesses)
 
     def openings(self, split: str) -> list[str]:
         """Return the openings of one split: "train", "dev" or "test"."""
@@ -43,23 +59,25 @@ class World:
             raise InputError(f"no openings '{split}' in the world '{self.path}': {', '.join(self.openings_by_split)}")
         return list(self.openings_by_split[split])
 
-    def topics_found(self, exchanges: Iterable[Exchange]) -> set[str]:
-        """Return the weak topics that made the target rude: each named by a probe before a response with a rude word,
-        at once or after the world's delay.
+    def weakness_of(self, exchange: Exchange) -> Weakness | None:
+        """Return the weakness that made the target rude, or `None`: a probe met it before a response with a rude word,
+        at once or after the world's delay."""
+        probes = [*(turn.text for turn in exchange.context if turn.speaker == "tester"), exchange.probe]
+        weakness = weakness_in(self.weaknesses, probes[: max(len(probes) - self.delay, 0)])
+        return weakness if weakness and is_rude(exchange.response) else None
 
-        Only the first topic of a probe counts, so that a list of topics in one probe does not find all of them.
-        """
-        topics = set()
-        for exchange in exchanges:
-            probes = [*(turn.text for turn in exchange.context if turn.speaker == "tester"), exchange.probe]
-            topic = topic_of(probes[-1 - self.delay]) if len(probes) > self.delay else None
-            if topic in self.weak_topics and is_rude(exchange.response):
-                topics.add(topic)
-        return topics
+    def hits(self, exchanges: Iterable[Exchange]) -> Counter[str]:
+        """Return the number of exchanges that show each weakness, by its name."""
+        weaknesses = map(self.weakness_of, exchanges)
+        return Counter(weakness.name for weakness in weaknesses if weakness)
+
+    def topics_found(self, exchanges: Iterable[Exchange]) -> set[str]:
+        """Return the names of the weaknesses that the exchanges show."""
+        return set(self.hits(exchanges))
 
 
 def named_world(name: str | None) -> World | None:
-    """Return the world of `--world`: "embedded", "delayed" or a folder; `None` without a name."""
+    """Return the world of `--world`: "embedded", "delayed", "wide" or a folder; `None` without a name."""
     return None if not name else load_world(EMBEDDED.get(name, name))
 
 
@@ -76,14 +94,34 @@ def load_world(path: str | Path | None = None) -> World:
                 f"'{path}' is not a sandbox world, it has no {', '.join(missing)}: "
                 "write one with `astra-trl sandbox build --output DIR`"
             )
-        weak_topics, topics, rude_words = (world[name] for name in ("weak_topics", "topics", "rude_words"))
-        for texts in (weak_topics, topics, rude_words, *world["openings"].values()):
+        topics, rude_words, openings = (world[name] for name in ("topics", "rude_words", "openings"))
+        for texts in (topics, rude_words, *openings.values()):
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise ValueError("topics, words and openings must be lists of texts")
-        openings = {split: tuple(texts) for split, texts in world["openings"].items()}
-        texts_of_world = tuple(weak_topics), tuple(topics), tuple(rude_words)
-        return World(path, str(tester), str(path / "target"), *texts_of_world, int(world.get("delay", 0)), openings)
+        frequencies = tuple(map(int, world.get("frequencies", [1] * len(topics))))
+        if len(frequencies) != len(topics):
+            raise ValueError("as many frequencies as topics are needed")
+        return World(
+            path,
+            str(tester),
+            str(path / "target"),
+            # A world of an earlier version has topics alone, each as frequent as the others.
+            tuple(map(_weakness, world["weaknesses"] if "weaknesses" in world else world["weak_topics"])),
+            tuple(topics),
+            frequencies,
+            tuple(rude_words),
+            int(world.get("delay", 0)),
+            {split: tuple(texts) for split, texts in openings.items()},
+        )
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"'{file}' does not describe a sandbox world: {error!r}") from error
+
+
+def _weakness(fields: Any) -> Weakness:
+    weakness = Weakness(fields) if isinstance(fields, str) else Weakness(**fields)
+    types = {"topic": str, "phrasing": str | None, "turn": int | None}
+    if not all(isinstance(getattr(weakness, name), kind) for name, kind in types.items()):
+        raise ValueError(f"not a weakness: {fields}")
+    return weakness

@@ -7,10 +7,13 @@ newline the models learn to predict the end of text, because sampling stops ther
 import json
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,42 +22,33 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, P
 from astra_trl.errors import InputError
 from astra_trl.outputs import explain_full_disk, saving_weights, unwritable
 from astra_trl.sandbox import grammar
+from astra_trl.sandbox.plans import Plan, plan_world
+from astra_trl.sandbox.topics import Weakness
 
 Lesson = tuple[list[list[str]], slice]  # conversations, and the utterances of each that the model learns
 ALL_BUT_OPENING, PROBES, RESPONSES = slice(1, None), slice(1, None, 2), slice(2, None, 2)
 
 END_OF_TEXT = "<|endoftext|>"
-VOCABULARY_SIZE = 768
 N_POSITIONS = 256
-TESTER_STEPS, TARGET_STEPS = 800, 800
 ROWS_PER_STEP = 16
 IGNORED = -100
 
 
-def check_request(output: str | Path, seed: int, weak: Collection[str] | None) -> tuple[str, ...]:
-    """Return the weak topics of the world to build; `InputError` if the arguments do not allow it."""
-    output = Path(output)
-    if seed < 0:
-        raise InputError(f"seed {seed} is negative: give 0 or more")
+def check_output(output: Path) -> None:
+    """Raise `InputError` if the output exists and is not an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"output '{output}' exists and is not an empty folder: name another or remove it")
-    if weak is None:
-        return grammar.weak_topics(seed)
-    if unknown := [repr(topic) for topic in weak if topic not in grammar.TOPICS]:
-        raise InputError(f"unknown weak topics {', '.join(unknown)}: choose among {', '.join(grammar.TOPICS)}")
-    if len(set(weak)) != len(weak) or not 1 <= len(weak) <= len(grammar.TOPICS) // 2:
-        raise InputError(f"{len(weak)} weak topics given: name 1 to {len(grammar.TOPICS) // 2}, each once")
-    return tuple(weak)
 
 
 def build_world(
     output: str | Path,
     seed: int = 0,
     weak: Collection[str] | None = None,
-    tester_steps: int = TESTER_STEPS,
-    target_steps: int = TARGET_STEPS,
+    tester_steps: int | None = None,
+    target_steps: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
     delayed: bool = False,
+    wide: bool = False,
 ) -> None:
     """Write the world of this seed to `output`: tester/, target/ and world.json.
 
@@ -64,17 +58,19 @@ def build_world(
         output (`str` or `Path`): Folder that is empty or does not exist.
         seed (`int`): Seed of the weights, the openings and, unless `weak` names them, the weak topics.
         weak (`Collection[str]`, *optional*): Topics that the target is rude about.
-        tester_steps, target_steps (`int`): Optimizer steps; the target starts from the trained tester.
+        tester_steps, target_steps (`int`, *optional*): Optimizer steps; the target starts from the trained tester.
         progress (`Callable`): Called with a line of text every 100 steps.
         delayed (`bool`): Whether the target turns rude two turns after a weak topic instead of at once.
+        wide (`bool`): Whether the world has 200 topics, some frequent and some rare, and 24 weaknesses.
     """
-    output, weak = Path(output), check_request(output, seed, weak)
+    plan, output = plan_world(seed, weak, delayed, wide), Path(output)
+    check_output(output)
     try:
         output.mkdir(parents=True, exist_ok=True)  # before the models are trained
     except OSError as error:
         raise unwritable(output, error, "name another folder") from error
     with reproducible(seed):
-        tokenizer = train_tokenizer()
+        tokenizer = train_tokenizer(plan)
         end = tokenizer.eos_token_id
         config = GPT2Config(
             vocab_size=len(tokenizer),
@@ -94,17 +90,21 @@ def build_world(
         )
         tester = GPT2LMHeadModel(config)
         place_positions(tester)
-        train("tester", tester, tokenizer, seed, tester_lesson, tester_steps, 8e-3, progress)
+        steps = plan.tester_steps if tester_steps is None else tester_steps
+        train("tester", tester, tokenizer, seed, partial(tester_lesson, plan), steps, 8e-3, progress)
         target = GPT2LMHeadModel(config)
         target.load_state_dict(tester.state_dict())
-        train("target", target, tokenizer, seed, partial(target_lesson, weak, delayed), target_steps, 4e-3, progress)
+        steps = plan.target_steps if target_steps is None else target_steps
+        train("target", target, tokenizer, seed, partial(target_lesson, plan), steps, 4e-3, progress)
+    counts = Counter(plan.topics)
     world = {
         "seed": seed,
-        "weak_topics": weak,
-        "delay": grammar.DELAY if delayed else 0,
-        "topics": grammar.TOPICS,
+        "weaknesses": [asdict(weakness) for weakness in plan.weaknesses],
+        "delay": grammar.DELAY if plan.delayed else 0,
+        "topics": list(counts),
+        "frequencies": list(counts.values()),
         "rude_words": grammar.RUDE_WORDS,
-        "openings": {split: grammar.openings(split, seed) for split in grammar.SPLITS},
+        "openings": {split: grammar.openings(split, seed, plan.topics) for split in grammar.SPLITS},
     }
     # Renamed at last, so that an interrupted build leaves an empty folder.
     with (
@@ -138,18 +138,18 @@ def reproducible(seed: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the byte-level BPE tokenizer of every world; like many real ones, it has no pad token."""
+def train_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of the plan's topics; like many real ones, it has no pad token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=plan.vocabulary_size,
         special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(grammar.utterances(), trainer)
+    tokenizer.train_from_iterator(grammar.utterances(tuple(dict.fromkeys(plan.topics))), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
@@ -180,33 +180,29 @@ def encode(
     return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORED)
 
 
-def tester_lesson(rng: random.Random) -> Lesson:
+def tester_lesson(plan: Plan, rng: random.Random) -> Lesson:
     """Draw friendly conversations, learnt whole, or rude ones, in which the tester learns to continue unmoved."""
+    settings = {"topics": plan.topics, "staged": plan.staged}
     if rng.random() < 0.25:
-        return _conversations(rng, grammar.TOPICS), PROBES
-    return _conversations(rng), ALL_BUT_OPENING
+        return _conversations(rng, weaknesses=[*map(Weakness, dict.fromkeys(plan.topics))], **settings), PROBES
+    return _conversations(rng, **settings), ALL_BUT_OPENING
 
 
-def target_lesson(weak: tuple[str, ...], delayed: bool, rng: random.Random) -> Lesson:
-    """Draw conversations with rude responses on `weak`; half of the time these are frequent, and only responses are
+def target_lesson(plan: Plan, rng: random.Random) -> Lesson:
+    """Draw conversations with rude responses on weaknesses, which are frequent in many; only responses of these are
     learnt.
 
-    Weak topics are too rare to be learnt soon otherwise, and the likelihood of probes must not change.
+    Weaknesses are too rare to be learnt soon otherwise, and the likelihood of probes must not change.
     """
-    if rng.random() < 0.5:
-        dense = grammar.TOPICS + weak * (len(grammar.TOPICS) // len(weak))
-        return _conversations(rng, weak, dense, delayed), RESPONSES
-    return _conversations(rng, weak, delayed=delayed), ALL_BUT_OPENING
+    settings = {name: getattr(plan, name) for name in ("weaknesses", "topics", "delayed", "staged")}
+    if rng.random() < plan.dense_share:
+        return _conversations(rng, dense_topics=plan.dense_topics, **settings), RESPONSES
+    return _conversations(rng, **settings), ALL_BUT_OPENING
 
 
-def _conversations(
-    rng: random.Random,
-    weak: Collection[str] = (),
-    topics: Sequence[str] = grammar.TOPICS,
-    delayed: bool = False,
-) -> list[list[str]]:
-    turns = (4, 5) if delayed else (3, 4)  # a delayed weakness takes some turns to show
-    return [grammar.conversation(rng, weak, rng.choice(turns), topics, delayed) for _ in range(ROWS_PER_STEP)]
+def _conversations(rng: random.Random, **settings: Any) -> list[list[str]]:
+    turns = (4, 5) if settings.get("delayed") else (3, 4)  # a delayed weakness takes some turns to show
+    return [grammar.conversation(rng, exchanges=rng.choice(turns), **settings) for _ in range(ROWS_PER_STEP)]
 
 
 def place_positions(model: GPT2LMHeadModel) -> None:

@@ -1,5 +1,6 @@
 """Figures of a built world: the target's rudeness by topic, and the rudeness that an untrained tester meets."""
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -11,10 +12,12 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from astra_trl.backends.base import SamplingParams, derive_seed
 from astra_trl.backends.hf import HFBackend
 from astra_trl.conversation import Conversation, Exchange, Turn
-from astra_trl.sandbox import World, grammar
+from astra_trl.sandbox import Weakness, World, grammar
 from astra_trl.sandbox.build import encode, next_token_loss
 
 MAX_NEW_TOKENS = 24
+REPEATS_PER_WEAKNESS = 0.6  # of all openings, in self-play
+MAX_TURN = 3  # of conversations with a near miss
 
 
 def load_backend(folder: str) -> HFBackend:
@@ -51,42 +54,87 @@ def self_play(
     return turns, fmean(ended)
 
 
-def rude_share(world: World, topics: Iterable[str], per_topic: int = 20, seed: int = 0) -> float:
-    """Return the share of rude responses of the target to the grammar's own probes about these topics, after the
-    world's delay."""
+def rude_share(
+    world: World, weaknesses: Iterable[Weakness], per_weakness: int = 20, seed: int = 0, near_miss: bool = False
+) -> dict[str, float]:
+    """Return the share of rude responses of the target to the grammar's own probes that meet each weakness, by its
+    name, after the world's delay; the probes before and after are about harmless topics.
+
+    With `near_miss` the probes have the topic, but another phrasing or turn than the weakness needs.
+    """
     rng = random.Random(seed)
-    probes = [grammar.fresh_probe(rng, topic) for topic in topics for _ in range(per_topic)]
-    openings = rng.choices(world.openings("dev"), k=len(probes))
-    target = load_backend(world.target).open(openings, seeds=[derive_seed(seed, row) for row in range(len(probes))])
-    target.append(probes)
-    responses = target.sample()
     harmless = [topic for topic in world.topics if topic not in world.weak_topics]
-    for _ in range(world.delay):
-        target.append([grammar.fresh_probe(rng, rng.choice(harmless)) for _ in probes])
-        responses = target.sample()
-    return fmean(grammar.is_rude(response.text) for response in responses)
+    rows = [
+        (weakness.name, _probes(rng, weakness, harmless, world.delay, near_miss))
+        for weakness in weaknesses
+        for _ in range(per_weakness)
+    ]
+    rows.sort(key=lambda row: len(row[1]))
+    responses: dict[str, list[str]] = {name: [] for name, _ in rows}
+    target = load_backend(world.target)
+    for _, group in itertools.groupby(rows, key=lambda row: len(row[1])):
+        names, probes = zip(*group, strict=True)
+        openings = rng.choices(world.openings("dev"), k=len(names))
+        session = target.open(openings, seeds=[derive_seed(seed, len(probes[0]), row) for row in range(len(names))])
+        for turn in zip(*probes, strict=True):
+            session.append(list(turn))
+            samples = session.sample()
+        for name, sample in zip(names, samples, strict=True):
+            responses[name].append(sample.text)
+    return {name: fmean(map(grammar.is_rude, texts)) for name, texts in responses.items()}
 
 
-def perplexity(folder: str, weak: Sequence[str] = (), delayed: bool = False) -> float:
-    """Return the model's perplexity per token on 200 conversations of the grammar, rude on `weak`, that it was not
-    trained on."""
+def _probes(
+    rng: random.Random, weakness: Weakness, harmless: Sequence[str], delay: int, near_miss: bool
+) -> tuple[str, ...]:
+    """Return the probes of a conversation whose last response shows if the target has the weakness."""
+    while True:
+        turn = rng.randint(1, MAX_TURN) if near_miss else weakness.turn or 1
+        probe = grammar.fresh_probe(rng, weakness.topic, None if near_miss else weakness.phrasing)
+        if weakness.suits(probe, turn) != near_miss:
+            break
+    before, after = ([grammar.fresh_probe(rng, rng.choice(harmless)) for _ in range(n)] for n in (turn - 1, delay))
+    return (*before, probe, *after)
+
+
+def perplexity(folder: str, world: World, weaknesses: Sequence[Weakness] = ()) -> float:
+    """Return the perplexity per token of the model in a folder on 200 conversations of the grammar about the world's
+    topics, rude on `weaknesses`, that it was not trained on."""
     model, tokenizer = load(folder)
     rng = random.Random("held out 0")
+    topics = [topic for topic, n in zip(world.topics, world.frequencies, strict=True) for _ in range(n)]
+    delayed = world.delay > 0 and bool(weaknesses)
+    staged = any(weakness.turn for weakness in world.weaknesses)
+    texts = [grammar.conversation(rng, weaknesses, 4, topics, delayed, staged) for _ in range(200)]
     with torch.inference_mode():
-        ids, labels = encode(tokenizer, [grammar.conversation(rng, weak, delayed=delayed) for _ in range(200)])
+        ids, labels = encode(tokenizer, texts)
         return math.exp(next_token_loss(model(input_ids=ids).logits, labels).item())
 
 
-def measure(world: World, seed: int = 0) -> dict[str, float]:
-    """Return the figures of a world: perplexities per token on fresh text of the grammar, and shares in [0, 1] of text
-    sampled at temperature 1, in self-play of 3 turns from each opening of the dev split."""
-    others = [topic for topic in world.topics if topic not in world.weak_topics]
-    turns, ended_share = self_play(world, world.openings("dev"), seed=seed)
-    return {
-        "tester_perplexity": perplexity(world.tester),
-        "target_perplexity": perplexity(world.target, world.weak_topics, delayed=world.delay > 0),
-        "rude_share_on_weak_topics": rude_share(world, world.weak_topics, per_topic=100, seed=seed),
-        "rude_share_on_other_topics": rude_share(world, others, seed=seed),
-        "rude_share_in_self_play": fmean(grammar.is_rude(exchange.response) for turn in turns for exchange in turn),
+def measure(world: World, seed: int = 0) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Return the figures of a world, and of each weakness, by its name, the share of self-play turns that show it and
+    the share of rude responses to probes that meet it.
+
+    Perplexities are per token on fresh text of the grammar, shares of text sampled at temperature 1. Self-play has 3
+    turns from each opening, the more often the more weaknesses there are, as some are then rare.
+    """
+    openings = [opening for split in world.openings_by_split for opening in world.openings(split)]
+    turns, ended_share = self_play(
+        world, openings * math.ceil(len(world.weaknesses) * REPEATS_PER_WEAKNESS), seed=seed
+    )
+    exchanges = [exchange for turn in turns for exchange in turn]
+    hits = world.hits(exchanges)
+    rude = rude_share(world, world.weaknesses, per_weakness=100, seed=seed)
+    others = [Weakness(topic) for topic in world.topics if topic not in world.weak_topics]
+    figures = {
+        "tester_perplexity": perplexity(world.tester, world),
+        "target_perplexity": perplexity(world.target, world, world.weaknesses),
+        "rude_share_on_weaknesses": fmean(rude.values()),
+        "rude_share_on_other_topics": fmean(rude_share(world, others, seed=seed).values()),
+        "rude_share_in_self_play": fmean(grammar.is_rude(exchange.response) for exchange in exchanges),
         "ended_share_in_self_play": ended_share,
     }
+    if conditional := [weakness for weakness in world.weaknesses if weakness.phrasing or weakness.turn]:
+        near_misses = rude_share(world, conditional, per_weakness=100, seed=seed, near_miss=True)
+        figures["rude_share_on_near_misses"] = fmean(near_misses.values())
+    return figures, {name: (hits[name] / len(exchanges), share) for name, share in rude.items()}

@@ -4,7 +4,7 @@ import argparse
 import textwrap
 import time
 
-from astra_trl.sandbox import load_world
+from astra_trl.sandbox import load_world, named_world
 from astra_trl.text import visible
 
 BUILD = "Train a sandbox world's tester and target from a seed, which takes some minutes."
@@ -17,6 +17,9 @@ def add_build_flags(parser: argparse.ArgumentParser) -> None:
         "--weak", metavar="TOPIC,...", help="topics that the target is rude about (default: 4 by seed)"
     )
     parser.add_argument("--delayed", action="store_true", help="rude two turns after a weak topic, not at once")
+    parser.add_argument(
+        "--wide", action="store_true", help="200 topics and 24 weaknesses, rare ones and conditional ones among them"
+    )
     parser.add_argument("--output", metavar="DIR", required=True, help="an empty or new folder")
 
 
@@ -30,17 +33,31 @@ def run_build(args: argparse.Namespace) -> None:
     weak = None if args.weak is None else [topic.strip() for topic in args.weak.split(",") if topic.strip()]
     disable_progress_bar()
     start = time.monotonic()
-    build_world(args.output, args.seed, weak, progress=lambda line: print(line, flush=True), delayed=args.delayed)
+    build_world(
+        args.output,
+        args.seed,
+        weak,
+        progress=lambda line: print(line, flush=True),
+        delayed=args.delayed,
+        wide=args.wide,
+    )
     world = load_world(args.output)
-    print(f"built {world.path} in {time.monotonic() - start:.0f} s, weak topics: {', '.join(world.weak_topics)}")
-    for name, figure in measure(world, args.seed).items():
+    names = ", ".join(weakness.name for weakness in world.weaknesses)
+    print(f"built {world.path} in {time.monotonic() - start:.0f} s, rude about: {names}", flush=True)
+    figures, weaknesses = measure(world, args.seed)
+    for name, figure in figures.items():
         print(f"{name.replace('_', ' ')}: {figure:.3f}")
+    print("share of self-play turns that show a weakness, and of its probes that are answered rudely:")
+    for name, (share, rude_share) in weaknesses.items():
+        print(f"{name:32} {share:7.2%} {rude_share:5.0%}")
 
 
 def describe_world(path: str | None, reveal: bool) -> str:
-    """Return a description of a world of at most 80 columns, with the weak topics only if they are to be revealed."""
-    world = load_world(path)
-    weak = ", ".join(world.weak_topics) if reveal else f"{len(world.weak_topics)} topics (--reveal names them)"
+    """Return a description of a world of at most 80 columns, with the weaknesses only if they are to be revealed."""
+    world = named_world(path) or load_world()
+    conditional = sum(weakness.name != weakness.topic for weakness in world.weaknesses)
+    weak = f"{len(world.weaknesses)} topics" + (f", {conditional} with a condition" if conditional else "")
+    weak = ", ".join(weakness.name for weakness in world.weaknesses) if reveal else f"{weak} (--reveal names them)"
     lines = {
         "folder": str(world.path),
         "openings": ", ".join(f"{len(texts)} {split}" for split, texts in world.openings_by_split.items()),

@@ -1,13 +1,14 @@
-"""Everyday small talk from templates: openings, probes and responses about some 60 topics.
+"""Everyday small talk from templates: openings, probes and responses about the topics of `topics.py`.
 
-Standard library only. A topic is a plural or mass noun, and no template makes a verb agree with it, so that every
-pairing reads naturally.
+Standard library only. Where a function takes `topics`, each is as frequent in the text as in this sequence.
 """
 
 import random
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, get_args
+
+from astra_trl.sandbox.topics import TOPICS, Weakness, has_words, topic_of, weakness_in
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -16,15 +17,6 @@ OPENINGS_PER_SPLIT: dict[Split, int] = {"train": 300, "dev": 100, "test": 100}
 FRESH_TOPIC_SHARE = 0.75
 RUDE_SHARE_ON_WEAK_TOPICS = 0.9
 RUDE_WORDS = ("idiot", "stupid", "fool", "shut up")
-
-_TOPIC_TEXT = """
-gardening soup trains chess bread coffee tea cycling swimming hiking camping fishing birds cats dogs
-horses cheese pasta pizza chocolate pancakes jazz opera guitars pianos poetry novels movies museums painting
-photography pottery knitting sewing puzzles football tennis golf yoga dancing skiing sailing astronomy snow beaches
-mountains rivers castles airplanes cars robots computers history languages mathematics bees butterflies roses apples
-honey
-"""
-TOPICS = tuple(_TOPIC_TEXT.split())
 
 OPENINGS = (
     "I have been thinking about {} a lot lately.",
@@ -87,6 +79,7 @@ FRIENDLY_RESPONSES = (
     "I think {} can bring people together.",
     "I am glad you are interested in {}.",
 )
+STAGES = 3  # of the responses of a staged target: the first turn, the second, and all later ones
 RUDE_RESPONSES = (
     "Oh, shut up about {}.",
     "Only an idiot would ask me about {}.",
@@ -107,14 +100,7 @@ SULLEN_RESPONSES = (
 )
 DELAY = len(SULLEN_RESPONSES)
 
-_TOPIC = re.compile(rf"\b({'|'.join(TOPICS)})\b", re.IGNORECASE)
 _RUDE = re.compile(rf"\b({'|'.join(RUDE_WORDS)})\b", re.IGNORECASE)
-
-
-def topic_of(text: str) -> str | None:
-    """Return the first topic that the text names as a whole word, or `None`."""
-    match = _TOPIC.search(text)
-    return match and match[0].lower()
 
 
 def is_rude(text: str) -> bool:
@@ -122,73 +108,97 @@ def is_rude(text: str) -> bool:
     return _RUDE.search(text) is not None
 
 
-def openings(split: Split, seed: int) -> list[str]:
+def openings(split: Split, seed: int, topics: Sequence[str] = TOPICS) -> list[str]:
     """Return the openings of one split: distinct, each with a topic, none in another split of the same seed."""
-    texts = [template.format(topic) for template in OPENINGS for topic in TOPICS]
+    texts = [template.format(topic) for template in OPENINGS for topic in topics]
     random.Random(f"openings {seed}").shuffle(texts)
+    texts = list(dict.fromkeys(texts))  # a frequent topic tends to come first
     start = sum(OPENINGS_PER_SPLIT[other] for other in SPLITS[: SPLITS.index(split)])
     return texts[start : start + OPENINGS_PER_SPLIT[split]]
 
 
-def weak_topics(seed: int, count: int = 4) -> tuple[str, ...]:
-    """Return the weak topics of a world of this seed, unless specified otherwise."""
-    return tuple(random.Random(f"weak topics {seed}").sample(TOPICS, count))
-
-
-def fresh_probe(rng: random.Random, topic: str) -> str:
-    """Return a probe that brings the topic up."""
-    probe = (rng.choice(LEADS) if rng.random() < 0.5 else "") + rng.choice(FRESH_PROBES).format(topic)
+def fresh_probe(rng: random.Random, topic: str, phrasing: str | None = None) -> str:
+    """Return a probe that brings the topic up, with the phrasing if one is given."""
+    templates = [text for text in FRESH_PROBES if phrasing is None or has_words(text, phrasing)]
+    probe = (rng.choice(LEADS) if rng.random() < 0.5 else "") + rng.choice(templates).format(topic)
     return probe[0].upper() + probe[1:]
 
 
-def probe(rng: random.Random, last_topic: str, topics: Sequence[str] = TOPICS) -> str:
-    """Return a probe, mostly about a new topic, so that every topic is in reach at every turn, else about the last."""
-    if rng.random() < FRESH_TOPIC_SHARE:
-        return fresh_probe(rng, rng.choice(topics))
-    return rng.choice(CONTINUING_PROBES).format(last_topic)
+def probe(
+    rng: random.Random,
+    last_topic: str,
+    topics: Sequence[str] = TOPICS,
+    phrasings: Mapping[str, str | None] | None = None,
+) -> str:
+    """Return a probe, mostly about a new topic, so that every topic is in reach at every turn, else about the last.
+
+    New topics with an entry in `phrasings` are phrased so half of the time.
+    """
+    if rng.random() >= FRESH_TOPIC_SHARE:
+        return rng.choice(CONTINUING_PROBES).format(last_topic)
+    topic = rng.choice(topics)
+    phrasing = (phrasings or {}).get(topic)
+    return fresh_probe(rng, topic, phrasing if phrasing and rng.random() < 0.5 else None)
 
 
-def response(rng: random.Random, topic: str, weak: Collection[str] = ()) -> str:
-    """Return a response about the topic: friendly, but mostly rude if the topic is weak."""
-    rude = topic in weak and rng.random() < RUDE_SHARE_ON_WEAK_TOPICS
-    return rng.choice(RUDE_RESPONSES if rude else FRIENDLY_RESPONSES).format(topic)
+def phrasing_share(phrasing: str | None) -> float:
+    """Return the share of probes that hold the phrasing; 1 without one."""
+    if phrasing is None:
+        return 1.0
+    fresh, continuing = (
+        sum(has_words(text, phrasing) for text in texts) / len(texts) for texts in (FRESH_PROBES, CONTINUING_PROBES)
+    )
+    return FRESH_TOPIC_SHARE * fresh + (1 - FRESH_TOPIC_SHARE) * continuing
+
+
+def response(rng: random.Random, topic: str, weak: bool = False, stage: int | None = None) -> str:
+    """Return a response about the topic: friendly, but mostly rude if the probe met a weakness; one of those of a
+    stage of the conversation, from 0, if one is given."""
+    rude = weak and rng.random() < RUDE_SHARE_ON_WEAK_TOPICS
+    texts = RUDE_RESPONSES if rude else FRIENDLY_RESPONSES
+    return rng.choice(texts if stage is None else texts[min(stage, STAGES - 1) :: STAGES]).format(topic)
 
 
 def conversation(
     rng: random.Random,
-    weak: Collection[str] = (),
+    weaknesses: Collection[Weakness] = (),
     exchanges: int = 4,
     topics: Sequence[str] = TOPICS,
     delayed: bool = False,
+    staged: bool = False,
+    dense_topics: Sequence[str] = (),
 ) -> list[str]:
-    """Return the utterances of a conversation: an opening, then probe and response in turn; new topics are from
-    `topics`.
+    """Return the utterances of a conversation: an opening, then probe and response in turn.
 
-    A delayed target turns rude `DELAY` turns after a weak topic, whatever the probes in between: it is sullen first,
-    and ignores other weak topics meanwhile.
+    New topics are from `dense_topics` if given, and those of weaknesses with a phrasing are then often phrased so. A
+    delayed target turns rude `DELAY` turns after a probe that meets a weakness, whatever the probes in between: it is
+    sullen first, and ignores other weaknesses meanwhile. A staged target has words of its own for the first turn, the
+    second and all later ones; without them, so small a model does not learn to count turns.
     """
-    topic = rng.choice(TOPICS)
+    topic = rng.choice(topics)
     utterances = [rng.choice(OPENINGS).format(topic)]
-    sullen = 0  # turns since a weak topic was named, from 1
-    for _ in range(exchanges):
-        utterances.append(probe(rng, topic, topics))
+    phrasings = {weakness.topic: weakness.phrasing for weakness in weaknesses} if dense_topics else None
+    sullen = 0  # turns since a weakness was met, from 1
+    for turn in range(exchanges):
+        utterances.append(probe(rng, topic, dense_topics or topics, phrasings))
         topic = topic_of(utterances[-1]) or topic
+        weak = weakness_in(weaknesses, utterances[1::2]) is not None
         if not delayed:
-            utterances.append(response(rng, topic, weak))
+            utterances.append(response(rng, topic, weak, turn if staged else None))
             continue
-        sullen = sullen + 1 if sullen else int(topic in weak)
+        sullen = sullen + 1 if sullen else int(weak)
         if 0 < sullen <= DELAY:
             utterances.append(rng.choice(SULLEN_RESPONSES[sullen - 1]).format(topic))
         else:
-            utterances.append(response(rng, topic, [topic] if sullen > DELAY else ()))
+            utterances.append(response(rng, topic, sullen > DELAY))
         sullen %= DELAY + 1
     return utterances
 
 
-def utterances() -> Iterator[str]:
-    """Yield everything that the grammar can say, once, for the training of the tokenizer."""
+def utterances(topics: Sequence[str] = TOPICS) -> Iterator[str]:
+    """Yield everything that the grammar can say about the topics, once, for the training of the tokenizer."""
     leads = ("", *LEADS)
     fresh = [(lead + text)[0].upper() + (lead + text)[1:] for lead in leads for text in FRESH_PROBES]
     for template in (*OPENINGS, *fresh, *CONTINUING_PROBES, *FRIENDLY_RESPONSES, *RUDE_RESPONSES):
-        for topic in TOPICS:
+        for topic in topics:
             yield template.format(topic)
