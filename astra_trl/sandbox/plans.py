@@ -93,7 +93,7 @@ def _wide_plan(seed: int) -> Plan:
         for weakness in weaknesses
         for _ in range(CONDITIONED_REPEATS if weakness.phrasing or weakness.turn else PLAIN_REPEATS)
     )
-    return Plan(topics, weaknesses, dense, 0.75, vocabulary_size=1024, tester_steps=1500, target_steps=2500)
+    return Plan(topics, weaknesses, dense, 0.75, vocabulary_size=1024, tester_steps=1300, target_steps=1600)
 
 
 def spread(first: float, last: float, count: int) -> list[float]:
