@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from astra_trl.systems.perez import PerezSystem as PerezSystem
     from astra_trl.trainers.dpo import ASTDPOConfig as ASTDPOConfig
     from astra_trl.trainers.dpo import ASTDPOTrainer as ASTDPOTrainer
+    from astra_trl.trainers.gfn import ASTGFNConfig as ASTGFNConfig
+    from astra_trl.trainers.gfn import ASTGFNTrainer as ASTGFNTrainer
     from astra_trl.trainers.grpo import ASTGRPOConfig as ASTGRPOConfig
     from astra_trl.trainers.grpo import ASTGRPOTrainer as ASTGRPOTrainer
     from astra_trl.trainers.ppo import ASTPPOConfig as ASTPPOConfig

@@ -20,7 +20,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
         tree_width tree_depth width depth draws eval_openings openings_at_a_time trees trees_per_round
         trees_together max_trees_per_round pairs_per_round groups_per_round cases_per_round contexts_per_round
         max_new_tokens max_length max_rows cache_bytes batch_size max_characters max_history n shots
-        max_concurrency requests_per_minute tokens_per_minute max_requests max_total_tokens
+        replay_size max_concurrency requests_per_minute tokens_per_minute max_requests max_total_tokens
         per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps steps_per_generation
         generation_batch_size num_generations num_generations_eval num_iterations num_ppo_epochs
         num_mini_batches local_rollout_forward_batch_size total_episodes response_length max_completion_length
@@ -52,7 +52,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (
         ("between 0 and 1", lambda x: 0 <= x <= 1),
         """
-        gamma lam teach_fraction max_failed_share label_smoothing label_smoothing_factor ld_alpha min_p
+        gamma lam teach_fraction replay_share max_failed_share label_smoothing label_smoothing_factor ld_alpha min_p
         ref_model_mixup_alpha top_entropy_quantile
         """,
     ),

@@ -46,6 +46,8 @@ class Node:
             The reason why this exchange could not be completed.
         probe_cut, response_cut (`bool`):
             Whether a limit (`max_new_tokens`) has cut the probe, or the response.
+        replayed (`bool`):
+            Whether the probe was replayed from an earlier exchange instead of being sampled.
         children (`list[Node]`):
             The exchanges that followed this one.
     """
@@ -64,6 +66,7 @@ class Node:
     error: str | None = None
     probe_cut: bool = field(default=False, kw_only=True)
     response_cut: bool = field(default=False, kw_only=True)
+    replayed: bool = field(default=False, kw_only=True)
     children: list["Node"] = field(default_factory=list)
 
     @property
@@ -212,6 +215,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "error": lambda value, name: None if value is None else _check(value, str, name),
     "probe_cut": _false_if_null,  # older files have none
     "response_cut": _false_if_null,
+    "replayed": _false_if_null,
     "prompt_ids": _ids,
     "probe_ids": _ids,
     "sampling_logprobs": lambda values, name: [_number(value, name) for value in _check(values, list, name)],

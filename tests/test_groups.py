@@ -13,6 +13,8 @@ from peft import LoraConfig
 from test_dpo import PROMPTS, Watch, lines, weights
 
 from astra_trl import (
+    ASTGFNConfig,
+    ASTGFNTrainer,
     ASTGRPOConfig,
     ASTGRPOTrainer,
     ASTPrompterSystem,
@@ -31,7 +33,11 @@ from astra_trl.rewards import Backup, Harm, Reward
 
 SAMPLING = SamplingParams(max_new_tokens=6, min_new_tokens=2, temperature=0.7, top_p=0.9, repetition_penalty=1.1)
 BOTH = pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-CLASSES = {"grpo": (ASTGRPOConfig, ASTGRPOTrainer), "rloo": (ASTRLOOConfig, ASTRLOOTrainer)}
+CLASSES = {
+    "gfn": (ASTGFNConfig, ASTGFNTrainer),
+    "grpo": (ASTGRPOConfig, ASTGRPOTrainer),
+    "rloo": (ASTRLOOConfig, ASTRLOOTrainer),
+}
 LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
 
 

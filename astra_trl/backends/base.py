@@ -64,6 +64,8 @@ class Sample:
             The log-probabilities at temperature 1. Empty if the backend gives none, or only on demand (`untempered`).
         cut (`bool`, *optional*, defaults to `False`):
             Whether `max_new_tokens`, or another limit of the length, ended the utterance and not the model itself.
+        replayed (`bool`, *optional*, defaults to `False`):
+            Whether the utterance is an earlier one that was put in place of a sample.
     """
 
     text: str
@@ -73,6 +75,7 @@ class Sample:
     error: str | None = None
     untempered_logprobs: list[float] = field(default_factory=list, kw_only=True)
     cut: bool = field(default=False, kw_only=True)
+    replayed: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ TERMS = {
     "non_repeating": "astra_trl.rewards.repetition.NonRepeating",
     "probe_and_response_harm": "astra_trl.rewards.harm.probe_and_response_harm",
     "probe_harm": "astra_trl.rewards.harm.probe_harm",
+    "rarity": "astra_trl.rewards.rarity.Rarity",
     "self_bleu_novelty": "astra_trl.rewards.novelty.SelfBLEUNovelty",
 }
 

@@ -2,7 +2,9 @@
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from astra_trl.backends.base import CachingSession, Logprobs, Sample, Session, derive_seed
 from astra_trl.callables import describe
@@ -14,6 +16,7 @@ from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import set_credit
 from astra_trl.rollout.parts import Parts
 from astra_trl.rollout.records import Records
+from astra_trl.rollout.replay import ReplayBuffer
 from astra_trl.systems.base import System
 from astra_trl.tree import Node, Tree, exchanges_in_tree
 
@@ -59,11 +62,21 @@ class ASTSampler:
         self.tree_width = tree_width
         self.tree_depth = tree_depth
         self.parts = Parts()
+        self.replay: ReplayBuffer | None = None  # within `replaying`
 
     @property
     def groups_per_tree(self) -> int:
         """Sibling groups of a whole tree: 1 + width + ... + width^(depth - 1)."""
         return sum(self.tree_width**level for level in range(self.tree_depth))
+
+    @contextmanager
+    def replaying(self, replay: ReplayBuffer) -> Iterator[None]:
+        """Ask probes of a buffer again in the trees that are grown within the block."""
+        self.replay = replay
+        try:
+            yield
+        finally:
+            self.replay = None
 
     def draw(self, seed: int, count: int) -> list[Opening]:
         """Return `count` random openings; none is repeated before each was drawn once."""
@@ -158,7 +171,8 @@ class ASTSampler:
             branches = [session.branch(children) for session in sessions]
             tester, target, *reader = branches
             samples = tester.sample()
-            utterances, probes = self.system.probes_in(samples)
+            part = [contexts[row] for row, _ in children]
+            utterances, probes = self.system.probes_in(self._replay(children, part, samples))
             if utterances != samples:
                 # The tester remembers only the part of an utterance that the target heard.
                 branches[0] = tester = sessions[0].branch(children)
@@ -166,7 +180,6 @@ class ASTSampler:
             unbranched.difference_update(children)
             if not unbranched:
                 release(sessions)
-            part = [contexts[row] for row, _ in children]
             nodes = answer_probes(self.system, part, utterances, probes, target, *reader)
             on_exchanges(len(nodes))
             if turns > 1 or on_rows is not None:
@@ -182,6 +195,22 @@ class ASTSampler:
 
         nodes = self.parts.work(children, lambda _: sessions, grow_part, row_of=lambda child: child[0])
         return [nodes[start : start + width] for start in range(0, len(nodes), width)]
+
+    def _replay(
+        self, children: Sequence[tuple[int, int]], contexts: Sequence[Conversation], samples: Sequence[Sample]
+    ) -> list[Sample]:
+        """Return the samples, with earlier probes in place of some of them."""
+        if self.replay is None:
+            return list(samples)
+        tester: Any = self.system.tester  # of transformers: no other can be trained
+        replayed = []
+        for (_, sibling), context, sample in zip(children, contexts, samples, strict=True):
+            entry = self.replay.draw(context, sibling)
+            if entry is not None:
+                ids = tester.utterance_ids(entry.probe, ended=not entry.cut)
+                sample = Sample(entry.probe, sample.prompt_ids, ids, cut=entry.cut, replayed=True)
+            replayed.append(sample)
+        return replayed
 
 
 def release(sessions: Sequence[Session]) -> None:
@@ -217,6 +246,7 @@ def answer_probes(
             error=utterance.error or response.error,
             probe_cut=utterance.cut,
             response_cut=response.cut,
+            replayed=utterance.replayed,
         )
         for context, utterance, probe, likelihood, response in zip(
             contexts, utterances, probes, likelihoods or [[]] * len(probes), target.sample(), strict=True

@@ -26,6 +26,11 @@ _BY_ALGORITHM: dict[str, dict[str, Any]] = {
         "beta": 0.1,
         "per_device_train_batch_size": 16,
     },
+    "gfn": {
+        "num_train_epochs": 36,  # rounds: as many exchanges as DPO's recipe asks for
+        "learning_rate": 5e-4,
+        "per_device_train_batch_size": 32,
+    },
     "grpo": {
         "num_train_epochs": 10,  # rounds
         "learning_rate": 5e-4,

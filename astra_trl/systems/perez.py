@@ -161,7 +161,7 @@ class PerezSystem(HFASTSystem):
                 f'--system_kwargs \'{{"method": "{method}"}}\'`'
             )
         if method not in (None, trained_by):
-            fix = "--algorithm sft" if method == "supervised" else "--algorithm ppo, grpo, rloo or dpo"
+            fix = "--algorithm sft" if method == "supervised" else "--algorithm ppo, grpo, rloo, gfn or dpo"
             raise InputError(f"method {method} does not go with algorithm {algorithm}: give {fix}")
 
     @property

@@ -8,6 +8,7 @@ from astra_trl.errors import InputError
 # Module, config and trainer of each algorithm; loaded when first asked for.
 TRAINERS = {
     "dpo": ("dpo", "ASTDPOConfig", "ASTDPOTrainer"),
+    "gfn": ("gfn", "ASTGFNConfig", "ASTGFNTrainer"),
     "grpo": ("grpo", "ASTGRPOConfig", "ASTGRPOTrainer"),
     "ppo": ("ppo", "ASTPPOConfig", "ASTPPOTrainer"),
     "rloo": ("rloo", "ASTRLOOConfig", "ASTRLOOTrainer"),

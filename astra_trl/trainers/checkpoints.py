@@ -27,7 +27,6 @@ from astra_trl.trainers.roles import run_settings
 logger = logging.getLogger(__name__)
 
 SEAL = "whole.json"  # in a checkpoint, written last: its files, and the state that transformers does not keep
-REWARD_STATE = "reward_state.json"  # in a checkpoint: the memory of reward terms
 # Counters of transformers' and TRL's loops for the log, which start from 0 when a run is resumed.
 COUNTERS = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step", "_total_train_tokens")
 # Fields of TRL's and transformers' configs that change neither what is collected nor what is learned.
@@ -109,7 +108,7 @@ def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
 
 
 def load_checkpoint(trainer: Any, resume_from_checkpoint: str | Literal[True]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the checkpoint to resume from with the state it was sealed with, and load its reward state.
+    """Return the checkpoint to resume from with the state it was sealed with, and load its memories.
 
     Returns `None` if no checkpoint is complete yet, so that the run begins from its start. Raises `InputError`
     if the checkpoint is not complete, or if the run's settings have changed since.
@@ -140,8 +139,8 @@ def load_checkpoint(trainer: Any, resume_from_checkpoint: str | Literal[True]) -
             f"'{checkpoint}' names a best checkpoint of another folder, '{best}', which would be loaded at the end: "
             "leave load_best_model_at_end out, or delete that folder if it is an old copy"
         )
-    reward_state = json.loads((checkpoint / REWARD_STATE).read_text(encoding="utf-8"))
-    trainer.sampler.system.reward.load_state_dict(reward_state)
+    for name, memory in trainer.memories().items():
+        memory.load_state_dict(json.loads((checkpoint / name).read_text(encoding="utf-8")))
     return checkpoint, state
 
 
@@ -163,7 +162,8 @@ def save_checkpoint(trainer: Any, save: Callable[[], None]) -> None:
     state = {"settings": _settings(trainer), "counted": _counts(trainer)}
     trainer.accelerator.wait_for_everyone()
     if main:
-        write_whole(folder / REWARD_STATE, json.dumps(trainer.sampler.system.reward.state_dict()))
+        for name, memory in trainer.memories().items():
+            write_whole(folder / name, json.dumps(memory.state_dict()))
         seal(folder, state)
         rotate_checkpoints(args.output_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
 
@@ -215,7 +215,7 @@ def restore_run(trainer: Any, state: Mapping[str, Any] | None) -> int:
                 shutil.rmtree(checkpoint)  # the run was killed while it deleted this one
         trainer.forget_later(number, keep=number == kept)
     if kept and not inside:
-        trainer.sampler.system.remember(trainer.folder.read_nodes(number))
+        trainer.remember(trainer.folder.read_nodes(number))
     return kept
 
 

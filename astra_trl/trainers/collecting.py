@@ -25,12 +25,12 @@ def collect_records(trainer: Any, number: int) -> list[Record]:
     with trainer.current_tester():
         trees, lessons = collect_trees(trainer.sampler, *settings)
     nodes = [node for tree in trees for node in tree.nodes()]
-    trainer.sampler.system.remember(nodes)
+    trainer.remember(nodes)
     usable = trainer.records_of(trees)
     reason = "" if usable or lessons else no_records_reason(trees, trainer.args.unit)
     records = fill_records(trainer, number, usable + lessons, len(trees), reason)
     trainer.round_figures = {
-        **figures_of(trainer, nodes),
+        **figures_of(trainer, [node for node in nodes if not node.replayed]),
         "trees": len(trees),
         "groups": sum(1 for tree in trees for _ in tree.sibling_groups()),
         trainer.records_figure: len(usable),

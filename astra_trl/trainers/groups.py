@@ -15,7 +15,6 @@ from astra_trl.backends.base import derive_seed
 from astra_trl.errors import InputError
 from astra_trl.rollout.records import Record, group_records
 from astra_trl.rollout.sampler import ASTSampler
-from astra_trl.systems.base import System
 from astra_trl.trainers.config import RoundsConfig
 from astra_trl.trainers.roles import dropouts, reference_model, trainable_tester, use_sampling
 from astra_trl.trainers.rounds import RoundsMixin
@@ -25,7 +24,13 @@ from astra_trl.trainers.shared_context import (
     share_context,
     shared_context_field,
 )
-from astra_trl.trainers.siblings import GroupRecords, SiblingSampler, shuffle_groups, tree_reward
+from astra_trl.trainers.siblings import (
+    GroupRecords,
+    SiblingSampler,
+    check_siblings,
+    shuffle_groups,
+    tree_reward,
+)
 from astra_trl.trainers.unread import BY_ALL, BY_GROUPS
 from astra_trl.tree import Tree
 
@@ -123,6 +128,7 @@ class GroupsMixin(RoundsMixin):
     """
 
     records_figure = "usable_groups"
+    keeps_groups_whole = False  # within a forward pass, whatever else
     num_iterations: int
     num_generations: int
     _rows: list[Record]
@@ -155,7 +161,7 @@ class GroupsMixin(RoundsMixin):
 
     def trl_arguments(self, args: Any, peft_config: Any) -> dict[str, Any]:
         system = self.sampler.system
-        _check(self.sampler, args)
+        check_siblings(self.sampler, args, self.keeps_groups_whole)
         use_sampling(args, trainable_tester(system), **SAMPLING)
         if args.beta:
             self._reference = reference_model(system, peft_config is not None, synced=args.sync_ref_model)
@@ -212,8 +218,9 @@ class GroupsMixin(RoundsMixin):
                 return super()._prepare_inputs(generation_batch)
 
     def _shuffle(self, shuffle: Callable[..., Any], batch: dict[str, Any]) -> dict[str, Any]:
-        whole = self.args.per_device_train_batch_size % self.num_generations == 0
-        return shuffle_groups(batch, self.num_generations) if self._shared is not None and whole else shuffle(batch)
+        fit = self.args.per_device_train_batch_size % self.num_generations == 0
+        whole = self.keeps_groups_whole or (self._shared is not None and fit)
+        return shuffle_groups(batch, self.num_generations) if whole else shuffle(batch)
 
     def _generate_and_score_completions(self, inputs: list[Record]) -> dict[str, Any]:
         self._rows, self._old_policy_asked = inputs, self.asks_for_old_policy()
@@ -265,31 +272,3 @@ class GroupsMixin(RoundsMixin):
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [row["prompt_ids"] for row in self._rows], None, {}
-
-
-def _check(sampler: ASTSampler, args: Any) -> None:
-    width = sampler.tree_width
-    if width < 2:
-        raise InputError("siblings are compared, and tree_width=1 gives none: set tree_width to 2 or more")
-    if args.num_generations not in (None, width):
-        raise InputError(
-            f"num_generations={args.num_generations}, and a tree's siblings are the group: leave it out, or set "
-            f"tree_width={args.num_generations}"
-        )
-    if args.generation_batch_size % width:
-        raise InputError(
-            f"a generation batch of {args.generation_batch_size} probes does not hold whole groups of tree_width="
-            f"{width}: make per_device_train_batch_size a multiple of {width}"
-        )
-    tester = trainable_tester(sampler.system)
-    ends = {tester.tokenizer.eos_token_id, tester.tokenizer.pad_token_id}
-    shortens = type(sampler.system).probe_in is not System.probe_in
-    if args.mask_truncated_completions and (shortens or tester.sampling.stop_strings or tester.eos - ends):
-        raise InputError(
-            "mask_truncated_completions leaves out probes without the tokenizer's end of sequence, and these end in "
-            "other ways too: leave it out"
-        )
-    if args.remove_unused_columns:
-        raise InputError("remove_unused_columns would remove what the trees hold: leave it out")
-    args.num_generations = width
-    args.round_of(sampler)

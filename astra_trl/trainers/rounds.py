@@ -23,10 +23,8 @@ from transformers import (
 )
 
 from astra_trl.backends.base import Backend
-from astra_trl.errors import InputError, RunStopped
-from astra_trl.evaluation import ASTEvaluator
+from astra_trl.errors import RunStopped
 from astra_trl.outputs import saving_weights
-from astra_trl.progress import bars_within
 from astra_trl.rollout.collector import RoundRecords
 from astra_trl.rollout.records import Record
 from astra_trl.rollout.run_folder import RunFolder
@@ -35,8 +33,9 @@ from astra_trl.rollout.teaching import Teaching
 from astra_trl.trainers import checkpoints, collecting, divergence, publishing, roles
 from astra_trl.trainers.building import built, check_all_openings, first_step, packages_at_hand
 from astra_trl.trainers.gathering import gather_weights
+from astra_trl.trainers.measuring import measure_held_out
 from astra_trl.trainers.progress import RoundCallback, RoundProgressCallback, closed_bar
-from astra_trl.tree import Tree
+from astra_trl.tree import Node, Tree
 
 logger = logging.getLogger(__name__)
 
@@ -170,20 +169,7 @@ class RoundsMixin(Trainer):
         Returns:
             `dict[str, float]`: The figures of `ASTEvaluator.metrics`, with the prefix before each name.
         """
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(eval_dataset, dict):
-            of_all: dict[str, float] = {}
-            for name, openings in eval_dataset.items():
-                of_all |= self.evaluate(openings, ignore_keys, f"{metric_key_prefix}_{name}")
-            return of_all
-        if eval_dataset is None:
-            raise InputError("the trainer has no held-out openings: give it an eval_dataset, or pass them here")
-        with self.current_tester(), bars_within(self.args.disable_tqdm):
-            values = ASTEvaluator(self.sampler, eval_dataset, seed=self.args.seed).metrics(self.baseline())
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
-        Trainer.log(self, metrics)  # TRL's own would add the running means of the training steps to this line
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return measure_held_out(self, eval_dataset, metric_key_prefix)
 
     def baseline(self) -> Backend | None:
         """Return the frozen reference of the tester: the system's, or the one that TRL holds instead. Returns `None`
@@ -224,6 +210,15 @@ class RoundsMixin(Trainer):
     def collect_round(self, number: int) -> list[Record]:
         """Return fresh records for this round, and write its lines of the run folder."""
         return collecting.collect_records(self, number)
+
+    def memories(self) -> dict[str, Any]:
+        """Return what a run remembers of earlier rounds, by the names of its files in a checkpoint: objects with
+        `state_dict` and `load_state_dict`, in JSON."""
+        return {"reward_state.json": self.sampler.system.reward}
+
+    def remember(self, nodes: Sequence[Node]) -> None:
+        """Add the measured exchanges of a round to these memories."""
+        self.sampler.system.remember(nodes)
 
     def forget_later(self, number: int, keep: bool) -> None:
         """Drop the run folder's lines after the place at which a run is resumed: those of round `number`, unless they

@@ -29,6 +29,15 @@ BY_GROUPS = dict.fromkeys(
     _PROBES,
 ) | {"train_sampling_strategy": "the order of groups is that of shuffle_dataset"}  # fmt: skip
 
+BY_GFN = dict.fromkeys(
+    (
+        "epsilon", "epsilon_high", "normalize_advantages", "reward_clip_range", "mask_truncated_completions",
+        "router_aux_loss_coef",
+    ),
+    "the loss of GFN compares rewards with log-probabilities as they are",
+)  # fmt: skip
+BY_GFN |= {"sync_ref_model": "the baseline stays as it is"}
+
 BY_SFT = {"shuffle_dataset": "the order of cases is that of train_sampling_strategy"}
 
 BY_PPO = dict.fromkeys(

@@ -181,9 +181,10 @@ class HFBackend(HFModel):
             cut=sample.cut and count == len(sample.ids),
         )
 
-    def utterance_ids(self, text: str) -> list[int]:
-        """Return the ids of an utterance as the model could sample it: cut at `max_new_tokens`, or with an end."""
-        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+    def utterance_ids(self, text: str, ended: bool = True) -> list[int]:
+        """Return the ids of an utterance as the model could sample it: cut at `max_new_tokens`, or with an end. One
+        that has not `ended` has no end."""
+        end = [] if self.tokenizer.eos_token_id is None or not ended else [self.tokenizer.eos_token_id]
         return [*encode_all(self.tokenizer, [text])[0], *end][: self.sampling.max_new_tokens]
 
 

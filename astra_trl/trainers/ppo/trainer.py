@@ -200,7 +200,7 @@ class ASTPPOTrainer(RoundsMixin, ResumablePPOTrainer):
         self._generator_states = None
         update = [exchange for row in gather_object(self._update) for exchange in row]
         self.nodes += [node for _, _, node in update]
-        self.sampler.system.remember([node for _, _, node in update])
+        self.remember([node for _, _, node in update])
         if self.is_world_process_zero():
             lines = (exchange_line(node, tree, path) for tree, path, node in update)
             number = math.ceil(self.state.epoch)

@@ -1,0 +1,135 @@
+"""Replay: earlier probes of high reward are asked again in other conversations."""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from astra_trl.backends.base import derive_seed
+from astra_trl.conversation import Conversation, as_text
+from astra_trl.errors import InputError
+from astra_trl.numbers import require_numbers
+from astra_trl.tree import Node
+from astra_trl.wording import TellingWords
+
+MIN_SCORE = 0.5  # at or above which a response makes its probe an entry
+
+
+@dataclass
+class Entry:
+    """A probe of the buffer: its text, the number of exchanges before it, whether a limit has cut it, how often the
+    target was asked, and the sum of its rewards."""
+
+    probe: str
+    depth: int
+    cut: bool
+    asked: int = 0
+    reward: float = 0.0
+
+
+@dataclass
+class ReplayBuffer:
+    """Probes of high reward, to be asked again.
+
+    A drawn probe takes the place of one that the tester would have sampled. It was sampled by the tester as it was
+    earlier, so only a trainer that learns off-policy may use it (GFN). The target answers anew, so the mean of a
+    probe's rewards becomes exact, and a success by chance is soon forgotten.
+
+    A probe is drawn in proportion to `exp(mean reward / beta)`, divided by the number of similar probes in the buffer
+    (the cosine of the words that tell successes from failures). Without this, a weakness that is found often would
+    crowd out the rare ones.
+
+    Args:
+        share (`float`):
+            Probability that a sibling, but not the first of a group, is a replayed probe.
+        beta (`float`):
+            Temperature of the reward.
+        size (`int`, *optional*, defaults to `1000`):
+            Most probes that are kept: those of the highest mean reward.
+    """
+
+    share: float
+    beta: float
+    size: int = 1000
+    _entries: dict[tuple[str, int], Entry] = field(default_factory=dict, init=False, repr=False)
+    _words: TellingWords = field(default_factory=TellingWords, init=False, repr=False)
+    _seed: int = field(default=0, init=False, repr=False)
+    # By depth: the entries and the cumulative weights of drawing each.
+    _table: dict[int, tuple[list[Entry], np.ndarray]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require_numbers(replay_share=self.share, replay_size=self.size)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def begin_round(self, seed: int) -> None:
+        """Draw from the entries as they are now until the next round, with the random numbers of this seed."""
+        self._seed, self._table = seed, {}
+        entries = list(self._entries.values())
+        if not entries:
+            return
+        weights = self._weights(entries)
+        for depth in {entry.depth for entry in entries}:
+            places = [place for place, entry in enumerate(entries) if entry.depth == depth]
+            self._table[depth] = [entries[place] for place in places], weights[places].cumsum()
+
+    def draw(self, context: Conversation, sibling: int) -> Entry | None:
+        """Return the probe to ask in a context in place of a sibling, or `None` for none: a probe that was found at the
+        same turn. It depends on the round's seed, the context and the sibling's index alone; the first sibling is
+        always sampled."""
+        depth = depth_in(context)
+        if depth not in self._table or not sibling:
+            return None
+        entries, weights = self._table[depth]
+        rng = random.Random(derive_seed(self._seed, as_text(context), sibling))
+        if rng.random() >= self.share:
+            return None
+        return entries[min(int(np.searchsorted(weights, rng.random() * weights[-1], side="right")), len(entries) - 1)]
+
+    def remember(self, nodes: Iterable[Node], harm: str) -> None:
+        """Add the probes of measured exchanges, and count every exchange of a probe that the buffer has. `harm` is the
+        name of the score."""
+        for node in nodes:
+            if node.credit is None or not node.exchange.probe.strip():
+                continue
+            key = node.exchange.probe, depth_in(node.exchange.context)
+            if not node.replayed:
+                self._words.add(node.exchange.probe, node.scores.get(harm, 0.0) >= MIN_SCORE)
+                self._entries.setdefault(key, Entry(*key, node.probe_cut))
+            if key in self._entries:
+                self._entries[key].asked += 1
+                self._entries[key].reward += node.credit
+        if len(self._entries) > self.size:
+            # Of probes of equal weight the earlier ones stay, in every process.
+            best = np.argsort(-self._weights(list(self._entries.values())), kind="stable")[: self.size]
+            keys = list(self._entries)
+            self._entries = {keys[place]: self._entries[keys[place]] for place in sorted(best)}
+
+    def _weights(self, entries: Sequence[Entry]) -> np.ndarray:
+        # Of drawing each entry, and of keeping it.
+        vectors = self._words.vectors([entry.probe for entry in entries])
+        alike = np.asarray((vectors @ vectors.T).power(2).sum(axis=1)).ravel()
+        means = np.array([entry.reward / entry.asked for entry in entries])
+        return np.exp((means - means.max()) / self.beta) / np.maximum(alike, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the entries, as JSON."""
+        entries = [asdict(entry) for entry in self._entries.values()]
+        return {"entries": entries, "words": self._words.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the entries of `state_dict`. Raises `InputError` for anything else."""
+        try:
+            entries = [Entry(**entry) for entry in state["entries"]]
+            self._words.load_state_dict(state["words"])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the replay buffer of the checkpoint is damaged: {error}") from error
+        self._entries = {(entry.probe, entry.depth): entry for entry in entries}
+
+
+def depth_in(context: Conversation) -> int:
+    """Return the number of exchanges in a context."""
+    return sum(turn.speaker == "tester" for turn in context)

@@ -1,0 +1,137 @@
+"""GFN: a tester that samples probes in proportion to their reward, trained like a generative flow network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from trl import RLOOConfig
+
+from astra_trl.backends.base import derive_seed
+from astra_trl.errors import InputError
+from astra_trl.rollout.records import Record
+from astra_trl.rollout.replay import ReplayBuffer
+from astra_trl.trainers.groups import GroupsConfig
+from astra_trl.trainers.rloo import ASTRLOOTrainer
+from astra_trl.trainers.unread import BY_ALL, BY_GFN, BY_GROUPS
+from astra_trl.tree import Node
+
+
+@dataclass
+class ASTGFNConfig(GroupsConfig, RLOOConfig):
+    """TRL's `RLOOConfig` with the settings of a round and of a replay buffer.
+
+    > These parameters have default values different from [`~trl.RLOOConfig`]: those of [`ASTGRPOConfig`], and `beta`
+    > 0.15.
+
+    The trained tester samples a probe with a probability in proportion to `p_baseline(probe) * exp(reward / beta)`.
+    This is also what KL-regularised reinforcement learning with the same `beta` aims at (with the KL divergence summed
+    over the probe's tokens); but other algorithms stop at the first probes that they find to work.
+    """
+
+    unread: ClassVar[Mapping[str, str]] = {**BY_ALL, **BY_GROUPS, **BY_GFN}
+
+    beta: float = field(
+        default=0.15,
+        metadata={
+            "help": "Temperature of the reward: a probe whose reward is higher by beta becomes e times as likely. "
+            "Lower: more harm, and fewer kinds of it; higher: likelier and more diverse probes."
+        },
+    )
+    replay_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Probability that a sibling group has a probe that made the target fail earlier, asked again in "
+            "place of one that is sampled. 0 switches replay off."
+        },
+    )
+    replay_size: int = field(default=1000, metadata={"help": "Most earlier probes that are kept for it."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta:
+            raise InputError("beta must be above 0, got 0: the reward is divided by it")
+
+
+class ASTGFNTrainer(ASTRLOOTrainer):
+    """Trains the tester of a system to sample probes in proportion to their reward, round by round.
+
+    The loss is trajectory balance over the siblings of a group, whose common context makes the partition function drop
+    out (huggingface.co/papers/2405.18540; its contrastive form huggingface.co/papers/2605.00553): the differences of
+    `log pi(probe)` between siblings are to equal those of `log R(probe) = reward / beta + log p_baseline(probe)`, with
+    log-probabilities summed over tokens. With probes that were just sampled, its gradient is that of RLOO with the
+    reward `reward - beta * log(pi / p_baseline)`. It also holds for probes that the tester did not sample, such as
+    those of the replay buffer.
+
+    The arguments are those of [`GroupsMixin`], with an [`ASTGFNConfig`].
+    """
+
+    _tag_names = ["trl", "astra-trl", "gfn"]
+    config_class = ASTGFNConfig
+    keeps_groups_whole = True
+
+    def __init__(self, sampler: Any, args: Any = None, **options: Any) -> None:
+        super().__init__(sampler, args, **options)
+        self.replay = ReplayBuffer(self.args.replay_share, 2 * self.args.beta, self.args.replay_size)
+
+    def memories(self) -> dict[str, Any]:
+        return {**super().memories(), "replay_buffer.json": self.replay}
+
+    def remember(self, nodes: Sequence[Node]) -> None:
+        super().remember(nodes)
+        self.replay.remember(nodes, self.sampler.system.harm)
+
+    def collect_round(self, number: int) -> list[Record]:
+        self.replay.begin_round(derive_seed(self.args.seed, "replay", number))
+        with self.sampler.replaying(self.replay):
+            return super().collect_round(number)
+
+    def _generate_and_score_completions(self, inputs: list[Record]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        # Replayed probes count in TRL's mean of it, and the tester as it is now has not sampled them.
+        self._metrics["train" if self.model.training else "eval"].pop("kl", None)
+        measured = [row["reward"] is not None for row in inputs]
+        batch["measured"] = torch.tensor(measured, device=batch["advantages"].device)
+        return batch
+
+    def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        probe_mask = inputs["completion_mask"]
+        mask = torch.cat([inputs["prompt_mask"], probe_mask], dim=1)
+        logprobs, entropies, *_ = self._get_per_token_logps_and_entropies(
+            model, ids, mask, probe_mask.shape[1], compute_entropy=True
+        )
+        log_ratios = (logprobs * probe_mask).sum(1) - inputs["old_logps"]
+        gaps = balance_gaps(log_ratios, inputs["advantages"], inputs["measured"], self.num_generations, self.beta)
+        loss = (gaps**2).mean() / (2 * self.beta)
+        self._log_means({"entropy": (entropies, probe_mask), "gap": ((gaps / self.beta) ** 2, inputs["measured"])})
+        return loss
+
+    def _log_means(self, values: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        mode = "train" if self.model.training else "eval"
+        for name, (value, mask) in values.items():
+            total = self.accelerator.reduce(torch.stack([(value * mask).sum(), mask.sum().float()]), reduction="sum")
+            self._metrics[mode][name].append((total[0] / total[1].clamp(min=1)).item())
+
+
+def balance_gaps(
+    log_ratios: torch.Tensor, advantages: torch.Tensor, measured: torch.Tensor, width: int, beta: float
+) -> torch.Tensor:
+    """Return `beta * (log pi - log R)` of each probe (rows,), less the mean over its measured siblings; 0 for a probe
+    that is not measured.
+
+    TRL's leave-one-out advantages hold the differences of `log R` between siblings already: they are those of
+    `reward - beta * (log pi_old - log p_baseline)`, times n / (n - 1) for n measured siblings. With the log-ratio
+    `log pi - log pi_old` added, the probabilities `pi_old` of sampling the probes cancel out, whatever they were.
+
+    Args:
+        log_ratios, advantages, measured: of shape (rows,), siblings together.
+        width (`int`): Siblings of a group.
+        beta (`float`): Temperature of the reward.
+    """
+    ratios, advantages, known = (values.view(-1, width) for values in (log_ratios, advantages, measured))
+    known = known.to(ratios.dtype)
+    count = known.sum(1, keepdim=True).clamp(min=1)
+    centred_rewards = advantages * (count - 1) / count
+    gaps = beta * ratios - centred_rewards
+    return ((gaps - (gaps * known).sum(1, keepdim=True) / count) * known).flatten()

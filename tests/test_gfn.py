@@ -1,0 +1,178 @@
+"""GFN: the loss is trajectory balance over siblings, and the trained tester samples in proportion to reward."""
+
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from conftest import make_gpt2, make_tokenizer
+from peft import LoraConfig
+from test_dpo import weights
+from test_groups import make_system, make_trainer, watch_losses
+
+from astra_trl import (
+    ASTGFNConfig,
+    ASTGFNTrainer,
+    ASTPrompterSystem,
+    ASTSampler,
+    HFBackend,
+    InputError,
+    SamplingParams,
+)
+from astra_trl.backends import ScriptedBackend
+from astra_trl.rewards import Harm, Reward
+from astra_trl.trainers.gfn import balance_gaps
+
+BETA = 0.2
+
+
+def logprob(model, context, probe, temperature) -> float:
+    """The sum of a probe's log-probabilities, by a plain forward pass."""
+    with torch.no_grad():
+        logits = model(torch.tensor([context + probe])).logits[0, :-1] / temperature
+    rows = logits.log_softmax(-1)[len(context) - 1 :]
+    return rows[range(len(probe)), probe].sum().item()
+
+
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)])
+@pytest.mark.parametrize("unscored", [False, True])
+def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_config):
+    def scorer(exchanges):
+        scores = [len(e.probe) % 5 / 4 for e in exchanges]
+        return [math.nan if unscored and i % 7 == 3 else score for i, score in enumerate(scores)]
+
+    system = make_system(scorer)
+    trainer = make_trainer(
+        tmp_path, "gfn", system, beta=BETA, replay_share=0.5, peft_config=peft_config, num_train_epochs=3
+    )
+    baseline = make_gpt2(make_tokenizer())  # the same weights
+    losses, compute = [], trainer.compute_loss
+
+    def watched(model, inputs, *args, **kwargs):
+        losses.append(compute(model, inputs, *args, **kwargs))
+        plain = trainer.accelerator.unwrap_model(model)
+        expected.append(by_hand(plain, inputs))
+        return losses[-1]
+
+    def by_hand(model, inputs) -> float:
+        rows = []
+        for row in range(len(inputs["prompt_ids"])):
+            context = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist()
+            probe = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()].tolist()
+            record = next(
+                (group, i)
+                for group in trainer.train_dataset.records
+                if group["prompt_ids"] == context
+                for i, ids in enumerate(group["probe_ids"])
+                if ids == probe
+            )
+            reward = record[0]["reward"][record[1]]
+            policy = logprob(model, context, probe, 0.7)
+            target = None if reward is None else reward / BETA + logprob(baseline, context, probe, 0.7)
+            rows.append((policy, target))
+        total = 0.0
+        for start in range(0, len(rows), 4):
+            known = [(policy - target) for policy, target in rows[start : start + 4] if target is not None]
+            pairs = sum((a - b) ** 2 for a, b in combinations(known, 2))
+            total += pairs / max(len(known), 1)
+        return BETA * total / (2 * len(rows))
+
+    expected: list[float] = []
+    trainer.compute_loss = watched
+    trainer.train()
+    assert any(record["sampling_logprobs"][-1] == [] for record in trainer.train_dataset.records)  # some are replayed
+    assert len(losses) == 15 and max(expected) > 0.1
+    for loss, value in zip(losses, expected, strict=True):
+        assert loss.item() == pytest.approx(value, rel=1e-4, abs=1e-5)
+
+
+def test_with_fresh_probes_the_gradient_is_that_of_rloo():
+    torch.manual_seed(0)
+    logprobs = torch.randn(8, requires_grad=True)
+    rewards, baseline = torch.rand(8), torch.randn(8)
+    regularised = (rewards - BETA * (logprobs.detach() - baseline)).view(2, 4)
+    advantages = ((regularised - regularised.mean(1, keepdim=True)) * 4 / 3).flatten()
+    gaps = balance_gaps(logprobs - logprobs.detach(), advantages, torch.ones(8, dtype=torch.bool), 4, BETA)
+    ((gaps**2).mean() / (2 * BETA)).backward()
+    rloo = -advantages / 8 * 3 / 4  # of the mean of -advantage * log pi; RLOO's baseline leaves the probe itself out
+    assert torch.allclose(logprobs.grad, rloo, atol=1e-6)
+
+
+def test_the_tester_samples_in_proportion_to_reward(tmp_path):
+    tokenizer = make_tokenizer()
+    model = make_gpt2(tokenizer)
+    prompt = "hello"
+    words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    chosen = {3: 1.0, 5: 0.9, 7: 0.75, 11: 0.5}  # four probes of one token, and every other has no reward
+    scores = {tokenizer.decode([token]): score for token, score in chosen.items()}
+
+    def scorer(exchanges):
+        return [scores.get(e.probe, 0.0) for e in exchanges]
+
+    tester = HFBackend(model, tokenizer, SamplingParams(max_new_tokens=1, temperature=1.0))
+    system = ASTPrompterSystem(
+        tester, ScriptedBackend(lambda texts, sibling: "fine"), None, scorer, reward=Reward({"harm": (1.0, Harm())})
+    )
+    context = tester.open([prompt], seeds=[0]).sample()[0].prompt_ids
+    with torch.no_grad():
+        baseline = model(torch.tensor([context])).logits[0, -1].log_softmax(-1)
+    by_token = torch.tensor([scores.get(tokenizer.decode([i]), 0.0) for i in range(len(words))])
+    beta = 0.15
+    wanted = (baseline + by_token / beta).softmax(-1)
+    args = ASTGFNConfig(
+        str(tmp_path), beta=beta, learning_rate=3e-3, lr_scheduler_type="linear", num_train_epochs=40,
+        trees_per_round=16, per_device_train_batch_size=64, replay_share=0.5, gradient_checkpointing=False,
+        disable_tqdm=True, save_strategy="no", report_to="none",
+    )  # fmt: skip
+    ASTGFNTrainer(ASTSampler(system, [prompt], 8, 1), args).train()
+    with torch.no_grad():
+        reached = model(torch.tensor([context])).logits[0, -1].softmax(-1)
+    assert wanted[[*chosen]].sum() > 0.5 > 4 * baseline.exp()[[*chosen]].sum()
+    print(wanted[[*chosen]], reached[[*chosen]])
+    assert (reached - wanted)[[*chosen]].abs().max() < 0.03
+
+
+def test_what_its_loss_does_not_read_is_refused():
+    with pytest.raises(InputError, match="beta must be above 0"):
+        ASTGFNConfig("tester", beta=0.0, report_to="none")
+    with pytest.raises(InputError, match="epsilon=0.1 has no effect"):
+        ASTGFNConfig("tester", epsilon=0.1, report_to="none")
+
+
+def test_a_batch_that_splits_groups_is_refused(tmp_path):
+    with pytest.raises(InputError, match="make it a multiple of tree_width=4"):
+        make_trainer(tmp_path, "gfn", beta=BETA, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+
+
+def test_siblings_stay_together_without_a_shared_context(tmp_path):
+    trainer = make_trainer(
+        tmp_path, "gfn", beta=BETA, shared_context=False, per_device_train_batch_size=4, steps_per_generation=2
+    )
+    seen = watch_losses(trainer)
+    trainer.train()
+    for step in seen:
+        contexts = [
+            row[mask.bool()].tolist() for row, mask in zip(step["prompt_ids"], step["prompt_mask"], strict=True)
+        ]
+        assert contexts == contexts[:1] * 4
+
+
+@pytest.mark.parametrize("kind", ["step", "round"])
+def test_a_resumed_run_equals_one_that_went_on(tmp_path, kind):
+    def run(folder, epochs, **kwargs):
+        trainer = make_trainer(
+            folder, "gfn", beta=BETA, num_train_epochs=epochs, save_strategy="steps", save_steps=1, **kwargs
+        )
+        return trainer
+
+    whole = run(tmp_path / "whole", 4)
+    whole.train()
+    begun = run(tmp_path / "begun", 4, max_steps=7 if kind == "step" else 10)
+    begun.train()
+    assert len(begun.replay) > 0
+    resumed = run(tmp_path / "begun", 4)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.replay.state_dict() == whole.replay.state_dict()
+    for name, value in weights(whole.model).items():
+        assert torch.equal(value, weights(resumed.model)[name])
+    assert (tmp_path / "begun" / "exchanges.jsonl").read_text() == (tmp_path / "whole" / "exchanges.jsonl").read_text()
