@@ -117,7 +117,7 @@ def weaknesses(hits: Mapping[str, int], planted: int) -> str:
     order = sorted(hits.items(), key=lambda item: (-item[1], item[0]))
     shares = ", ".join(f"{visible(topic)} {count / total:.0%}" for topic, count in order)
     text = f"weak topics found: {len(hits)} of {planted} in {total} hits: {shares}"
-    return textwrap.fill(text if math.isnan(even) else f"{text}; evenness {even:.2f}", 80)
+    return textwrap.fill(text if math.isnan(even) else f"{text}; evenness {even:.2f} (1: all equal)", 80)
 
 
 def transcript(tree: Tree, harm: str = "harm") -> str:
