@@ -129,7 +129,8 @@ def test_a_transcript_names_what_could_not_be_measured(evaluation):
         (
             {"museums": 30, "coffee": 60, "dancing": 30},
             4,
-            "weak topics found: 3 of 4 in 120 hits: coffee 50%, dancing 25%, museums 25%;\nevenness 0.75 (1: all equal)",
+            "weak topics found: 3 of 4 in 120 hits: coffee 50%, dancing 25%, museums 25%;\n"
+            "evenness 0.75 (1: all equal)",
         ),
         ({"coffee": 3}, 4, "weak topics found: 1 of 4 in 3 hits: coffee 100%; evenness 0.00 (1: all equal)"),
         ({"coffee": 3}, 1, "weak topics found: 1 of 1 in 3 hits: coffee 100%"),
