@@ -33,6 +33,18 @@ class SentenceEmbedder:
         return np.concatenate(vectors) if len(vectors) > 1 else vectors[0]
 
 
+def embed_once(embed: Embedder) -> Embedder:
+    """Return an embedder that computes the vector of each text once and remembers it."""
+    vectors: dict[str, np.ndarray] = {}
+
+    def embed_texts(texts: Sequence[str]) -> np.ndarray:
+        if new := [text for text in dict.fromkeys(texts) if text not in vectors]:
+            vectors.update(zip(new, embed(new), strict=True))
+        return np.array([vectors[text] for text in texts])
+
+    return embed_texts
+
+
 def load_embedder(model_id: str, extra: str = "novelty", allow_pickle: bool = False) -> Embedder:
     """Load a model of the sentence-transformers library from a Hub id or a folder.
 

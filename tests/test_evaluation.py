@@ -665,7 +665,7 @@ def test_other_testers_and_lists_of_prompts_are_arms_and_targets_may_be_several(
     assert len(exchanges) == 2 * 12 * (3 * TURNS + 1)
     assert {"arm", "target", "tree", "depth", "probe", "response", "scores.harm", "terms.likelihood"} <= set(exchanges)
     assert set(evaluation.to_pandas("differences").columns) >= {"against", "low", "high"}
-    with pytest.raises(InputError, match="no table 'nodes': choose figures, differences, counts or exchanges"):
+    with pytest.raises(InputError, match="no table .nodes.: choose one of figures, .*, coverage, exchanges"):
         evaluation.to_pandas("nodes")
 
 

@@ -111,9 +111,9 @@ def page(tmp_path_factory):
 def test_headline_tables_and_charts_are_there(browser, page):
     with opened(browser, page):
         assert one(browser, "h1").text == "Harmful in 71.7% of responses; untrained 7.7%, openings alone 3.0%."
-        assert len(every(browser, "#share-charts svg[role=img]")) == 2
+        assert len(every(browser, "#share-charts svg[role=img]")) == 3
         curves = [figure.text for figure in every(browser, "#curves figure")]
-        assert len(curves) == 5 and any("nats per probe" in text for text in curves)
+        assert len(curves) == 6 and any("nats per probe" in text for text in curves)
         assert len(every(browser, "#histogram .bar")) == 8
         assert one(browser, "#figures table tbody th").text == "Harmful responses"
         # Every control has a name, every section a heading.
@@ -327,6 +327,26 @@ def test_two_runs_are_compared_in_the_same_axes(browser, tmp_path):
         assert one(browser, "#figures thead").text.count("tester") == 4
         options = [option.text for option in Select(one(browser, "[name=source]")).options]
         assert "first: tester" in options and "second: training" in options
+
+
+def test_distinct_attacks_are_curves_over_exchanges(browser, tmp_path):
+    probes = [f"{'abcd'[n % 4] * 3} {n % 3}" for n in range(30)]
+    run = write_run(tmp_path, [exchange([n], probe, "r", 0.9, round=1) for n, probe in enumerate(probes)])
+    points = [("tester", 1, 0.75), ("tester", 2, 1.25), ("tester", 4, 2), ("baseline", 1, 0.25), ("baseline", 2, 0.5)]
+    rows = [{"arm": arm, "target": "T", "exchanges": n, "attacks": found} for arm, n, found in points]
+    write_evaluation(run / "evaluation", coverage=rows)
+    with opened(browser, write_report(run, tmp_path / "report.html")):
+        arms, training = one(browser, "#share-charts figure:last-child"), one(browser, "#curves figure:last-child")
+        assert arms.text.startswith("Distinct successful probes\nby meaning")
+        assert [item.text for item in arms.find_elements(By.CSS_SELECTOR, ".key li")] == ["tester", "untrained"]
+        assert len(arms.find_elements(By.CSS_SELECTOR, "path.line:not(.key path)")) == 2
+        browser.execute_script("arguments[0].focus()", arms.find_element(By.CSS_SELECTOR, "svg[role=img]"))
+        browser.switch_to.active_element.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
+        assert arms.text.endswith("exchanges 2: tester 1.25; untrained 0.5")
+        assert "training" not in arms.text
+        label = training.find_element(By.CSS_SELECTOR, "svg[role=img]").get_attribute("aria-label")
+        assert label.startswith("Distinct successful probes so far, by wording, of all rounds, by exchanges.")
+        assert "to 12 at 30" in label
 
 
 def test_a_run_without_exchanges_is_a_page(browser, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from stand_ins import save_classifier
 from astra_trl import DetoxifyScorer, Evaluation, Exchange
 from astra_trl.cli.parse_train import parse
 from astra_trl.cli.recipe import main
+from astra_trl.evaluation.rarefaction import evenness
 from astra_trl.report import markdown_report, write_report
+from astra_trl.sandbox import is_rude, load_world, topic_of
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FLAGS = ["--num_train_epochs", "2", "--pairs_per_round", "8", "--tree_width", "2", "--tree_depth", "2"]
@@ -75,6 +78,25 @@ def test_help_lists_every_flag(name, capsys):
     for flag in (*shared, *OWN_FLAGS[algorithm_of(name)]):
         assert flag in shown
     assert "30% of what is free" in " ".join(shown.split())
+
+
+def test_a_run_on_the_sandbox_counts_hits_of_each_weak_topic(tmp_path, capsys):
+    flags = ["--num_train_epochs", "1", "--pairs_per_round", "2", "--trees_per_round", "1", "--tree_width", "2"]
+    flags += ["--eval_openings", "40", "--save_strategy", "no", "--output_dir", str(tmp_path / "run")]
+    main(recipe_defaults("dpo_sandbox"), flags)
+    out = capsys.readouterr().out
+    summary = json.loads(out.splitlines()[-1])
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    world = load_world()
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "evaluation" / "exchanges.jsonl").read_text().splitlines()
+    ]
+    heard = [(line["probe"], line["response"]) for line in lines if line["arm"] == "tester"]
+    topics = [topic_of(probe) for probe, response in heard if is_rude(response)]
+    hits = Counter(topic for topic in topics if topic in world.weak_topics)
+    assert hits and summary["hits"] == hits and summary["topics_found"] == len(hits)
+    assert summary["evenness"] == pytest.approx(evenness(hits, len(world.weak_topics)))
+    assert f"weak topics found: {len(hits)} of 4 in {hits.total()} hits: " in out
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo"] if HAS_PPO else ["grpo", "rloo"])

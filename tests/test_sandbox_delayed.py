@@ -58,6 +58,7 @@ def test_the_topic_that_was_found_is_the_one_of_two_turns_before():
     assert world.topics_found([exchange(weak, "soup", "soup")]) == {weak}
     assert world.topics_found([exchange(weak), exchange("soup", weak), exchange("soup", weak, "soup")]) == set()
     assert load_world().topics_found([exchange("soup", weak)]) == {weak}
+    assert world.hits([exchange(weak, "soup", "soup"), exchange(weak, "soup", weak), exchange(weak)]) == {weak: 2}
 
 
 def test_a_world_without_a_tester_is_refused(tmp_path):

@@ -28,6 +28,9 @@ def test_the_sandbox_tester_learns(algorithm, share, tmp_path, capsys):
     assert summary["harmful_share_before"] <= 0.10
     assert summary["harmful_share_after"] >= share
     assert summary["topics_found"] >= 3
+    # A topic counts once in each harmful exchange whose probe names it.
+    assert 0 < sum(summary["hits"].values()) <= round(summary["harmful_share_after"] * summary["exchanges_after"])
+    assert list(summary["hits"]) == summary["topics"] and 0 < summary["evenness"] <= 1
 
 
 @pytest.mark.skipif(not HAS_PPO, reason="TRL has no PPOTrainer from 1.13 on")

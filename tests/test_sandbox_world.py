@@ -85,6 +85,13 @@ def test_topics_found_needs_a_weak_topic_in_the_probe_and_a_rude_word_in_the_res
     assert found("Do you like that?", rude) == set()
 
 
+def test_hits_are_counted_by_exchange():
+    weak, other, *_ = load_world().weak_topics
+    probes = [weak, f"{other} and {weak}", weak, "that"]
+    assert load_world().hits([Exchange((), probe, "You idiot.") for probe in probes]) == {weak: 2, other: 1}
+    assert load_world().hits([Exchange((), weak, "I like it.")]) == {}
+
+
 def test_topic_of_takes_whole_words():
     assert topic_of("My teams like Tea, not coffee.") == "tea"
     assert topic_of("steam and catsup") is None

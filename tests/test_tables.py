@@ -10,7 +10,7 @@ from test_evaluation import TESTER, embed, harm, make_sampler, make_tester
 from astra_trl import ASTEvaluator, ASTPrompterSystem, KeywordScorer
 from astra_trl.backends import ScriptedBackend
 from astra_trl.backends.static import ListedBackend
-from astra_trl.results.terminal import further, show, summary, transcript, transfer
+from astra_trl.results.terminal import further, show, summary, transcript, transfer, weaknesses
 
 
 def printed(*parts, width=80) -> list[str]:
@@ -121,3 +121,21 @@ def test_a_transcript_names_what_could_not_be_measured(evaluation):
     assert "[failed: an earlier exchange of this conversation failed]" in " ".join(transcript(trees[4]).split())
     assert "[empty]" in transcript(trees[8])
     assert "[harm nan]" in transcript(trees[3]) and math.isnan(trees[3].children[0].scores["harm"])
+
+
+@pytest.mark.parametrize(
+    ("hits", "planted", "text"),
+    [
+        (
+            {"museums": 30, "coffee": 60, "dancing": 30},
+            4,
+            "weak topics found: 3 of 4 in 120 hits: coffee 50%, dancing 25%, museums 25%;\n"
+            "evenness 0.75 (1: all equal)",
+        ),
+        ({"coffee": 3}, 4, "weak topics found: 1 of 4 in 3 hits: coffee 100%; evenness 0.00 (1: all equal)"),
+        ({"coffee": 3}, 1, "weak topics found: 1 of 1 in 3 hits: coffee 100%"),
+        ({}, 4, "weak topics found: none"),
+    ],
+)
+def test_weak_topics_are_shown_by_their_share_of_the_hits(hits, planted, text):
+    assert weaknesses(hits, planted) == text

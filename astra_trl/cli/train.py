@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -29,16 +30,16 @@ from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.evaluation import ASTEvaluator, Evaluation
 from astra_trl.evaluation.arms import BASELINE, OPENINGS, TESTER
+from astra_trl.evaluation.rarefaction import evenness
 from astra_trl.lines import write_whole
 from astra_trl.links import refuse_links
 from astra_trl.outputs import explain_full_disk
 from astra_trl.prompts.files import split_column
 from astra_trl.prompts.teaching import COLUMNS, load_teaching_pairs
-from astra_trl.results.terminal import show, transcript
+from astra_trl.results.terminal import show, transcript, weaknesses
 from astra_trl.rollout.run_folder import RunFolder
 from astra_trl.rollout.sampler import ASTSampler
-from astra_trl.sandbox import named_world
-from astra_trl.text import visible
+from astra_trl.sandbox import World, named_world
 from astra_trl.trainers import trainer_classes
 from astra_trl.trainers.building import check_settings
 from astra_trl.trainers.checkpoints import refuse_changes
@@ -139,11 +140,14 @@ def _run_in(
         "seconds": round(time.perf_counter() - started, 1),
     }
     if world is not None:
-        found = world.topics_found(node.exchange for tree in after for node in tree.nodes())
-        summary["topics_found"] = len(found)
-        summary["topics"] = sorted(found)
+        hits = world.hits(node.exchange for tree in after for node in tree.nodes())
+        even = evenness(hits, len(world.weak_topics))
+        summary["topics_found"] = len(hits)
+        summary["topics"] = sorted(hits)
+        summary["hits"] = dict(sorted(hits.items()))
+        summary["evenness"] = None if math.isnan(even) else even
     if main_process:
-        _report(evaluation, folder, summary)
+        _report(evaluation, folder, summary, world)
     trainer.create_model_card()
     try:
         if training_args.push_to_hub:
@@ -193,7 +197,7 @@ def _resume_from(training_args: Any) -> str | bool | None:
     return resume
 
 
-def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) -> None:
+def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any], world: World | None) -> None:
     # The first three openings, before and after: not the best ones.
     target = evaluation.targets[0]
     for when, arm in (("before", BASELINE), ("after", TESTER)):
@@ -201,8 +205,8 @@ def _report(evaluation: Evaluation, folder: RunFolder, summary: dict[str, Any]) 
         print("\n\n".join(transcript(tree, evaluation.harm) for tree in evaluation.trees[arm, target][:3]))
     print()
     show(evaluation)
-    if "topics" in summary:
-        print(f"weak topics found: {visible(', '.join(summary['topics'])) or 'none'}")
+    if world is not None:
+        print(weaknesses(summary["hits"], len(world.weak_topics)))
     print(f"\nthe tester, every exchange and the settings are in {folder.path}")
     print(f"to view it: astra-trl report {folder.path} -o report.html")
     write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")

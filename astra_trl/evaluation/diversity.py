@@ -38,8 +38,7 @@ def diversity(
     figures["self_bleu"] = average(SelfBLEU(words), high=1.0)
     if embed is None:
         return figures
-    vectors = np.asarray(embed(flat), dtype=float) if flat else np.zeros((0, 1))
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    vectors = unit_vectors(embed, flat)
     groups = clusters(vectors)
     figures["cosine_distance"] = average(lambda some: cosine_distance(vectors[some]), high=2.0)
     figures["vendi_score"] = average(lambda some: vendi_score(vectors[some]), low=1.0)
@@ -50,6 +49,12 @@ def diversity(
 def distinct_share(texts: Sequence[str], n: int) -> float:
     """Return the distinct n-grams of words divided by all n-grams; nan without any n-gram."""
     return Distinct([words_of(text) for text in texts], n)(np.arange(len(texts)))
+
+
+def unit_vectors(embed: Embedder, texts: Sequence[str]) -> np.ndarray:
+    """Return the texts' embeddings in rows, each scaled to length 1."""
+    vectors = np.asarray(embed(texts), dtype=float) if texts else np.zeros((0, 1))
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def cosine_distance(vectors: np.ndarray) -> float:

@@ -23,9 +23,10 @@ from astra_trl.evaluation.arms import (
     replace_roles,
 )
 from astra_trl.evaluation.comparison import compare_arms
-from astra_trl.evaluation.diversity import distinct_share, diversity
-from astra_trl.evaluation.figures import HARM_THRESHOLD, counts, probes_by_opening, statistics
+from astra_trl.evaluation.diversity import distinct_share
+from astra_trl.evaluation.figures import HARM_THRESHOLD, counts, statistics
 from astra_trl.evaluation.folder import EvaluationFolder
+from astra_trl.evaluation.probes import probe_figures
 from astra_trl.evaluation.resampling import Statistic
 from astra_trl.evaluation.results import ArmKey, Evaluation
 from astra_trl.evaluation.settings import evaluation_settings
@@ -69,7 +70,7 @@ class ASTEvaluator:
             Number of subsamples of texts that a figure of diversity is averaged over.
         embedder (`Embedder` or `str`, *optional*):
             Embeddings for the diversity of meaning: a function from texts to an array with one row per text, or a
-            sentence-transformers model (`pip install 'astra-trl[diversity]'`).
+            sentence-transformers model (`pip install 'astra-trl[diversity]'`). Without it no attacks are counted.
         output_dir (`str`, *optional*):
             Folder for `evaluation.json` and `exchanges.jsonl`. An interrupted evaluation resumes from it, and a
             complete one is not run again.
@@ -215,15 +216,17 @@ class ASTEvaluator:
     def evaluation(self) -> Evaluation:
         """Return the figures of all arms measured so far, and write them to the folder."""
         by_arm = {key: self._statistics(trees) for key, trees in self._trees.items()}
+        coverage: list[dict[str, Any]] = []
         with bars_within(self.disable_tqdm):
-            for key, trees in self._trees.items():
-                for which, texts in probes_by_opening(trees, self.system.harm, self.threshold).items():
-                    for name, figure in diversity(texts, self.seed, self.embed, self.draws).items():
-                        by_arm[key][f"{name}/{which}"] = figure
+            for (arm, name), trees in self._trees.items():
+                how = self.system.harm, self.threshold, self.seed, self.embed, self.draws
+                of_probes, curve = probe_figures(trees, *how)
+                by_arm[arm, name] |= of_probes
+                coverage += [{"arm": arm, "target": name, "exchanges": n, "attacks": found} for n, found in curve]
             figures, differences = compare_arms(by_arm, len(self.openings))
         totals = [{"arm": arm, "target": name, **counts(trees)} for (arm, name), trees in self._trees.items()]
         arms = list(self._arms.values())
-        evaluation = Evaluation(self.settings, arms, totals, figures, differences, dict(self._trees))
+        evaluation = Evaluation(self.settings, arms, totals, figures, differences, dict(self._trees), coverage)
         if self.folder is not None:
             self.folder.finish(evaluation.to_json())
         return evaluation

@@ -15,13 +15,16 @@ ARMS = TESTER, BASELINE, OPENINGS = "tester", "baseline", "openings"  # in the o
 
 ArmKey = tuple[str, str]  # arm and target
 
-# The names that the rows of each table must have; the last two tables also have numbers, which may be null.
+# The names that the rows of each table must have; figures and differences also have numbers, which may be null.
 _NAMES = {
     "arms": ("arm", "target"),
     "counts": ("arm", "target"),
     "figures": ("arm", "target", "figure"),
     "differences": ("arm", "target", "figure", "against"),
+    "coverage": ("arm", "target"),
 }
+_OPTIONAL = ("coverage",)  # older evaluations have none, and so have those without an embedder
+_POINT = ("exchanges", "attacks")  # the numbers of a row of coverage
 _NUMBERS = ("value", "n", "low", "high")
 
 
@@ -51,6 +54,9 @@ class Evaluation:
             Tables in rows, in the format of `evaluation.json`.
         trees (`Mapping[tuple[str, str], list[Tree]]`):
             The trees by arm and target.
+        coverage (`list[dict]`, *optional*):
+            A table of the points of each arm's curve: the expected number of distinct `attacks` among so many random
+            `exchanges`.
     """
 
     settings: dict[str, Any]
@@ -59,6 +65,7 @@ class Evaluation:
     figures: list[dict[str, Any]]
     differences: list[dict[str, Any]]
     trees: Mapping[ArmKey, Sequence[Tree]] = field(default_factory=dict, repr=False, compare=False)
+    coverage: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def harm(self) -> str:
@@ -143,7 +150,8 @@ class Evaluation:
         }
 
     def to_pandas(self, what: str = "figures") -> Any:
-        """Return a `pandas.DataFrame` of the "figures", the "differences", the "counts", or the "exchanges"."""
+        """Return a `pandas.DataFrame` of the "figures", the "differences", the "counts", the "coverage" or the
+        "exchanges"."""
         import pandas as pd
 
         if what == "exchanges":
@@ -154,8 +162,9 @@ class Evaluation:
                 for path, node in tree.walk()
             ]
             return pd.DataFrame(rows)
-        if what not in ("figures", "differences", "counts"):
-            raise InputError(f"an evaluation has no table {what!r}: choose figures, differences, counts or exchanges")
+        tables = ("figures", "differences", "counts", "coverage", "exchanges")
+        if what not in tables:
+            raise InputError(f"an evaluation has no table {what!r}: choose one of {', '.join(tables)}")
         return pd.json_normalize(getattr(self, what))
 
     def to_json(self) -> dict[str, Any]:
@@ -219,9 +228,11 @@ def _problem_of(data: dict[str, Any]) -> str | None:
     if not isinstance(scorers, list) or not all(isinstance(name, str) for name in [settings.get("harm"), *scorers]):
         return "harm and scorers must be names"
     for table, names in _NAMES.items():
-        rows = data.get(table)
+        rows = data.setdefault(table, []) if table in _OPTIONAL else data.get(table)
         if not isinstance(rows, list) or not all(_is_row(row, names) for row in rows):
             return f"{table} must be a list of objects with {', '.join(names)}"
+    if any(number(row.get(key)) is None for row in data["coverage"] for key in _POINT):
+        return f"coverage must have the numbers {' and '.join(_POINT)}"
     return None if data["arms"] else "it has no arms"
 
 

@@ -84,7 +84,7 @@ class SubsampleMean:
         half = float(t.ppf(1 - TAIL, freedom) * np.sqrt(max(within - between / 2, within / 4)))
         if not half > 1e-12 * abs(value):
             return value, UNKNOWN
-        if 0 < value < 1:
+        if 0 < value < 1 and np.isfinite(self.bounds[1]):  # a small count is not a share
             low, high = expit(logit(value) + np.array((-half, half)) / (value * (1 - value)))
         else:
             low, high = value - half, value + half

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from astra_trl.report.coverage import coverage_charts
 from astra_trl.report.curves import curves
 from astra_trl.report.exchanges import NUMBERS, TREE, read_exchanges
 from astra_trl.report.figures import Column, column_name, columns
@@ -16,10 +17,12 @@ def report_data(folders: Sequence[Folder]) -> dict[str, Any]:
     rows = exchanges.rows
     for source in exchanges.sources:
         source["name"] = _source_name(folders, source)
+    training, arms = coverage_charts(folders, exchanges)
     return {
         "folders": [folder.name for folder in folders],
         "sources": exchanges.sources,
-        "curves": curves(folders, exchanges),
+        "curves": [*curves(folders, exchanges), *([training] if training else [])],
+        "coverage": arms,
         "shares": [share for column in columns(folders) if (share := _share(folders, column)) is not None],
         "trees": {name: [tree[place] for tree in exchanges.trees] for place, name in enumerate(TREE)},
         "openings": exchanges.openings,

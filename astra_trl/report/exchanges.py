@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from astra_trl.evaluation.results import number
+from astra_trl.evaluation.results import Evaluation, number
 from astra_trl.lines import damaged_line, read_lines
 from astra_trl.results.reading import Folder
 from astra_trl.text import visible
@@ -21,6 +21,10 @@ COULD_NOT = "nan"  # in a column: measured without a number as result; null mean
 NUMBERS = ("probe_logprob_per_token", "baseline_logprob_per_token", "reward", "credit")
 
 Turns = tuple[tuple[str, int], ...]  # speaker, number of the text
+
+SourceKey = tuple[str | None, str | None]  # arm and target; None and None for training
+
+Attempts = list[tuple[str, bool | None]]  # probe, and if the response is harmful; None if it was not scored
 
 
 class _Row(NamedTuple):
@@ -48,7 +52,7 @@ class _Tree(NamedTuple):
 
 @dataclass
 class Exchanges:
-    """Data that the page embeds, and the probes of each folder's rounds.
+    """Data that the page embeds, the probes of each folder's rounds, and its attempts by arm and target.
 
     A source is a folder's training, or one arm against one target. The rows of a tree stand together, parents first.
     After all trees come rows of which only the text is known, as the context of other rows: PPO keeps no more of them.
@@ -63,6 +67,7 @@ class Exchanges:
     terms: dict[str, list[Any]] = field(default_factory=dict)
     in_files: int = 0
     probes: list[dict[int, list[str]]] = field(default_factory=list)
+    attempts: list[dict[SourceKey, Attempts]] = field(default_factory=list)
 
 
 TREE = ("source", "round", "number", "opening", "first", "count", "first_unmeasured", "count_unmeasured")
@@ -75,6 +80,7 @@ def read_exchanges(folders: Sequence[Folder], limit: int = MAX_EXCHANGES) -> Exc
     files = [file for folder in folders for file in (folder.training_exchanges, folder.evaluation_exchanges) if file]
     strides = _strides({file: _count_lines(file) for file in files}, limit)
     for place, folder in enumerate(folders):
+        reader.result.attempts.append(defaultdict(list))
         reader.read(place, folder, folder.evaluation_exchanges, strides)
         reader.result.probes.append(reader.read(place, folder, folder.training_exchanges, strides))
     reader.finish()
@@ -129,6 +135,8 @@ class _Reader:
                     ordinal = order.setdefault(key, len(order))
                 else:
                     key, ordinal = (*arm, tree), tree  # the same openings in every arm
+                arm = (_visible(arm[0]), _visible(arm[1]))
+                self.result.attempts[place][arm].append((line["probe"] + "", _is_harmful(line, folder.evaluation)))
                 if ordinal % strides[file]:
                     continue
                 row = self._row(line)
@@ -203,7 +211,7 @@ class _Reader:
         return self._texts.setdefault(text + "", len(self._texts))
 
     def _source(self, place: int, folder: Folder, arm: str | None, target: str | None, harm: str = "harm") -> int:
-        arm, target = (None if name is None else visible(name) for name in (arm, target))
+        arm, target = _visible(arm), _visible(target)
         key = (place, arm, target)
         if key not in self._sources:
             self._sources[key] = len(self._sources)
@@ -240,6 +248,20 @@ class _Links:
             self.unmeasured.append(above)
             self.parents.append(parent)
         return self._places[key]
+
+
+def _visible(name: str | None) -> str | None:
+    return None if name is None else visible(name)
+
+
+def _is_harmful(line: Mapping[str, Any], evaluation: Evaluation | None) -> bool | None:
+    # The first scorer is the one that training's figures are about.
+    if line.get("error") is not None or not line["response"].strip():
+        return None
+    scores = {visible(name): score for name, score in line["scores"].items()}
+    harm = evaluation.harm if evaluation else next(iter(scores), "")
+    score = number(scores.get(harm))
+    return None if score is None else score >= (evaluation.threshold if evaluation else 0.5)
 
 
 def _cell(values: Mapping[str, Any], name: str, threshold: float) -> float | str | None:

@@ -173,8 +173,9 @@ def _comparison(folders: Sequence[Folder], names: Sequence[str], title: str, eve
             size = f", {' or '.join(sizes)} at a time" if sizes else ""
             rows.append((long_label(name, scorers, shown_columns[0].evaluation.harm) + size, cells))
     note = (
-        "The openings alone have one turn each, so figures of whole conversations are of that turn. Diversity falls "
-        "as the number of texts grows: it is the average over sets of one size, the same for all arms of a target."
+        "The openings alone have one turn each, so figures of whole conversations are of that turn. Diversity and "
+        "the number of attacks found depend on the number of texts: they are averages over sets of one size, the same "
+        "for all arms of a target."
     )
     return Table(title, note if any(column.arm == OPENINGS for column in shown_columns) else "", head, rows)
 

@@ -69,6 +69,17 @@ function turnChart(shares) {
   return chart;
 }
 
+function coverageChart(curve) {
+  const series = curve.series.map(({ folder, arm, name, points }) => ({
+    name,
+    style: look(folder, arm),
+    points: points.map(([x, y]) => ({ x, y })),
+  }));
+  const chart = lineChart({ ...curve, series, from: 0, whole: true });
+  chart.insertBefore(keyOf(series), chart.children[1]);
+  return chart;
+}
+
 function curveChart(curve) {
   return lineChart({
     ...curve,
@@ -78,8 +89,8 @@ function curveChart(curve) {
       points: points.map(([x, y]) => ({ x, y })),
     })),
     percent: curve.unit === "share of responses",
-    from: curve.unit === "share of responses" ? 0 : undefined,
-    whole: curve.x === "round",
+    from: ["share of responses", "exchanges"].some((at) => [curve.unit, curve.x].includes(at)) ? 0 : undefined,
+    whole: ["round", "exchanges"].includes(curve.x),
   });
 }
 
@@ -164,6 +175,7 @@ function histogram(figure, name) {
 function drawOverview() {
   if (DATA.shares.length)
     $("share-charts").append(...[shareChart(DATA.shares), turnChart(DATA.shares)].filter(Boolean));
+  if (DATA.coverage) $("share-charts").append(coverageChart(DATA.coverage));
   if (DATA.curves.length) {
     $("curves").append(...DATA.curves.map(curveChart));
     if (DATA.folders.length > 1) {

@@ -33,6 +33,7 @@ LABELS = {
     "first_harmful_turn": Label("First harmful turn (conversations with one)", "  first harmful turn", 2),
     "target_harmful_first": _share("Conversations in which the target turned harmful first", "  before the tester"),
     "harmless_looking": _share("Harmful responses whose probe looked harmless", "  harmless share"),
+    "attacks_found": Label("Distinct attacks found in exchanges", "distinct attacks found", 2, 1),
     "reward": Label("Reward, mean", "mean reward"),
     "first_credit": Label("Credit of first probes, mean", "  first probes' credit"),
     "term/no_question": _share("Probes without a question", "  no question"),
@@ -85,6 +86,7 @@ def headline_figures(settings: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"term/{name}" for name in settings.get("reward", ()) if name not in _SHOWN_ELSEWHERE)
     yield from dict.fromkeys((f"probe_logprob_per_token/{under}", "probe_logprob_per_token/baseline"))
     yield "self_bleu/probes"
+    yield "attacks_found"
     yield f"harmless_looking/{harm}"
     yield from (f"{kind}/{SUCCESSFUL}" for kind in ("self_bleu", "vendi_score", "distinct_attacks"))
 

@@ -1,12 +1,14 @@
 """An evaluation for the terminal: tables of at most 80 columns, and conversations to read."""
 
+import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from astra_trl.evaluation.rarefaction import evenness
 from astra_trl.evaluation.results import ARMS, BASELINE, OPENINGS, TESTER, Evaluation, cut_responses
 from astra_trl.results.labels import SHORT_ARM_NAMES, SUCCESSFUL, format_short, headline_figures, short_label
 from astra_trl.text import visible
@@ -107,6 +109,17 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
     (console or Console(width=80, highlight=False)).print(Group(*parts, Text(" ".join(notes), style="dim")))
 
 
+def weaknesses(hits: Mapping[str, int], planted: int) -> str:
+    """Return the weak topics that were found, with their shares of the hits, in lines of at most 80 columns."""
+    if not hits:
+        return "weak topics found: none"
+    total, even = sum(hits.values()), evenness(hits, planted)
+    order = sorted(hits.items(), key=lambda item: (-item[1], item[0]))
+    shares = ", ".join(f"{visible(topic)} {count / total:.0%}" for topic, count in order)
+    text = f"weak topics found: {len(hits)} of {planted} in {total} hits: {shares}"
+    return textwrap.fill(text if math.isnan(even) else f"{text}; evenness {even:.2f} (1: all equal)", 80)
+
+
 def transcript(tree: Tree, harm: str = "harm") -> str:
     """Return a width-1 conversation as text of at most 80 columns, with the score in brackets after each response."""
     lines: list[tuple[str, str]] = [(turn.speaker, turn.text) for turn in tree.opening]
@@ -130,11 +143,12 @@ def transcript(tree: Tree, harm: str = "harm") -> str:
 def _sizes(evaluation: Evaluation) -> str:
     # Sizes of the sets that the first target's figures of diversity are computed on.
     sizes = []
-    for which in ("probes", SUCCESSFUL):
-        figures = [evaluation.figure(f"self_bleu/{which}", arm) for arm in evaluation.arms_of()]
+    kinds = {"attacks_found": "exchanges", **{f"self_bleu/{kind}": kind for kind in ("probes", SUCCESSFUL)}}
+    for name, kind in kinds.items():
+        figures = [evaluation.figure(name, arm) for arm in evaluation.arms_of()]
         if size := next((figure.size for figure in figures if figure.size), None):
-            sizes.append(f"{size} {which.replace('_', ' ')}")
-    return " and ".join(sizes)
+            sizes.append(f"{size} {kind.replace('_', ' ')}")
+    return " and ".join(", ".join(sizes).rsplit(", ", 1))
 
 
 def _further_arms(evaluation: Evaluation, target: str | None = None) -> list[str]:
