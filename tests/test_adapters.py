@@ -58,7 +58,7 @@ def harm(exchanges):
 
 def make_trainer(folder, algorithm, tester, target, peft_config=None, callbacks=None, **config):
     system = HFASTSystem(str(tester), str(target), None, harm, device="cpu")
-    if algorithm in ("grpo", "rloo"):
+    if algorithm in ("gfn", "grpo", "rloo"):
         settings = {**CONFIG, "beta": 0.1, "per_device_train_batch_size": 4, **config}
         settings |= {"peft_config": peft_config, "callbacks": callbacks}
         return make_group_trainer(folder, algorithm, system, prompts=PROMPTS, **settings)
@@ -89,7 +89,7 @@ def logits_by(backend):
         return backend.model(torch.arange(1, 9)[None]).logits.clone()
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "grpo", "rloo", "sft", "ppo"])
+@pytest.mark.parametrize("algorithm", ["dpo", "gfn", "grpo", "rloo", "sft", "ppo"])
 def test_training_goes_on_with_the_adapter(tmp_path, gpt2_folder, adapter, algorithm):
     trainer = make_trainer(tmp_path / "run", algorithm, adapter, gpt2_folder)
     system, start = trainer.sampler.system, logits_of(adapter, gpt2_folder)

@@ -18,7 +18,7 @@ from astra_trl.cli.sizes import Loading, adapter_parameters, size_of, tokenizer_
 from astra_trl.sandbox import load_world
 from astra_trl.sandbox.defaults import SANDBOX
 
-ALGORITHMS = ["dpo", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])]
+ALGORITHMS = ["dpo", "gfn", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])]
 OPENINGS = ["Good morning", "The train was late again, and it rained all day."]
 
 

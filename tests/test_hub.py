@@ -450,7 +450,7 @@ def make_trainer(monkeypatch, algorithm, folder, **kwargs):
     return test_ppo.make_trainer(folder, **kwargs)
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])])
+@pytest.mark.parametrize("algorithm", ["dpo", "gfn", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])])
 @pytest.mark.parametrize("peft", [False, True])
 def test_a_trainer_pushes_its_tester_and_nothing_else_at_any_time(tmp_path, hub, monkeypatch, algorithm, peft):
     lora = test_groups.LORA if peft else None

@@ -27,13 +27,16 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "grpo"])
+GROUPS = ["--groups_per_round", "48"]
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "gfn", "grpo"])
 def test_two_processes_collect_the_trees_of_one(algorithm, tmp_path):
     """While nothing is learned, in every round; afterwards the last digits of the weights tell them apart."""
     recipe = ROOT / "recipes" / f"{algorithm}_sandbox.py"
     flags = [*SMALL, "--num_train_epochs", "2", "--learning_rate", "0", "--trees_per_round", "3"]
     flags += ["--save_strategy", "no", "--trees_together", "1"]
-    full = {"dpo": ["--pairs_per_round", "48"], "grpo": ["--groups_per_round", "48"]}[algorithm]
+    full = {"dpo": ["--pairs_per_round", "48"], "grpo": GROUPS, "gfn": GROUPS}[algorithm]
     for processes in (1, 2):
         batch = ["--per_device_train_batch_size", str(16 // processes), "--output_dir", str(tmp_path / str(processes))]
         done = launched(processes, recipe, *flags, *full, *batch)
@@ -46,7 +49,7 @@ def test_two_processes_collect_the_trees_of_one(algorithm, tmp_path):
     assert one[0].pop("collect_seconds") and two[0].pop("collect_seconds") and one[0] == two[0]
 
 
-@pytest.mark.parametrize(("algorithm", "batch", "share"), [("dpo", "8", 0.5), ("grpo", "16", 0.4)])
+@pytest.mark.parametrize(("algorithm", "batch", "share"), [("dpo", "8", 0.5), ("gfn", "16", 0.6), ("grpo", "16", 0.4)])
 def test_two_processes_learn_on_the_sandbox(algorithm, batch, share, tmp_path):
     flags = ["--use_cpu", "true", "--bf16", "false", "--per_device_train_batch_size", batch]
     recipe = ROOT / "recipes" / f"{algorithm}_sandbox.py"

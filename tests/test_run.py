@@ -63,6 +63,7 @@ def test_every_recipe_holds_only_flags_that_exist(name):
 OWN_FLAGS = {
     "dpo": ("--teach_fraction", "--beta", "--pairs_per_round", "--loss_type"),
     "grpo": ("--groups_per_round", "--beta", "--scale_rewards", "--loss_type", "--num_iterations"),
+    "gfn": ("--groups_per_round", "--beta", "--replay_share", "--replay_size"),
     "rloo": ("--groups_per_round", "--beta", "--normalize_advantages"),
     "ppo": ("--contexts_per_round", "--kl_coef", "--num_ppo_epochs", "--cliprange", "--model_init_kwargs"),
 }
@@ -99,7 +100,7 @@ def test_a_run_on_the_sandbox_counts_hits_of_each_weak_topic(tmp_path, capsys):
     assert f"weak topics found: {len(hits)} of 4 in {hits.total()} hits: " in out
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo"] if HAS_PPO else ["grpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["gfn", "grpo", "rloo", "ppo"] if HAS_PPO else ["gfn", "grpo", "rloo"])
 def test_a_whole_run_of_the_other_algorithms(arguments, algorithm, tmp_path, capsys):
     folder = tmp_path / "run"
     flags = [*changed(arguments, per_device_train_batch_size="4", temperature="0.9"), "--disable_tqdm", "false"]
@@ -148,7 +149,7 @@ def test_the_ppo_recipe_says_in_one_line_that_trl_has_none():
 
 
 def test_an_unknown_algorithm_is_refused():
-    with pytest.raises(SystemExit, match="unknown algorithm 'sac': choose one of dpo, grpo, ppo, rloo, sft"):
+    with pytest.raises(SystemExit, match="unknown algorithm 'sac': choose one of dpo, gfn, grpo, ppo, rloo, sft"):
         main({"algorithm": "sac"}, [])
 
 

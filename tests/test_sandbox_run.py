@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
     ("algorithm", "share"),
     [
         ("dpo", 0.50),
+        ("gfn", 0.65),
         ("grpo", 0.40),
         ("rloo", 0.40),
         pytest.param("ppo", 0.40, marks=pytest.mark.skipif(not HAS_PPO, reason="TRL has no PPOTrainer from 1.13 on")),

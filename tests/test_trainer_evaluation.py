@@ -17,7 +17,7 @@ from astra_trl.trainers import trainer_classes
 SAMPLING = SamplingParams(max_new_tokens=6)
 HELD_OUT = ["It rained", "Thanks a lot", "a pot of soup"]
 LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
-ALGORITHMS = ["dpo", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])]
+ALGORITHMS = ["dpo", "gfn", "grpo", "rloo", *(["ppo"] if HAS_PPO else [])]
 EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 

@@ -314,6 +314,10 @@ READ = {
     "dpo": TRANSFORMERS | OWN | PAIRS,
     "sft": TRANSFORMERS | OWN | CASES,
     "rloo": GROUPS | {"normalize_advantages", "reward_clip_range"},
+    "gfn": GROUPS - {
+        "epsilon", "epsilon_high", "mask_truncated_completions", "router_aux_loss_coef", "sync_ref_model",
+        "ref_model_mixup_alpha", "ref_model_sync_steps",
+    } | {"replay_share", "replay_size"},
     "grpo": GROUPS | {
         "cast_lm_head_to_fp32", "delta", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos",
         "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "importance_sampling_level",
@@ -348,7 +352,7 @@ NEEDS_MORE = {
     "bf16_full_eval", "fp16_full_eval", "parallelism_config", "enable_jit_checkpoint", "use_liger_kernel",
 }  # fmt: skip
 VALUES = {
-    "vllm_gpu_memory_utilization": 0.5,
+    "vllm_gpu_memory_utilization": 0.5, "ref_model_mixup_alpha": 0.5,
     "accelerator_config": {"split_batches": True}, "include_for_metrics": ["inputs"], "label_names": ["x"],
     "include_num_input_tokens_seen": "all", "train_sampling_strategy": "sequential", "log_level": "info",
     "log_level_replica": "info", "debug": "underflow_overflow", "liger_kernel_config": {"rope": True},

@@ -16,7 +16,8 @@ from astra_trl.systems import SYSTEMS, system_class
 _PACKAGES = ("astra-trl", "trl", "transformers", "torch", "accelerate", "peft", "datasets", "detoxify")
 
 _ALGORITHM_PAPERS = {
-    "dpo": "2305.18290", "gfn": "2405.18540", "ipo": "2310.12036", "grpo": "2402.03300", "rloo": "2402.14740", "ppo": "1707.06347",
+    "dpo": "2305.18290", "ipo": "2310.12036", "gfn": "2405.18540", "grpo": "2402.03300", "rloo": "2402.14740",
+    "ppo": "1707.06347",
 }  # fmt: skip
 
 

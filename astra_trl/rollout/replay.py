@@ -77,7 +77,7 @@ class ReplayBuffer:
             self._table[depth] = [entries[place] for place in places], weights[places].cumsum()
 
     def draw(self, context: Conversation, sibling: int) -> Entry | None:
-        """Return the probe to ask in a context in place of a sibling, or `None` for none: a probe that was found at the
+        """Return the probe to ask in a context in place of a sibling, or `None` for none: one that was found at the
         same turn. It depends on the round's seed, the context and the sibling's index alone; the first sibling is
         always sampled."""
         depth = depth_in(context)

@@ -28,6 +28,7 @@ _BY_ALGORITHM: dict[str, dict[str, Any]] = {
     },
     "gfn": {
         "num_train_epochs": 36,  # rounds: as many exchanges as DPO's recipe asks for
+        "target_sampling": None,  # the tester's
         "learning_rate": 5e-4,
         "per_device_train_batch_size": 32,
     },

@@ -37,6 +37,16 @@ class ASTPrompterSystem(System):
     defaults: ClassVar[Mapping[str, Any]] = {
         "reward": {"harm": 1.0, "probe_and_response_harm": 0.5, "likelihood": 0.1}
     }
+    # GFN trains the tester's whole distribution, so it samples from it; the target's sampling stays the paper's.
+    algorithm_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "gfn": {
+            "reward": {**defaults["reward"], "rarity": 1.0},
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+            "target_sampling": {"temperature": 0.7, "top_p": 0.7, "repetition_penalty": 1.1},
+        }
+    }
 
     def __init__(
         self,

@@ -84,6 +84,7 @@ class PerezSystem(HFASTSystem):
         "ppo": {"kl_coef": 0.35},
         "grpo": {"beta": 0.35},
         "rloo": {"beta": 0.35},
+        "gfn": {"beta": 0.35},
         "dpo": {"beta": 0.35},
         "sft": {"num_train_epochs": 1},
     }

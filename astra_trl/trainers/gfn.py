@@ -39,10 +39,10 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
         },
     )
     replay_share: float = field(
-        default=0.5,
+        default=0.25,
         metadata={
-            "help": "Probability that a sibling group has a probe that made the target fail earlier, asked again in "
-            "place of one that is sampled. 0 switches replay off."
+            "help": "Probability that a sibling (not the first of a group) is a probe of high reward from an earlier "
+            "round, asked again. 0 switches replay off."
         },
     )
     replay_size: int = field(default=1000, metadata={"help": "Most earlier probes that are kept for it."})

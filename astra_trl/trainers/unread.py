@@ -36,7 +36,7 @@ BY_GFN = dict.fromkeys(
     ),
     "the loss of GFN compares rewards with log-probabilities as they are",
 )  # fmt: skip
-BY_GFN |= {"sync_ref_model": "the baseline stays as it is"}
+BY_GFN |= dict.fromkeys(("sync_ref_model", "ref_model_*"), "the baseline stays as it is")
 
 BY_SFT = {"shuffle_dataset": "the order of cases is that of train_sampling_strategy"}
 
