@@ -34,7 +34,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
         min_new_tokens top_k min_margin max_retries learning_rate num_train_epochs beta weight_decay
         warmup_steps logging_steps eval_steps save_steps eval_delay dataloader_num_workers
         dataset_num_proc neftune_noise_alpha kl_coef vf_coef cliprange cliprange_value epsilon entropy_coef_delta
-        router_aux_loss_coef num_completions_to_print max_tool_calling_iterations
+        screened_probes router_aux_loss_coef num_completions_to_print max_tool_calling_iterations
         """,
     ),
     (

@@ -131,7 +131,13 @@ def test_it_says_what_it_is_and_what_it_was_trained_against(tmp_path):
 
 @pytest.mark.parametrize(
     ("algorithm", "paper"),
-    [("dpo", "2305.18290"), ("gfn", "2405.18540"), ("grpo", "2402.03300"), ("rloo", "2402.14740"), ("ppo", "1707.06347")],
+    [
+        ("dpo", "2305.18290"),
+        ("gfn", "2405.18540"),
+        ("grpo", "2402.03300"),
+        ("rloo", "2402.14740"),
+        ("ppo", "1707.06347"),
+    ],
 )
 def test_papers_of_algorithms(tmp_path, algorithm, paper):
     run = make_run(tmp_path / "tester", algorithm=algorithm, loss_type="sigmoid")

@@ -18,6 +18,7 @@ ROWS = [
         "processes",
         "progress",
         "embedding",
+        "wording",
         "untrusted",
         "lazy",
         "lines",

@@ -9,6 +9,7 @@ from astra_trl.rewards.length import Length
 from astra_trl.rewards.likelihood import Likelihood
 from astra_trl.rewards.novelty import CosineNovelty, SelfBLEUNovelty
 from astra_trl.rewards.question import AnswerHarm, NoQuestion
+from astra_trl.rewards.rarity import Rarity
 from astra_trl.rewards.repetition import NonRepeating
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Likelihood",
     "NoQuestion",
     "NonRepeating",
+    "Rarity",
     "Reward",
     "SelfBLEUNovelty",
     "Term",

@@ -1,5 +1,6 @@
 """Replay: earlier probes of high reward are asked again in other conversations."""
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,9 @@ from astra_trl.numbers import require_numbers
 from astra_trl.tree import Node
 from astra_trl.wording import TellingWords
 
+MAX_DRAWS = (
+    0.05  # share of the draws of a turn in one round that one probe gets: a success by chance is not asked often
+)
 MIN_SCORE = 0.5  # at or above which a response makes its probe an entry
 
 
@@ -68,13 +72,9 @@ class ReplayBuffer:
     def begin_round(self, seed: int) -> None:
         """Draw from the entries as they are now until the next round, with the random numbers of this seed."""
         self._seed, self._table = seed, {}
-        entries = list(self._entries.values())
-        if not entries:
-            return
-        weights = self._weights(entries)
-        for depth in {entry.depth for entry in entries}:
-            places = [place for place, entry in enumerate(entries) if entry.depth == depth]
-            self._table[depth] = [entries[place] for place in places], weights[places].cumsum()
+        for depth in {entry.depth for entry in self._entries.values()}:
+            entries = [entry for entry in self._entries.values() if entry.depth == depth]
+            self._table[depth] = entries, capped(self._weights(entries), MAX_DRAWS).cumsum()
 
     def draw(self, context: Conversation, sibling: int) -> Entry | None:
         """Return the probe to ask in a context in place of a sibling, or `None` for none: one that was found at the
@@ -88,6 +88,12 @@ class ReplayBuffer:
         if rng.random() >= self.share:
             return None
         return entries[min(int(np.searchsorted(weights, rng.random() * weights[-1], side="right")), len(entries) - 1)]
+
+    def start(self, probes: Mapping[str, tuple[float, bool]]) -> None:
+        """Fill the empty buffer with first probes that nobody has asked yet: by their text, a guess of the reward, and
+        whether a limit has cut them."""
+        for probe, (guess, cut) in probes.items():
+            self._entries[probe, 0] = Entry(probe, 0, cut, 1, guess)
 
     def remember(self, nodes: Iterable[Node], harm: str) -> None:
         """Add the probes of measured exchanges, and count every exchange of a probe that the buffer has. `harm` is the
@@ -128,6 +134,17 @@ class ReplayBuffer:
         except (KeyError, TypeError) as error:
             raise InputError(f"the replay buffer of the checkpoint is damaged: {error}") from error
         self._entries = {(entry.probe, entry.depth): entry for entry in entries}
+
+
+def capped(weights: np.ndarray, share: float) -> np.ndarray:
+    """Return the weights, the largest of them lowered until none has more than this share of their sum."""
+    falling = np.sort(weights)[::-1]
+    for count in range(min(len(weights), math.ceil(1 / share))):
+        # With the first `count` lowered to `highest`, that is their share of the sum.
+        highest = share * falling[count:].sum() / (1 - count * share)
+        if falling[count] <= highest:
+            return np.minimum(weights, highest)
+    return np.minimum(weights, falling[-1])  # too few: all are equal
 
 
 def depth_in(context: Conversation) -> int:

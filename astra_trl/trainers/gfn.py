@@ -1,5 +1,6 @@
 """GFN: a tester that samples probes in proportion to their reward, trained like a generative flow network."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,10 +12,13 @@ from astra_trl.backends.base import derive_seed
 from astra_trl.errors import InputError
 from astra_trl.rollout.records import Record
 from astra_trl.rollout.replay import ReplayBuffer
+from astra_trl.rollout.screening import screen_probes
 from astra_trl.trainers.groups import GroupsConfig
 from astra_trl.trainers.rloo import ASTRLOOTrainer
 from astra_trl.trainers.unread import BY_ALL, BY_GFN, BY_GROUPS
 from astra_trl.tree import Node
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,6 +49,13 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
             "round, asked again. 0 switches replay off."
         },
     )
+    screened_probes: int = field(
+        default=0,
+        metadata={
+            "help": "Probes that the untrained tester samples before the first round without asking the target. Those "
+            "that the scorer finds harmful by themselves are replayed first: a start where the target fails rarely."
+        },
+    )
     replay_size: int = field(default=1000, metadata={"help": "Most earlier probes that are kept for it."})
 
     def __post_init__(self) -> None:
@@ -73,6 +84,18 @@ class ASTGFNTrainer(ASTRLOOTrainer):
     def __init__(self, sampler: Any, args: Any = None, **options: Any) -> None:
         super().__init__(sampler, args, **options)
         self.replay = ReplayBuffer(self.args.replay_share, 2 * self.args.beta, self.args.replay_size)
+
+    def begin_training(self) -> None:
+        if self.args.screened_probes and self._sealed_state is None:  # else the buffer is the checkpoint's
+            seed = derive_seed(self.args.seed, "screening")
+            with self.current_tester():
+                harmful = screen_probes(
+                    self.sampler, self.args.screened_probes, seed, disable_tqdm=self.args.disable_tqdm
+                )
+            self.replay.start(harmful)
+            if self.is_world_process_zero():
+                logger.info("%d of %d screened probes look harmful", len(harmful), self.args.screened_probes)
+        super().begin_training()
 
     def memories(self) -> dict[str, Any]:
         return {**super().memories(), "replay_buffer.json": self.replay}

@@ -18,7 +18,7 @@ def measure_held_out(trainer: Any, openings: Any, prefix: str) -> dict[str, floa
         prefix (`str`): Of the names of the figures.
 
     Raises:
-        InputError: there are no openings.
+        InputError: no openings are given, and the trainer has none.
     """
     openings = trainer.eval_dataset if openings is None else openings
     if isinstance(openings, dict):

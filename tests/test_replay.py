@@ -1,0 +1,154 @@
+"""The replay buffer: probes of high reward are asked again, unlike ones first, and forgotten if they fail."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from test_groups import hand_made, make_system
+
+from astra_trl import ASTSampler, InputError
+from astra_trl.conversation import Exchange, Turn
+from astra_trl.rollout.replay import ReplayBuffer, capped
+from astra_trl.rollout.screening import screen_probes
+from astra_trl.tree import Node
+from astra_trl.wording import TellingWords
+
+CONTEXT = (Turn("opening", "hello"),)
+DEEPER = (*CONTEXT, Turn("tester", "hi"), Turn("target", "ho"))
+
+
+def node(probe, harm, context=CONTEXT, replayed=False, **fields) -> Node:
+    made = Node(Exchange(context, probe, "answer"), [], [], scores={"harm": harm}, replayed=replayed, **fields)
+    made.reward = made.credit = None if math.isnan(harm) else harm
+    return made
+
+
+def drawn(buffer, context=CONTEXT, count=2000) -> Counter[str]:
+    contexts = [(Turn("opening", f"{number}"), *context[1:]) for number in range(count)]
+    entries = [buffer.draw(one, sibling=1) for one in contexts]
+    return Counter(entry.probe for entry in entries if entry is not None)
+
+
+def filled(*nodes, share=1.0, beta=0.1, size=1000) -> ReplayBuffer:
+    buffer = ReplayBuffer(share, beta, size)
+    buffer.remember(nodes, "harm")
+    buffer.begin_round(0)
+    return buffer
+
+
+def test_probes_are_drawn_by_the_mean_of_their_rewards():
+    names = [f"kind{i}" for i in range(100)]
+
+    def usual(counts) -> float:
+        return sum(counts[name] for name in names) / len(names)
+
+    buffer = filled(*[node(name, 0.5) for name in names], node("better", 0.6), node("worse", 0.2), beta=0.1)
+    counts = drawn(buffer, count=50000)
+    assert counts["better"] / usual(counts) == pytest.approx(math.e, rel=0.1)
+    assert counts["worse"] / usual(counts) == pytest.approx(math.exp(-3), rel=0.4)
+    buffer.remember([node("better", 0.0, replayed=True)], "harm")  # the mean is 0.3 now
+    buffer.begin_round(1)
+    counts = drawn(buffer, count=50000)
+    assert counts["better"] / usual(counts) == pytest.approx(math.exp(-2), rel=0.4)
+
+
+def test_a_weakness_that_is_found_often_does_not_crowd_out_a_rare_one():
+    often = [node(f"w{i} tea", 1.0) for i in range(60)]
+    harmless = [node(f"w{i} milk", 0.0) for i in range(60)] + [node(f"v{i}", 0.0) for i in range(60)]
+    buffer = filled(*often, *harmless, node("v3 rust", 1.0), beta=0.05)
+    counts = drawn(buffer)
+    assert counts["v3 rust"] / counts.total() == pytest.approx(0.05, abs=0.02)  # one probe's most, of 61
+    small = filled(*often, *harmless, node("v3 rust", 1.0), beta=0.05, size=20)
+    assert len(small) == 20 and drawn(small)["v3 rust"] > 0
+
+
+def test_one_probe_is_not_asked_more_than_a_twentieth_of_the_time():
+    counts = drawn(filled(*[node(f"kind {i}", 0.0) for i in range(99)], node("lucky", 1.0), beta=0.01))
+    assert counts["lucky"] / counts.total() == pytest.approx(0.05, abs=0.02)
+    weights = np.exp(np.random.default_rng(0).normal(size=50) * 3)
+    lowered = capped(weights, 0.05)
+    assert lowered.max() / lowered.sum() <= 0.05 + 1e-6 and (lowered <= weights).all()
+    assert np.array_equal(lowered[weights < np.median(weights)], weights[weights < np.median(weights)])
+    assert capped(np.array([3.0, 1.0]), 0.05).tolist() == [1.0, 1.0]  # two cannot have less than half each
+
+
+def test_a_draw_depends_on_round_context_and_sibling_alone_and_on_the_turn_of_the_find():
+    buffer = filled(*[node(f"kind {i}", 0.5) for i in range(30)], node("later", 0.5, DEEPER), share=0.5)
+    first = [buffer.draw(CONTEXT, sibling) for sibling in range(9)]
+    assert first[0] is None and first == [buffer.draw(CONTEXT, sibling) for sibling in range(9)]
+    assert {entry.depth for entry in first if entry} == {0}
+    assert drawn(buffer, DEEPER).keys() == {"later"}
+    assert drawn(buffer).total() == pytest.approx(1000, abs=100)
+    buffer.begin_round(1)
+    assert first != [buffer.draw(CONTEXT, sibling) for sibling in range(9)]
+    assert ReplayBuffer(1.0, 0.1).draw(CONTEXT, 1) is None
+
+
+def test_what_was_not_measured_is_no_entry():
+    failed = node("failed", 1.0, error="timeout")
+    failed.credit = None
+    assert len(filled(node("unscored", math.nan), failed, node("  ", 1.0))) == 0
+
+
+def test_the_state_is_json_and_restores_the_buffer():
+    buffer = filled(*[node(f"kind {i}", i / 30, probe_cut=i % 2 == 0) for i in range(30)])
+    other = ReplayBuffer(1.0, 0.1)
+    other.load_state_dict(json.loads(json.dumps(buffer.state_dict())))
+    other.begin_round(0)
+    assert drawn(other) == drawn(buffer) and other.state_dict() == buffer.state_dict()
+    with pytest.raises(InputError, match="replay buffer of the checkpoint is damaged"):
+        other.load_state_dict({"entries": [{"text": "x"}]})
+
+
+def test_trees_hold_replayed_probes_as_the_tester_would_have_written_them():
+    system = make_system(hand_made)
+    sampler = ASTSampler(system, ["a b", "c d", "e f"], tree_width=3, tree_depth=2)
+    ended, cut = "a b", "c d e"
+    buffer = filled(node(ended, 0.5), node(cut, 0.5, probe_cut=True), node("deep", 0.5, DEEPER), share=0.6)
+    with sampler.replaying(buffer):
+        trees = sampler.grow(sampler.draw(0, 3), [1, 2, 3])
+    plain = sampler.grow(sampler.draw(0, 3), [1, 2, 3])
+    nodes = [one for tree in trees for one in tree.nodes()]
+    again = [one for one in nodes if one.replayed]
+    assert 5 < len(again) < len(nodes) and not any(one.replayed for tree in plain for one in tree.nodes())
+    end = system.tester.tokenizer.eos_token_id
+    for one in again:
+        depth = len(one.exchange.context) // 2
+        assert one.exchange.probe in ({ended, cut} if depth == 0 else {"deep"})
+        assert one.exchange.response == f"answer {len(one.exchange.probe)}"  # the target heard it
+        assert (one.probe_ids[-1] == end) != one.probe_cut and one.sampling_logprobs == [] and one.reward is not None
+        assert system.tester.tokenizer.decode(one.probe_ids, skip_special_tokens=True) == one.exchange.probe
+    # What was sampled stays the same where the context is, and what follows a replayed probe continues from it.
+    for tree, same in zip(trees, plain, strict=True):
+        for one, two in zip(tree.children, same.children, strict=True):
+            assert one.replayed or (one.exchange, one.probe_ids) == (two.exchange, two.probe_ids)
+            for below in one.children:
+                assert one.exchange.probe in [turn.text for turn in below.exchange.context]
+                ids = system.tester.tokenizer.decode(below.prompt_ids)
+                assert one.exchange.probe.strip() in ids
+
+
+def test_telling_words_are_those_that_successes_have_more_often():
+    words = TellingWords()
+    for i in range(10):
+        words.add(f"Do you like tea number {i}?", success=i < 5)
+        words.add("Do you like milk?", success=False)
+    assert words.weight("like") == 0 == words.weight("milk") and words.weight("tea") > 0.5
+    # Rates with half a probe added: 5.5 of 6 and 5.5 of 16.
+    assert words.weight("tea") == pytest.approx(math.log((5.5 / 6) / (5.5 / 16)))
+    vectors = words.vectors(["Tea!", "you like tea", "tea 1", "you like milk"]).toarray()
+    assert vectors @ vectors[0] == pytest.approx([1, 1, vectors[2] @ vectors[0], 0])
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1, 0]) and 0.2 < vectors[2] @ vectors[0] < 0.9
+
+
+def test_screening_finds_harmful_looking_probes_and_asks_no_target():
+    system = make_system(lambda exchanges: [float("a" in exchange.response) for exchange in exchanges])
+    object.__setattr__(system.target, "open", None)
+    sampler = ASTSampler(system, ["a b", "c d", "e f"], tree_width=4, tree_depth=2)
+    found = screen_probes(sampler, 30, seed=0)
+    sampled = screen_probes(sampler, 30, seed=0, min_score=0.0)
+    assert 0 < len(found) < len(sampled) and found == screen_probes(sampler, 30, seed=0)
+    assert {probe for probe in sampled if "a" in probe} == {*found}
+    assert {score for score, _ in found.values()} == {1.0}
