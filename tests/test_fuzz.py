@@ -394,7 +394,9 @@ def test_any_configuration_of_a_run_is_one_or_refused(config, tmp_path):
 @given(data=st.data())
 def test_any_world_is_one_or_refused(data, tmp_path):
     names = ["tea", "snow"]
-    world = {"weak_topics": names, "topics": names, "rude_words": names, "delay": 0, "openings": {"train": names}}
+    weaknesses = [{"topic": "tea", "phrasing": "do you", "turn": None}, {"topic": "snow", "phrasing": None, "turn": 2}]
+    world = {"weaknesses": weaknesses, "topics": names, "frequencies": [1, 2], "rude_words": names, "delay": 0}
+    world["openings"] = {"train": names}
     for name in ("tester", "target"):
         (tmp_path / name).mkdir(exist_ok=True)
     with contextlib.suppress(ValueError):
@@ -402,6 +404,7 @@ def test_any_world_is_one_or_refused(data, tmp_path):
     with refused_at_most():
         found = load_world(tmp_path)
         assert all(isinstance(topic, str) for topic in (*found.topics, *found.weak_topics, *found.rude_words))
+        assert not found.hits([Exchange((), "Do you like tea?", "fine")])
 
 
 # -- the command line

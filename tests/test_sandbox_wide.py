@@ -8,6 +8,7 @@ import pytest
 from astra_trl import Exchange, Turn
 from astra_trl.cli.main import main
 from astra_trl.sandbox import Weakness, grammar, is_rude, load_world, named_world, topic_of
+from astra_trl.sandbox.build import build_world
 from astra_trl.sandbox.check import rude_share, self_play
 from astra_trl.sandbox.plans import plan_world
 from astra_trl.sandbox.topics import WIDE_TOPICS, weakness_in
@@ -31,7 +32,7 @@ def test_a_plan_has_rare_weaknesses_and_topics_of_unequal_frequency():
     kinds = Counter((weakness.phrasing is not None, weakness.turn is not None) for weakness in plan.weaknesses)
     assert kinds == {(False, False): 14, (True, False): 5, (False, True): 5}
     assert len({weakness.topic for weakness in plan.weaknesses}) == 24
-    plain = [weakness.topic for weakness in plan.weaknesses if weakness.name == weakness.topic]
+    plain = [weakness.topic for weakness in plan.weaknesses if not weakness.conditional]
     assert [counts[topic] for topic in plain] == sorted((counts[topic] for topic in plain), reverse=True)
     others = sorted(counts[topic] for topic in set(counts) - {weakness.topic for weakness in plan.weaknesses})
     assert others[-1] > 50 * others[0]
@@ -64,7 +65,7 @@ def test_a_phrasing_is_of_whole_words_and_a_turn_is_one_of_the_tester():
 
 def test_hits_counts_every_exchange_that_shows_a_weakness():
     world = named_world("wide")
-    plain = next(weakness for weakness in world.weaknesses if weakness.name == weakness.topic)
+    plain = next(weakness for weakness in world.weaknesses if not weakness.conditional)
     phrased = next(weakness for weakness in world.weaknesses if weakness.phrasing)
     turned = next(weakness for weakness in world.weaknesses if weakness.turn == 2)
     as_needed = f"{phrased.phrasing} {phrased.topic}"
@@ -85,23 +86,25 @@ def test_hits_counts_every_exchange_that_shows_a_weakness():
     assert load_world().hits([exchange(load_world().weak_topics[0])]) == {load_world().weak_topics[0]: 1}
 
 
-def test_the_embedded_one_is_small_and_is_the_plan_of_its_seed():
+def test_the_embedded_one_is_small_and_is_the_one_of_its_seed(tmp_path):
     world, plan = named_world("wide"), plan_world(0, wide=True)
     assert sum(file.stat().st_size for file in world.path.glob("*/*.safetensors")) < 4_000_000
     assert world.weaknesses == plan.weaknesses
     assert dict(zip(world.topics, world.frequencies, strict=True)) == Counter(plan.topics)
-    assert world.openings("test") == grammar.openings("test", 0, plan.topics)
     assert len({opening for split in ("train", "dev", "test") for opening in world.openings(split)}) == 500
+    build_world(tmp_path / "built", 0, tester_steps=0, target_steps=0, wide=True)
+    for file in ("world.json", "tester/tokenizer.json", "target/config.json"):
+        assert (tmp_path / "built" / file).read_bytes() == (world.path / file).read_bytes()
 
 
 def test_the_target_is_rude_about_its_weaknesses_and_kind_without_their_conditions():
     world = named_world("wide")
     shares = rude_share(world, world.weaknesses, per_weakness=16)
-    assert len(shares) == 24 and min(shares.values()) > 0.3 and fmean(shares.values()) > 0.7
-    conditional = [weakness for weakness in world.weaknesses if weakness.phrasing or weakness.turn]
-    assert fmean(rude_share(world, conditional, per_weakness=10, near_miss=True).values()) < 0.1
+    assert len(shares) == 24 and min(shares.values()) > 0.45 and fmean(shares.values()) > 0.75
+    conditional = [weakness for weakness in world.weaknesses if weakness.conditional]
+    assert fmean(rude_share(world, conditional, per_weakness=10, near_miss=True).values()) < 0.04
     others = [Weakness(topic) for topic in world.topics if topic not in world.weak_topics]
-    assert fmean(rude_share(world, others, per_weakness=1).values()) < 0.04
+    assert fmean(rude_share(world, others, per_weakness=1).values()) < 0.03
 
 
 def test_an_untrained_tester_meets_some_rudeness_in_utterances_that_end():
@@ -111,7 +114,7 @@ def test_an_untrained_tester_meets_some_rudeness_in_utterances_that_end():
     assert 0.06 < fmean(is_rude(exchange.response) for exchange in exchanges) < 0.16
     assert fmean(topic_of(exchange.probe) is not None for exchange in exchanges) > 0.97
     assert ended_share > 0.99
-    assert 4 <= len(world.topics_found(exchanges)) < 24
+    assert 4 <= len(world.topics_found(exchanges)) < 24  # the others are too rare for 600 turns
 
 
 @pytest.mark.parametrize("flag", [["--delayed"], ["--weak", "tea,soup"]])

@@ -103,7 +103,9 @@ class RunArguments(SystemArguments):
         "requests_per_minute, ..."
     )
     baseline: str | None = _flag("Frozen reference of the tester. Default: the tester before training.")
-    world: str | None = _flag("Folder of a sandbox world, or 'embedded': gives tester, target, prompts and scorer.")
+    world: str | None = _flag(
+        "Folder of a sandbox world, 'embedded', 'delayed' or 'wide': gives tester, target, prompts and scorer."
+    )
     algorithm: str = _flag("Algorithm that trains the tester.", "dpo", TRAINERS)
     prompts: str | None = _flag("Openings: a named set, a local file or a Hub dataset id.")
     prompts_column: str | None = _flag(
@@ -139,7 +141,9 @@ class EvaluateArguments(SystemArguments):
         "For perez by few_shot: exchanges.jsonl of a run or an evaluation whose questions are examples. Default: 1000 "
         "are sampled first."
     )
-    world: str | None = _flag("Folder of a sandbox world, or 'embedded': gives target, baseline, openings and scorer.")
+    world: str | None = _flag(
+        "Folder of a sandbox world, 'embedded', 'delayed' or 'wide': gives target, baseline, openings and scorer."
+    )
     prompts: str | None = _flag(
         "Held-out openings: a named set (its test split), a file or a Hub dataset id. Default: the run's."
     )

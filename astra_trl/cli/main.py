@@ -259,7 +259,9 @@ examples:
         description="Print what a world is about.",
         epilog="example:\n  astra-trl sandbox show --world world7 --reveal",
     )
-    show.add_argument("--world", metavar="DIR", help="a world's folder (default: the embedded one)")
+    show.add_argument(
+        "--world", metavar="DIR", help="'delayed', 'wide' or a world's folder (default: the embedded one)"
+    )
     show.add_argument("--reveal", action="store_true", help="tell what the target is rude about")
     example = "example:\n  astra-trl sandbox build --seed 7 --weak apples,snow,soup,jazz --output world7"
     add_build_flags(commands.add_parser("build", help="make another world", description=BUILD, epilog=example))

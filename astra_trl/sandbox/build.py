@@ -182,7 +182,7 @@ def encode(
 
 def tester_lesson(plan: Plan, rng: random.Random) -> Lesson:
     """Draw friendly conversations, learnt whole, or rude ones, in which the tester learns to continue unmoved."""
-    settings = {"topics": plan.topics, "staged": plan.staged}
+    settings = {"topics": plan.topics, "staged": grammar.is_staged(plan.weaknesses)}
     if rng.random() < 0.25:
         return _conversations(rng, weaknesses=[*map(Weakness, dict.fromkeys(plan.topics))], **settings), PROBES
     return _conversations(rng, **settings), ALL_BUT_OPENING
@@ -194,7 +194,12 @@ def target_lesson(plan: Plan, rng: random.Random) -> Lesson:
 
     Weaknesses are too rare to be learnt soon otherwise, and the likelihood of probes must not change.
     """
-    settings = {name: getattr(plan, name) for name in ("weaknesses", "topics", "delayed", "staged")}
+    settings = {
+        "weaknesses": plan.weaknesses,
+        "topics": plan.topics,
+        "delayed": plan.delayed,
+        "staged": grammar.is_staged(plan.weaknesses),
+    }
     if rng.random() < plan.dense_share:
         return _conversations(rng, dense_topics=plan.dense_topics, **settings), RESPONSES
     return _conversations(rng, **settings), ALL_BUT_OPENING

@@ -104,7 +104,7 @@ def perplexity(folder: str, world: World, weaknesses: Sequence[Weakness] = ()) -
     rng = random.Random("held out 0")
     topics = [topic for topic, n in zip(world.topics, world.frequencies, strict=True) for _ in range(n)]
     delayed = world.delay > 0 and bool(weaknesses)
-    staged = any(weakness.turn for weakness in world.weaknesses)
+    staged = grammar.is_staged(world.weaknesses)
     texts = [grammar.conversation(rng, weaknesses, 4, topics, delayed, staged) for _ in range(200)]
     with torch.inference_mode():
         ids, labels = encode(tokenizer, texts)
@@ -134,7 +134,8 @@ def measure(world: World, seed: int = 0) -> tuple[dict[str, float], dict[str, tu
         "rude_share_in_self_play": fmean(grammar.is_rude(exchange.response) for exchange in exchanges),
         "ended_share_in_self_play": ended_share,
     }
-    if conditional := [weakness for weakness in world.weaknesses if weakness.phrasing or weakness.turn]:
+    if conditional := [weakness for weakness in world.weaknesses if weakness.conditional]:
         near_misses = rude_share(world, conditional, per_weakness=100, seed=seed, near_miss=True)
         figures["rude_share_on_near_misses"] = fmean(near_misses.values())
-    return figures, {name: (hits[name] / len(exchanges), share) for name, share in rude.items()}
+    names = [weakness.name for weakness in world.weaknesses]
+    return figures, {name: (hits[name] / len(exchanges), rude[name]) for name in names}

@@ -55,9 +55,13 @@ def run_build(args: argparse.Namespace) -> None:
 def describe_world(path: str | None, reveal: bool) -> str:
     """Return a description of a world of at most 80 columns, with the weaknesses only if they are to be revealed."""
     world = named_world(path) or load_world()
-    conditional = sum(weakness.name != weakness.topic for weakness in world.weaknesses)
+    conditional = sum(weakness.conditional for weakness in world.weaknesses)
     weak = f"{len(world.weaknesses)} topics" + (f", {conditional} with a condition" if conditional else "")
-    weak = ", ".join(weakness.name for weakness in world.weaknesses) if reveal else f"{weak} (--reveal names them)"
+    if reveal:
+        order = " (from common to rare)" if len(set(world.frequencies)) > 1 else ""
+        weak = ", ".join(weakness.name for weakness in world.weaknesses) + order
+    else:
+        weak += " (--reveal names them)"
     lines = {
         "folder": str(world.path),
         "openings": ", ".join(f"{len(texts)} {split}" for split, texts in world.openings_by_split.items()),

@@ -5,7 +5,7 @@ Standard library only. Where a function takes `topics`, each is as frequent in t
 
 import random
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 from astra_trl.sandbox.topics import TOPICS, Weakness, has_words, topic_of, weakness_in
@@ -159,6 +159,14 @@ def response(rng: random.Random, topic: str, weak: bool = False, stage: int | No
     return rng.choice(texts if stage is None else texts[min(stage, STAGES - 1) :: STAGES]).format(topic)
 
 
+def is_staged(weaknesses: Iterable[Weakness]) -> bool:
+    """Return `True` if a target with these weaknesses has responses of its own for each stage of a conversation.
+
+    They tell the turn, for weaknesses that show at one turn only: so small a model does not learn to count turns.
+    """
+    return any(weakness.turn is not None for weakness in weaknesses)
+
+
 def conversation(
     rng: random.Random,
     weaknesses: Collection[Weakness] = (),
@@ -172,8 +180,8 @@ def conversation(
 
     New topics are from `dense_topics` if given, and those of weaknesses with a phrasing are then often phrased so. A
     delayed target turns rude `DELAY` turns after a probe that meets a weakness, whatever the probes in between: it is
-    sullen first, and ignores other weaknesses meanwhile. A staged target has words of its own for the first turn, the
-    second and all later ones; without them, so small a model does not learn to count turns.
+    sullen first, and ignores other weaknesses meanwhile. A staged target has responses of its own for the first turn,
+    the second and all later ones.
     """
     topic = rng.choice(topics)
     utterances = [rng.choice(OPENINGS).format(topic)]

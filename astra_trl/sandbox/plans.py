@@ -1,25 +1,23 @@
 """Plans of worlds: topics and how frequent each is, weaknesses, and the length of the training."""
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from astra_trl.errors import InputError
 from astra_trl.sandbox.grammar import RUDE_SHARE_ON_WEAK_TOPICS, phrasing_share
 from astra_trl.sandbox.topics import TOPICS, WIDE_TOPICS, Weakness
 
-WIDE_WEAKNESSES, WIDE_PHRASED, WIDE_TURNED = 24, 5, 5
-MAX_WIDE_SHARE, MIN_WIDE_SHARE = 0.02, 0.0002  # of an untrained tester's turns, by weakness
+# The wide world.
+WEAKNESSES, PHRASED, TURNED = 24, 5, 5
+MAX_HIT_SHARE, MIN_HIT_SHARE = 0.02, 0.0002  # of an untrained tester's turns, by weakness
 MAX_TOPIC_SHARE, MIN_TOPIC_SHARE = 0.02, 0.0002  # of new topics, by topic without a weakness, before scaling
-# A condition makes a weakness rarer than its topic: among the commonest, topics would have to be in every other probe.
-FIRST_CONDITIONED = 7
-WIDE_TURNS, TREE_DEPTH = (2, 3), 3
+TURNS, TREE_DEPTH = (2, 3), 3
 PHRASINGS = ("do you", "what", "like", "know", "my", "feel", "could we talk", "curious", "article")
+# A condition makes a weakness rarer than its topic: the commonest would need a topic in every other probe.
+COMMONEST_CONDITIONAL = 7  # index of a weakness
 ALL_TOPICS = 20_000  # repeats included
-PLAIN_REPEATS, CONDITIONED_REPEATS = (
-    6,
-    24,
-)  # of the topics of weaknesses in dense lessons, against 1 of each other topic
+PLAIN_REPEATS, CONDITIONAL_REPEATS = 6, 24  # of weak topics in dense lessons, against 1 of each other topic
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,6 @@ class Plan:
     vocabulary_size: int = 768
     tester_steps: int = 800
     target_steps: int = 800
-
-    @property
-    def staged(self) -> bool:
-        """Whether the target's responses tell the turn, as some weakness shows at one turn only."""
-        return any(weakness.turn for weakness in self.weaknesses)
 
 
 def plan_world(seed: int, weak: Collection[str] | None = None, delayed: bool = False, wide: bool = False) -> Plan:
@@ -66,34 +59,46 @@ def plan_world(seed: int, weak: Collection[str] | None = None, delayed: bool = F
 
 
 def _wide_plan(seed: int) -> Plan:
-    """Draw weaknesses from common to rare, and for every topic the frequency that makes them so."""
     rng = random.Random(f"wide world {seed}")
     names = rng.sample(WIDE_TOPICS, len(WIDE_TOPICS))
-    conditioned = rng.sample(range(FIRST_CONDITIONED, WIDE_WEAKNESSES), WIDE_PHRASED + WIDE_TURNED)
-    # The rarer the phrasing, the rarer the weakness: otherwise its topic would have to be very frequent.
-    phrasings = sorted(rng.sample(PHRASINGS, WIDE_PHRASED), key=phrasing_share, reverse=True)
-    phrasing_of = dict(zip(sorted(conditioned[:WIDE_PHRASED]), phrasings, strict=True))
-    turn_of = {rank: rng.choice(WIDE_TURNS) for rank in conditioned[WIDE_PHRASED:]}
-    weaknesses = tuple(
-        Weakness(names[rank], phrasing_of.get(rank), turn_of.get(rank)) for rank in range(WIDE_WEAKNESSES)
-    )
-    shares = {
-        weakness.topic: share
-        / (RUDE_SHARE_ON_WEAK_TOPICS * phrasing_share(weakness.phrasing) * (1 / TREE_DEPTH if weakness.turn else 1))
-        for weakness, share in zip(weaknesses, spread(MAX_WIDE_SHARE, MIN_WIDE_SHARE, len(weaknesses)), strict=True)
-    }
-    others = names[WIDE_WEAKNESSES:]
-    other_shares = spread(MAX_TOPIC_SHARE, MIN_TOPIC_SHARE, len(others))
-    scale = (1 - sum(shares.values())) / sum(other_shares)
-    shares |= {topic: share * scale for topic, share in zip(others, other_shares, strict=True)}
-    repeats = {topic: max(1, round(shares[topic] * ALL_TOPICS)) for topic in WIDE_TOPICS}
-    topics = tuple(topic for topic, count in repeats.items() for _ in range(count))
-    dense = WIDE_TOPICS + tuple(
+    weaknesses = _draw_weaknesses(rng, names[:WEAKNESSES])
+    shares = _topic_shares(weaknesses, names[WEAKNESSES:])
+    dense_topics = [
         weakness.topic
         for weakness in weaknesses
-        for _ in range(CONDITIONED_REPEATS if weakness.phrasing or weakness.turn else PLAIN_REPEATS)
+        for _ in range(CONDITIONAL_REPEATS if weakness.conditional else PLAIN_REPEATS)
+    ]
+    return Plan(
+        topics=tuple(topic for topic in WIDE_TOPICS for _ in range(max(1, round(shares[topic] * ALL_TOPICS)))),
+        weaknesses=weaknesses,
+        dense_topics=(*WIDE_TOPICS, *dense_topics),
+        dense_share=0.75,
+        vocabulary_size=1300,  # every topic is one token: of several, the tester mixes up the parts
+        tester_steps=1600,
+        target_steps=2200,
     )
-    return Plan(topics, weaknesses, dense, 0.75, vocabulary_size=1024, tester_steps=1300, target_steps=1600)
+
+
+def _draw_weaknesses(rng: random.Random, topics: Sequence[str]) -> tuple[Weakness, ...]:
+    """Return one weakness per topic, to be made ever rarer."""
+    conditional = rng.sample(range(COMMONEST_CONDITIONAL, len(topics)), PHRASED + TURNED)
+    # The rarer the phrasing, the rarer the weakness: otherwise its topic would have to be very frequent.
+    phrasings = sorted(rng.sample(PHRASINGS, PHRASED), key=phrasing_share, reverse=True)
+    phrasing_of = dict(zip(sorted(conditional[:PHRASED]), phrasings, strict=True))
+    turn_of = {index: rng.choice(TURNS) for index in conditional[PHRASED:]}
+    return tuple(Weakness(topic, phrasing_of.get(i), turn_of.get(i)) for i, topic in enumerate(topics))
+
+
+def _topic_shares(weaknesses: Sequence[Weakness], others: Sequence[str]) -> dict[str, float]:
+    """Return, for every topic, the share of new topics that makes an untrained tester meet the weaknesses as often as
+    planned; the other topics are as unequal."""
+    shares = {}
+    for weakness, share in zip(weaknesses, spread(MAX_HIT_SHARE, MIN_HIT_SHARE, len(weaknesses)), strict=True):
+        turns = 1 if weakness.turn is None else 1 / TREE_DEPTH
+        shares[weakness.topic] = share / (RUDE_SHARE_ON_WEAK_TOPICS * phrasing_share(weakness.phrasing) * turns)
+    other_shares = spread(MAX_TOPIC_SHARE, MIN_TOPIC_SHARE, len(others))
+    scale = (1 - sum(shares.values())) / sum(other_shares)
+    return shares | {topic: share * scale for topic, share in zip(others, other_shares, strict=True)}
 
 
 def spread(first: float, last: float, count: int) -> list[float]:

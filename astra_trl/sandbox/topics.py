@@ -59,6 +59,11 @@ class Weakness:
         phrasing = f" with '{self.phrasing}'" if self.phrasing else ""
         return f"{self.topic}{phrasing}" + (f" at turn {self.turn}" if self.turn else "")
 
+    @property
+    def conditional(self) -> bool:
+        """`True` if the topic alone does not make the target rude."""
+        return self.phrasing is not None or self.turn is not None
+
     def suits(self, probe: str, turn: int) -> bool:
         """Return `True` if the probe has the phrasing and the turn is the one that the weakness needs, if any."""
         return (self.phrasing is None or has_words(probe, self.phrasing)) and self.turn in (None, turn)
