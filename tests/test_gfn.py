@@ -120,8 +120,8 @@ def test_the_tester_samples_in_proportion_to_reward(tmp_path):
     beta = 0.15
     wanted = (baseline + by_token / beta).softmax(-1)
     args = ASTGFNConfig(
-        str(tmp_path), beta=beta, learning_rate=3e-3, lr_scheduler_type="linear", num_train_epochs=40,
-        trees_per_round=16, per_device_train_batch_size=64, replay_share=0.5, gradient_checkpointing=False,
+        str(tmp_path), beta=beta, learning_rate=1e-2, lr_scheduler_type="linear", num_train_epochs=60,
+        trees_per_round=16, per_device_train_batch_size=64, replay_share=0.25, gradient_checkpointing=False,
         disable_tqdm=True, save_strategy="no", report_to="none",
     )  # fmt: skip
     ASTGFNTrainer(ASTSampler(system, [prompt], 8, 1), args).train()
