@@ -18,7 +18,7 @@ ROWS = [
         "processes",
         "progress",
         "embedding",
-        "wording",
+        "telling_words",
         "untrusted",
         "lazy",
         "lines",

@@ -12,8 +12,8 @@ from astra_trl import ASTSampler, InputError
 from astra_trl.conversation import Exchange, Turn
 from astra_trl.rollout.replay import ReplayBuffer, capped
 from astra_trl.rollout.screening import screen_probes
+from astra_trl.telling_words import TellingWords
 from astra_trl.tree import Node
-from astra_trl.wording import TellingWords
 
 CONTEXT = (Turn("opening", "hello"),)
 DEEPER = (*CONTEXT, Turn("tester", "hi"), Turn("target", "ho"))

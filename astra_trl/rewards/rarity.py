@@ -8,8 +8,8 @@ import numpy as np
 
 from astra_trl.numbers import require_numbers
 from astra_trl.scorers.base import Part
+from astra_trl.telling_words import TellingWords
 from astra_trl.tree import Node
-from astra_trl.wording import TellingWords
 
 
 @dataclass(eq=False)

@@ -12,8 +12,8 @@ from astra_trl.backends.base import derive_seed
 from astra_trl.conversation import Conversation, as_text
 from astra_trl.errors import InputError
 from astra_trl.numbers import require_numbers
+from astra_trl.telling_words import TellingWords
 from astra_trl.tree import Node
-from astra_trl.wording import TellingWords
 
 MAX_DRAWS = (
     0.05  # share of the draws of a turn in one round that one probe gets: a success by chance is not asked often
