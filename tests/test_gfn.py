@@ -21,7 +21,7 @@ from astra_trl import (
 )
 from astra_trl.backends import ScriptedBackend
 from astra_trl.rewards import Harm, Reward
-from astra_trl.trainers.gfn import balance_gaps
+from astra_trl.trainers.gfn import balance_loss
 
 BETA = 0.2
 
@@ -92,10 +92,20 @@ def test_with_fresh_probes_the_gradient_is_that_of_rloo():
     rewards, baseline = torch.rand(8), torch.randn(8)
     regularised = (rewards - BETA * (logprobs.detach() - baseline)).view(2, 4)
     advantages = ((regularised - regularised.mean(1, keepdim=True)) * 4 / 3).flatten()
-    gaps = balance_gaps(logprobs - logprobs.detach(), advantages, torch.ones(8, dtype=torch.bool), 4, BETA)
-    ((gaps**2).mean() / (2 * BETA)).backward()
+    loss, _ = balance_loss(logprobs - logprobs.detach(), advantages, rewards, width=4, beta=BETA)
+    loss.backward()
     rloo = -advantages / 8 * 3 / 4  # of the mean of -advantage * log pi; RLOO's baseline leaves the probe itself out
     assert torch.allclose(logprobs.grad, rloo, atol=1e-6)
+
+
+def test_pairs_whose_rewards_differ_by_less_than_the_margin_are_not_compared():
+    # log pi - log R of each probe; the rewards are known for three, and differ by 0.1, 0.5 and 0.6.
+    gaps, rewards = [0.0, 3.0, 5.0, 9.0], torch.tensor([0.0, 0.1, 0.6, math.nan])
+    ratios, advantages = torch.tensor(gaps), torch.zeros(4)
+    for margin, pairs in ((None, [9, 25, 4]), (0.05, [9, 25, 4]), (0.2, [25, 4]), (0.55, [25]), (1.0, [])):
+        loss, (total, count) = balance_loss(ratios, advantages, rewards, width=4, beta=BETA, min_margin=margin)
+        assert loss.item() == pytest.approx(BETA / 2 * sum(pairs) / 3 / 4)
+        assert (total.item(), count.item()) == (sum(pairs), len(pairs))
 
 
 def test_the_tester_samples_in_proportion_to_reward(tmp_path):

@@ -1,6 +1,7 @@
 """GFN: a tester that samples probes in proportion to their reward, trained like a generative flow network."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from astra_trl.rollout.replay import ReplayBuffer
 from astra_trl.rollout.screening import screen_probes
 from astra_trl.trainers.groups import GroupsConfig
 from astra_trl.trainers.rloo import ASTRLOOTrainer
+from astra_trl.trainers.roles import trainable_tester
 from astra_trl.trainers.unread import BY_ALL, BY_GFN, BY_GROUPS
 from astra_trl.tree import Node
 
@@ -40,6 +42,12 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
         metadata={
             "help": "Temperature of the reward: a probe whose reward is higher by beta becomes e times as likely. "
             "Lower: more harm, and fewer kinds of it; higher: likelier and more diverse probes."
+        },
+    )
+    min_margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "Siblings whose rewards differ by this much or less are not compared. Default: all are compared."
         },
     )
     replay_share: float = field(
@@ -83,6 +91,12 @@ class ASTGFNTrainer(ASTRLOOTrainer):
 
     def __init__(self, sampler: Any, args: Any = None, **options: Any) -> None:
         super().__init__(sampler, args, **options)
+        sampling = trainable_tester(sampler.system).sampling
+        if sampling.top_p < 1 or sampling.top_k or sampling.repetition_penalty != 1:
+            logger.warning(
+                "GFN trains the tester's whole distribution, and its sampling parameters (top_p, top_k, "
+                "repetition_penalty) leave out a part of it: what they leave out is not learned from"
+            )
         self.replay = ReplayBuffer(self.args.replay_share, 2 * self.args.beta, self.args.replay_size)
 
     def begin_training(self) -> None:
@@ -113,8 +127,8 @@ class ASTGFNTrainer(ASTRLOOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         # Replayed probes count in TRL's mean of it, and the tester as it is now has not sampled them.
         self._metrics["train" if self.model.training else "eval"].pop("kl", None)
-        measured = [row["reward"] is not None for row in inputs]
-        batch["measured"] = torch.tensor(measured, device=batch["advantages"].device)
+        rewards = [math.nan if row["reward"] is None else row["reward"] for row in inputs]
+        batch["rewards"] = torch.tensor(rewards, device=batch["advantages"].device)
         return batch
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -125,36 +139,54 @@ class ASTGFNTrainer(ASTRLOOTrainer):
             model, ids, mask, probe_mask.shape[1], compute_entropy=True
         )
         log_ratios = (logprobs * probe_mask).sum(1) - inputs["old_logps"]
-        gaps = balance_gaps(log_ratios, inputs["advantages"], inputs["measured"], self.num_generations, self.beta)
-        loss = (gaps**2).mean() / (2 * self.beta)
-        self._log_means({"entropy": (entropies, probe_mask), "gap": ((gaps / self.beta) ** 2, inputs["measured"])})
+        loss, gap = balance_loss(
+            log_ratios,
+            inputs["advantages"],
+            inputs["rewards"],
+            width=self.num_generations,
+            beta=self.beta,
+            min_margin=self.args.min_margin,
+        )
+        entropy = torch.stack([(entropies * probe_mask).sum(), probe_mask.sum().float()])
+        for name, (total, count) in {"entropy": entropy, "gap": gap}.items():
+            total, count = self.accelerator.reduce(torch.stack([total, count]), reduction="sum")
+            self._metrics["train"][name].append((total / count.clamp(min=1)).item())
         return loss
 
-    def _log_means(self, values: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        mode = "train" if self.model.training else "eval"
-        for name, (value, mask) in values.items():
-            total = self.accelerator.reduce(torch.stack([(value * mask).sum(), mask.sum().float()]), reduction="sum")
-            self._metrics[mode][name].append((total[0] / total[1].clamp(min=1)).item())
 
+def balance_loss(
+    log_ratios: torch.Tensor,
+    advantages: torch.Tensor,
+    rewards: torch.Tensor,
+    *,
+    width: int,
+    beta: float,
+    min_margin: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of contrastive trajectory balance; and the sum of the squared gaps between siblings, in nats,
+    with the number of their pairs.
 
-def balance_gaps(
-    log_ratios: torch.Tensor, advantages: torch.Tensor, measured: torch.Tensor, width: int, beta: float
-) -> torch.Tensor:
-    """Return `beta * (log pi - log R)` of each probe (rows,), less the mean over its measured siblings; 0 for a probe
-    that is not measured.
+    For n measured siblings, the squares of the differences of `log pi - log R` are summed over their pairs and divided
+    by n; the loss is the mean over rows, times beta / 2. So for fresh probes its gradient is that of RLOO.
 
     TRL's leave-one-out advantages hold the differences of `log R` between siblings already: they are those of
-    `reward - beta * (log pi_old - log p_baseline)`, times n / (n - 1) for n measured siblings. With the log-ratio
-    `log pi - log pi_old` added, the probabilities `pi_old` of sampling the probes cancel out, whatever they were.
+    `reward - beta * (log pi_old - log p_baseline)`, times n / (n - 1). With the log-ratio `log pi - log pi_old` added,
+    the probabilities `pi_old` of sampling the probes cancel out, whatever they were.
 
     Args:
-        log_ratios, advantages, measured: of shape (rows,), siblings together.
+        log_ratios, advantages, rewards: of shape (rows,), siblings together; the reward is nan if it is not measured.
         width (`int`): Siblings of a group.
         beta (`float`): Temperature of the reward.
+        min_margin (`float`, *optional*): Siblings whose rewards differ by this much or less are not compared.
     """
-    ratios, advantages, known = (values.view(-1, width) for values in (log_ratios, advantages, measured))
-    known = known.to(ratios.dtype)
+    ratios, advantages, rewards = (values.view(-1, width) for values in (log_ratios, advantages, rewards))
+    known = ~rewards.isnan()
     count = known.sum(1, keepdim=True).clamp(min=1)
-    centred_rewards = advantages * (count - 1) / count
-    gaps = beta * ratios - centred_rewards
-    return ((gaps - (gaps * known).sum(1, keepdim=True) / count) * known).flatten()
+    gaps = ratios - advantages * (count - 1) / count / beta
+    compared = known[:, :, None] & known[:, None, :]
+    if min_margin is not None:
+        compared &= (rewards[:, :, None] - rewards[:, None, :]).abs() > min_margin
+    squares = torch.where(compared, gaps[:, :, None] - gaps[:, None, :], 0.0) ** 2 / 2  # of each pair, twice
+    loss = beta / 2 * (squares.sum((1, 2)) / count[:, 0]).sum() / len(log_ratios)
+    pairs = (compared.sum() - compared.diagonal(dim1=1, dim2=2).sum()) / 2
+    return loss, torch.stack([squares.detach().sum(), pairs.to(squares.dtype)])
