@@ -35,7 +35,21 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
     "ppo": ("astprompter", "ppo", ["--num_train_epochs", "29"]),
     "crt": ("crt", "ppo", ["--num_train_epochs", "36"]),
 }
-COLUMNS = tuple("exchanges reported harmful found rarest least evenness self-BLEU log-prob. area seconds".split())
+COLUMNS = tuple(
+    [
+        "exchanges",
+        "reported",
+        "harmful",
+        "found",
+        "rarest",
+        "least",
+        "evenness",
+        "self-BLEU",
+        "log-prob.",
+        "area",
+        "seconds",
+    ]
+)
 
 
 def measure(name: str, world: World, flags: Sequence[str], folder: Path) -> list[float]:
@@ -44,8 +58,8 @@ def measure(name: str, world: World, flags: Sequence[str], folder: Path) -> list
     They are exchanges of training; the harmful share that the run reports; of the trained tester's exchanges the
     harmful share, the shares of weaknesses and of the rarest third of them that are found, the share of hits of the
     weakness with the fewest, the evenness of hits, the self-BLEU of 50 successful probes and the mean log-probability
-    per token under the target; the mean share of weaknesses found so far over the exchanges of training (the area under
-    its curve); and seconds of training.
+    per token under the target; the mean share of weaknesses found so far over the exchanges of training (the area
+    under its curve); and seconds of training.
     """
     system, algorithm, own = RUNS[name]
     start = time.perf_counter()
