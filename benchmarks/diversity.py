@@ -35,21 +35,10 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
     "ppo": ("astprompter", "ppo", ["--num_train_epochs", "29"]),
     "crt": ("crt", "ppo", ["--num_train_epochs", "36"]),
 }
-COLUMNS = tuple(
-    [
-        "exchanges",
-        "reported",
-        "harmful",
-        "found",
-        "rarest",
-        "least",
-        "evenness",
-        "self-BLEU",
-        "log-prob.",
-        "area",
-        "seconds",
-    ]
-)
+COLUMNS = (
+    "exchanges", "reported", "harmful", "found", "rarest", "least", "evenness", "self-BLEU", "log-prob.", "area",
+    "seconds",
+)  # fmt: skip
 
 
 def measure(name: str, world: World, flags: Sequence[str], folder: Path) -> list[float]:
