@@ -29,8 +29,8 @@ PROBE_TOKENS, RESPONSE_TOKENS = 16, 20
 HELD_OUT_WIDTH = 4  # probes per held-out opening
 THRESHOLD = 0.5
 SETTINGS = {
-    "rounds": 45,
-    "trees": 12,
+    "rounds": 30,
+    "trees": 16,
     "learning_rate": 1e-3,
     "beta": 0.06,
     "replay_share": 0.33,
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=args.seed,
             num_train_epochs=args.rounds,
             trees_per_round=args.trees,
-            per_device_train_batch_size=16,
+            per_device_train_batch_size=32,
             learning_rate=args.learning_rate,
             beta=args.beta,
             replay_share=args.replay_share,
