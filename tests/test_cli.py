@@ -132,7 +132,7 @@ def test_what_cannot_be_used_gets_one_line_and_exit_code_1(tmp_path, capsys):
         (["prompts", "show", "missing.txt"], "missing.txt"),
         (["prompts", "show", "sandbox", "--split", "no"], "no split 'no'"),
         (["train", "--config", "missing.yaml"], "missing.yaml"),
-        (["train", "--algorithm", "sac"], "unknown algorithm 'sac': choose one of dpo, grpo"),
+        (["train", "--algorithm", "sac"], "unknown algorithm 'sac': choose one of dpo, gfn, grpo"),
         (["sandbox", "show", "--world", str(tmp_path)], "not a sandbox world"),
         (["sandbox", "build", "--weak", "war", "--output", str(tmp_path / "w")], "unknown weak topics 'war'"),
         (["evaluate", "some/model", "--prompts", "sandbox"], "no target"),

@@ -78,7 +78,7 @@ def make_trainer(
         "save_strategy": "no",
         "logging_steps": 1,
         "report_to": "none",
-        "beta": 0.0,
+        "beta": 0.2 if algorithm == "gfn" else 0.0,
     }
     sampler = ASTSampler(system or make_system(), prompts, width, depth)
     args = config_class(str(folder), **{**defaults, **config})

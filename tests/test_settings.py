@@ -65,7 +65,7 @@ def test_a_value_in_a_file_is_read_as_the_type_of_its_field(content, name, value
         ("tree_width: 1\ntree_width: 2", "cannot be read: line 2: key 'tree_width' is given twice, first in line 1"),
         ("tree-width: 1\ntree_width: 2", "tree_width is given twice, with a hyphen and without: give it once"),
         ("tree_widht: 3", "unknown setting 'tree_widht': did you mean tree_width?"),
-        ("groups_per_round: 3", "groups_per_round is a setting of --algorithm grpo, and this run trains by dpo"),
+        ("groups_per_round: 3", "groups_per_round is a setting of --algorithm gfn, and this run trains by dpo"),
         ("nothing_like_it: 3", "unknown setting 'nothing_like_it': astra-trl train --help lists them"),
         ("1: 3", "unknown setting '1'"),
         ("learning_rate: abc", "learning_rate is 'abc': give a number"),

@@ -28,7 +28,7 @@ _BY_ALGORITHM: dict[str, dict[str, Any]] = {
     },
     "gfn": {
         "num_train_epochs": 36,  # rounds: as many exchanges as DPO's recipe asks for
-        "target_sampling": None,  # the tester's
+        "target_sampling": {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0},  # as with other algorithms
         "learning_rate": 5e-4,
         "per_device_train_batch_size": 32,
     },
