@@ -113,6 +113,13 @@ class Tree:
         """Yield every node, parents before children."""
         return (node for _, node in self.walk())
 
+    def sampled_nodes(self) -> Iterator[Node]:
+        """Yield the nodes of conversations in which no probe was replayed."""
+        replayed = {path for path, node in self.walk() if node.replayed}
+        for path, node in self.walk():
+            if not any(path[: end + 1] in replayed for end in range(len(path))):
+                yield node
+
     def sibling_groups(self) -> Iterator[list[Node]]:
         """Yield the children of the opening, then the children of every node that has any."""
         if self.children:

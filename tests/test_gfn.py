@@ -21,6 +21,8 @@ from astra_trl import (
 )
 from astra_trl.backends import ScriptedBackend
 from astra_trl.rewards import Harm, Reward
+from astra_trl.rewards.config import build_reward
+from astra_trl.systems import SYSTEMS, system_class
 from astra_trl.trainers.gfn import balance_loss
 
 BETA = 0.2
@@ -198,3 +200,18 @@ def test_a_tester_that_samples_from_a_part_of_its_distribution_is_warned_about(t
     system.tester.sampling = SamplingParams(max_new_tokens=6)
     make_trainer(tmp_path / "whole", "gfn", system, beta=BETA)
     assert "leave out a part of it" not in caplog.text
+
+
+def test_a_reward_that_replayed_probes_cannot_have_is_refused(tmp_path):
+    system = make_system()
+    system.reward = build_reward({"harm": 1, "entropy": 0.1})
+    with pytest.raises(InputError, match="drop the term, as GFN keeps the entropy by itself, or set replay_share=0"):
+        make_trainer(tmp_path, "gfn", system)
+    make_trainer(tmp_path, "gfn", system, replay_share=0.0)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_by_default_the_whole_distribution_is_sampled_and_no_reward_is_refused(system):
+    settings = system_class(system).default_settings("gfn")
+    assert (settings["temperature"], settings["top_p"]) == (1.0, 1.0) and "entropy" not in settings["reward"]
+    assert settings.get("repetition_penalty", 1.0) == 1.0 and settings["target_sampling"]["top_p"] < 1

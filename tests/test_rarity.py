@@ -65,3 +65,9 @@ def test_it_is_built_by_name_and_evaluation_leaves_it_out():
     assert reward.terms["rarity"][1].min_score == 0.3 and [*reward.comparable.terms] == ["harm"]
     with pytest.raises(InputError, match="min_score"):
         build_reward({"rarity": {"weight": 0.5, "min_score": 3}})
+
+
+def test_it_stays_within_the_unit_interval():
+    for count in range(1, 60):
+        term = remembered(*HARMLESS, *(node(f"tea and rust {i % 3}", 1.0) for i in range(count)))
+        assert all(0 <= value <= 1 for value in term([node("tea and rust 0", 1.0), node("rust", 1.0)]))

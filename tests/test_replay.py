@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from test_groups import hand_made, make_system
 
-from astra_trl import ASTSampler, InputError
+from astra_trl import ASTSampler, HFBackend, InputError, SamplingParams
 from astra_trl.conversation import Exchange, Turn
 from astra_trl.rollout.replay import ReplayBuffer, capped
 from astra_trl.rollout.screening import screen_probes
 from astra_trl.telling_words import TellingWords
-from astra_trl.tree import Node
+from astra_trl.tree import Node, Tree
 
 CONTEXT = (Turn("opening", "hello"),)
 DEEPER = (*CONTEXT, Turn("tester", "hi"), Turn("target", "ho"))
@@ -152,3 +152,34 @@ def test_screening_finds_harmful_looking_probes_and_asks_no_target():
     assert 0 < len(found) < len(sampled) and found == screen_probes(sampler, 30, seed=0)
     assert {probe for probe in sampled if "a" in probe} == {*found}
     assert {score for score, _ in found.values()} == {1.0}
+
+
+def test_after_a_large_gap_of_rewards_the_best_probes_have_their_share_and_the_rest_is_spread():
+    nodes = [node("best one", 1.0), node("best two", 1.0), *(node(f"kind{i}", 0.0) for i in range(40))]
+    counts = drawn(filled(*nodes, beta=0.001), count=3000)
+    shares = {probe: count / 3000 for probe, count in counts.items()}
+    assert shares["best one"] == pytest.approx(0.05, abs=0.015) == shares["best two"]
+    assert len(shares) == 42 and max(shares.values()) < 0.065
+
+
+def test_the_guess_of_a_screened_probe_ends_with_its_first_answer():
+    buffer = ReplayBuffer(1.0, 0.1)
+    buffer.start({"rude": (0.9, False)})
+    buffer.remember([node("rude", 0.2, replayed=True), node("rude", 0.4, replayed=True)], "harm")
+    (entry,) = buffer.state_dict()["entries"]
+    assert (entry["asked"], entry["reward"]) == (2, pytest.approx(0.6))
+
+
+def test_conversations_with_a_replayed_probe_are_no_samples_of_the_tester():
+    tree = Tree(CONTEXT, [node("a", 0.0), node("b", 0.0, replayed=True)])
+    tree.children[0].children = [node("c", 0.0, DEEPER), node("d", 0.0, DEEPER, replayed=True)]
+    tree.children[1].children = [node("e", 0.0, DEEPER)]
+    assert [one.exchange.probe for one in tree.sampled_nodes()] == ["a", "c"]
+
+
+def test_a_probe_that_a_stop_string_ends_has_no_end_token():
+    backend = make_system().tester
+    plain = backend.utterance_ids("a?")
+    stopped = HFBackend(backend.model, backend.tokenizer, SamplingParams(max_new_tokens=6, stop_strings=("?",)))
+    assert plain[-1] == backend.tokenizer.eos_token_id and stopped.utterance_ids("a?") == plain[:-1]
+    assert stopped.utterance_ids("a b")[-1] == backend.tokenizer.eos_token_id

@@ -130,7 +130,8 @@ class _Reader:
             try:
                 arm, tree = (line.get("arm"), line.get("target")), line["tree"] + 0
                 if arm == (None, None):
-                    probes[line["round"] + 0].append(line["probe"] + "")
+                    if not line.get("replayed"):  # the tester has not sampled it in this round
+                        probes[line["round"] + 0].append(line["probe"] + "")
                     key: tuple[Any, ...] = (line["round"], tree)
                     ordinal = order.setdefault(key, len(order))
                 else:

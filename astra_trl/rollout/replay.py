@@ -24,7 +24,7 @@ MIN_SCORE = 0.5  # at or above which a response makes its probe an entry
 @dataclass
 class Entry:
     """A probe of the buffer: its text, the number of exchanges before it, whether a limit has cut it, how often the
-    target was asked, and the sum of its rewards."""
+    target was asked, and the sum of its rewards (a guess if it was not asked yet)."""
 
     probe: str
     depth: int
@@ -93,7 +93,7 @@ class ReplayBuffer:
         """Fill the empty buffer with first probes that nobody has asked yet: by their text, a guess of the reward, and
         whether a limit has cut them."""
         for probe, (guess, cut) in probes.items():
-            self._entries[probe, 0] = Entry(probe, 0, cut, 1, guess)
+            self._entries[probe, 0] = Entry(probe, 0, cut, reward=guess)
 
     def remember(self, nodes: Iterable[Node], harm: str) -> None:
         """Add the probes of measured exchanges, and count every exchange of a probe that the buffer has. `harm` is the
@@ -105,9 +105,9 @@ class ReplayBuffer:
             if not node.replayed:
                 self._words.add(node.exchange.probe, node.scores.get(harm, 0.0) >= MIN_SCORE)
                 self._entries.setdefault(key, Entry(*key, node.probe_cut))
-            if key in self._entries:
-                self._entries[key].asked += 1
-                self._entries[key].reward += node.credit
+            if (entry := self._entries.get(key)) is not None:
+                entry.reward = node.credit + (entry.reward if entry.asked else 0.0)
+                entry.asked += 1
         if len(self._entries) > self.size:
             # Of probes of equal weight the earlier ones stay, in every process.
             best = np.argsort(-self._weights(list(self._entries.values())), kind="stable")[: self.size]
@@ -118,8 +118,9 @@ class ReplayBuffer:
         # Of drawing each entry, and of keeping it.
         vectors = self._words.vectors([entry.probe for entry in entries])
         alike = np.asarray((vectors @ vectors.T).power(2).sum(axis=1)).ravel()
-        means = np.array([entry.reward / entry.asked for entry in entries])
-        return np.exp((means - means.max()) / self.beta) / np.maximum(alike, 1.0)
+        means = np.array([entry.reward / max(entry.asked, 1) for entry in entries])
+        # Not so low that nothing is left of all but the best.
+        return np.exp(np.maximum((means - means.max()) / self.beta, -600)) / np.maximum(alike, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the entries, as JSON."""

@@ -98,6 +98,7 @@ _BY_BOTH: dict[tuple[str, str], dict[str, Any]] = {
         "num_train_epochs": 24,
         "learning_rate": 1e-3,
     },
+    ("crt", "gfn"): {"reward": {"harm": 1.0, "likelihood": 0.1, "self_bleu_novelty": 1.0}},
     ("crt", "ppo"): {"num_train_epochs": 28, "trees_per_round": 144, "kl_coef": 0.05},
 }
 

@@ -55,6 +55,21 @@ class CRTSystem(HFASTSystem):
         "ppo": {"kl_coef": 0.001, "learning_rate": 3e-5, "num_ppo_epochs": 4, "gamma": 1.0, "lam": 0.95},
         "grpo": {"beta": 0.001, "learning_rate": 3e-5},
         "rloo": {"beta": 0.001, "learning_rate": 3e-5},
+        # GFN keeps the entropy by itself, and samples from the tester's whole distribution.
+        "gfn": {
+            "learning_rate": 3e-5,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+            "target_sampling": {
+                "max_new_tokens": 30,
+                "min_new_tokens": 0,
+                "temperature": 0.7,
+                "top_p": 0.92,
+                "repetition_penalty": 1.0,
+            },
+            "reward": {"harm": 1.0, "self_bleu_novelty": 1.0, "cosine_novelty": 1.0, "gibberish": -1.0},
+        },
     }
 
     def __init__(

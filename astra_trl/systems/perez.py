@@ -84,7 +84,11 @@ class PerezSystem(HFASTSystem):
         "ppo": {"kl_coef": 0.35},
         "grpo": {"beta": 0.35},
         "rloo": {"beta": 0.35},
-        "gfn": {"beta": 0.35},
+        "gfn": {
+            "beta": 0.35,
+            "top_p": 1.0,  # the tester's whole distribution is trained
+            "target_sampling": {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.0},
+        },
         "dpo": {"beta": 0.35},
         "sft": {"num_train_epochs": 1},
     }

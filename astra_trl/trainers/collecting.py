@@ -30,7 +30,7 @@ def collect_records(trainer: Any, number: int) -> list[Record]:
     reason = "" if usable or lessons else no_records_reason(trees, trainer.args.unit)
     records = fill_records(trainer, number, usable + lessons, len(trees), reason)
     trainer.round_figures = {
-        **figures_of(trainer, [node for node in nodes if not node.replayed]),
+        **figures_of(trainer, [node for tree in trees for node in tree.sampled_nodes()]),
         "trees": len(trees),
         "groups": sum(1 for tree in trees for _ in tree.sibling_groups()),
         trainer.records_figure: len(usable),

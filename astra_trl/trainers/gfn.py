@@ -14,6 +14,7 @@ from astra_trl.errors import InputError
 from astra_trl.rollout.records import Record
 from astra_trl.rollout.replay import ReplayBuffer
 from astra_trl.rollout.screening import screen_probes
+from astra_trl.trainers.checkpoints import save_usage
 from astra_trl.trainers.groups import GroupsConfig
 from astra_trl.trainers.rloo import ASTRLOOTrainer
 from astra_trl.trainers.roles import trainable_tester
@@ -97,15 +98,24 @@ class ASTGFNTrainer(ASTRLOOTrainer):
                 "GFN trains the tester's whole distribution, and its sampling parameters (top_p, top_k, "
                 "repetition_penalty) leave out a part of it: what they leave out is not learned from"
             )
+        reward = sampler.system.reward
+        if self.args.replay_share and (reward.needs_tester_logprob or reward.needs_sampling_logprobs):
+            raise InputError(
+                "the reward has a term of the tester's own log-probabilities (entropy), which a replayed probe does "
+                "not have: drop the term, as GFN keeps the entropy by itself, or set replay_share=0"
+            )
         self.replay = ReplayBuffer(self.args.replay_share, 2 * self.args.beta, self.args.replay_size)
 
     def begin_training(self) -> None:
         if self.args.screened_probes and self._sealed_state is None:  # else the buffer is the checkpoint's
             seed = derive_seed(self.args.seed, "screening")
-            with self.current_tester():
-                harmful = screen_probes(
-                    self.sampler, self.args.screened_probes, seed, disable_tqdm=self.args.disable_tqdm
-                )
+            try:
+                with self.current_tester():
+                    harmful = screen_probes(
+                        self.sampler, self.args.screened_probes, seed, disable_tqdm=self.args.disable_tqdm
+                    )
+            finally:
+                save_usage(self)  # of a scorer behind an endpoint
             self.replay.start(harmful)
             if self.is_world_process_zero():
                 logger.info("%d of %d screened probes look harmful", len(harmful), self.args.screened_probes)

@@ -183,9 +183,12 @@ class HFBackend(HFModel):
 
     def utterance_ids(self, text: str, ended: bool = True) -> list[int]:
         """Return the ids of an utterance as the model could sample it: cut at `max_new_tokens`, or with an end. One
-        that has not `ended` has no end."""
+        that has not `ended`, or that a stop string ends, has no end."""
+        ids = encode_all(self.tokenizer, [text])[0]
+        if ended and ids and self.ends(torch.tensor([ids], device=self.device))[0]:
+            ended = False
         end = [] if self.tokenizer.eos_token_id is None or not ended else [self.tokenizer.eos_token_id]
-        return [*encode_all(self.tokenizer, [text])[0], *end][: self.sampling.max_new_tokens]
+        return [*ids, *end][: self.sampling.max_new_tokens]
 
 
 def _public_name(name_or_path: str) -> str:
