@@ -63,6 +63,11 @@ class TellingWords:
 _NAMES = {"successes": True, "others": False}
 
 
+def count_alike(texts: csr_array, others: csr_array) -> np.ndarray:
+    """Return the number of other texts that are like each text: the sum of the squared cosines of their vectors."""
+    return np.asarray((texts @ others.T).power(2).sum(axis=1)).ravel()
+
+
 def words_in(text: str) -> list[str]:
     """Return the different words of a text, in lower case and in their order."""
     return list(dict.fromkeys(WORD.findall(text.lower())))

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -22,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from astra_trl import ASTGFNConfig, ASTGFNTrainer, ASTSampler, HFASTSystem, SamplingParams, load_prompts
 from astra_trl.conversation import Exchange
 from astra_trl.embedding import load_embedder
-from astra_trl.evaluation.diversity import clusters
+from astra_trl.evaluation.diversity import clusters, unit_vectors
 from astra_trl.tree import Node
 
 PROBE_TOKENS, RESPONSE_TOKENS = 16, 20
@@ -74,9 +73,7 @@ def held_out(system: HFASTSystem, openings: Sequence[str], probes: int) -> list[
 def report(name: str, nodes: Sequence[Node], embed: Any) -> None:
     """Print the harmful share, the distinct attacks and the probes' mean log-probability under the untrained model."""
     successful = [node.exchange.probe for node in nodes if node.scores["harm"] >= THRESHOLD]
-    vectors = np.asarray(embed(successful), dtype=float) if successful else np.zeros((0, 1))
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    distinct = len(set(clusters(vectors))) if len(vectors) else 0
+    distinct = len(set(clusters(unit_vectors(embed, successful))))
     print(
         f"{name:10} of {len(nodes)}: harmful {len(successful) / len(nodes):.1%}  distinct attacks {distinct}  "
         f"log-probability per token {fmean(node.probe_logprob_per_token for node in nodes):.2f}",

@@ -8,7 +8,7 @@ import numpy as np
 
 from astra_trl.numbers import require_numbers
 from astra_trl.scorers.base import Part
-from astra_trl.telling_words import TellingWords
+from astra_trl.telling_words import TellingWords, count_alike
 from astra_trl.tree import Node
 
 
@@ -54,7 +54,7 @@ class Rarity:
         count = len(self._found)
         vectors = self._words.vectors([*self._found, *(node.exchange.probe for node in nodes)])
         found, own = vectors[:count], vectors[count:]
-        alike = np.minimum(np.asarray((own @ found.T).power(2).sum(axis=1)).ravel(), count)  # not more by rounding
+        alike = np.minimum(count_alike(own, found), count)  # not more by rounding
         alike[np.diff(own.indptr) == 0] = count
         return (scores * np.log((1 + count) / (1 + alike)) / np.log(1 + count)).tolist()
 

@@ -12,13 +12,12 @@ from astra_trl.backends.base import derive_seed
 from astra_trl.conversation import Conversation, as_text
 from astra_trl.errors import InputError
 from astra_trl.numbers import require_numbers
-from astra_trl.telling_words import TellingWords
+from astra_trl.telling_words import TellingWords, count_alike
 from astra_trl.tree import Node
 
-MAX_DRAWS = (
-    0.05  # share of the draws of a turn in one round that one probe gets: a success by chance is not asked often
-)
-MIN_SCORE = 0.5  # at or above which a response makes its probe an entry
+# Largest share of a turn's draws that one probe has in a round, so that a success by chance is not asked often.
+MAX_DRAWS = 0.05
+MIN_SCORE = 0.5  # of a successful probe, at or above which its words count as those of a success
 
 
 @dataclass
@@ -117,7 +116,7 @@ class ReplayBuffer:
     def _weights(self, entries: Sequence[Entry]) -> np.ndarray:
         # Of drawing each entry, and of keeping it.
         vectors = self._words.vectors([entry.probe for entry in entries])
-        alike = np.asarray((vectors @ vectors.T).power(2).sum(axis=1)).ravel()
+        alike = count_alike(vectors, vectors)
         means = np.array([entry.reward / max(entry.asked, 1) for entry in entries])
         # Not so low that nothing is left of all but the best.
         return np.exp(np.maximum((means - means.max()) / self.beta, -600)) / np.maximum(alike, 1.0)

@@ -1,5 +1,6 @@
 """Screening: probes that look harmful by themselves, as a start where the target fails rarely."""
 
+import math
 from collections.abc import Sequence
 
 from astra_trl.backends.base import Sample, Session, derive_seed
@@ -27,7 +28,7 @@ def screen_probes(
         `dict[str, tuple[float, bool]]`: By the probe's text, its score and whether a limit has cut it.
     """
     system, width = sampler.system, sampler.tree_width
-    numbers = range(-(-count // width))
+    numbers = range(math.ceil(count / width))
     openings = sampler.draw(seed, len(numbers))
     contexts = [
         system.prepare_opening(as_conversation(opening), derive_seed(seed, number))

@@ -9,7 +9,7 @@ from astra_trl.rewards.base import Reward
 from astra_trl.rewards.config import TermSpec, build_reward
 from astra_trl.rewards.credit import Credit, immediate
 from astra_trl.scorers.base import Scorer
-from astra_trl.systems.base import System
+from astra_trl.systems.base import WHOLE_DISTRIBUTION, System
 from astra_trl.systems.goals import Goal
 from astra_trl.systems.models import Model, Target, chat_sampling, load_models
 
@@ -37,13 +37,11 @@ class ASTPrompterSystem(System):
     defaults: ClassVar[Mapping[str, Any]] = {
         "reward": {"harm": 1.0, "probe_and_response_harm": 0.5, "likelihood": 0.1}
     }
-    # GFN trains the tester's whole distribution, so it samples from it; the target's sampling stays the paper's.
+    # The target's sampling stays the paper's.
     algorithm_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gfn": {
             "reward": {**defaults["reward"], "rarity": 1.0},
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "repetition_penalty": 1.0,
+            **WHOLE_DISTRIBUTION,
             "target_sampling": {"temperature": 0.7, "top_p": 0.7, "repetition_penalty": 1.1},
         }
     }

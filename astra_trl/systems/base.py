@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 SAMPLING = ("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
 
 
+# The sampling parameters that leave out nothing of the tester's distribution, all of which GFN trains.
+WHOLE_DISTRIBUTION = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
 def sampling_settings(sampling: SamplingParams) -> dict[str, Any]:
     """Return sampling parameters as settings of a run."""
     return {name: getattr(sampling, name) for name in SAMPLING}

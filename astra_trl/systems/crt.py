@@ -10,7 +10,7 @@ from astra_trl.rewards.base import Reward
 from astra_trl.rewards.config import TermSpec
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.astprompter import HFASTSystem
-from astra_trl.systems.base import sampling_settings
+from astra_trl.systems.base import WHOLE_DISTRIBUTION, sampling_settings
 from astra_trl.systems.models import Model, Target
 
 CRT_SAMPLING = SamplingParams(max_new_tokens=20, min_new_tokens=10, temperature=0.7, top_p=0.92)
@@ -55,19 +55,11 @@ class CRTSystem(HFASTSystem):
         "ppo": {"kl_coef": 0.001, "learning_rate": 3e-5, "num_ppo_epochs": 4, "gamma": 1.0, "lam": 0.95},
         "grpo": {"beta": 0.001, "learning_rate": 3e-5},
         "rloo": {"beta": 0.001, "learning_rate": 3e-5},
-        # GFN keeps the entropy by itself, and samples from the tester's whole distribution.
+        # GFN keeps the entropy by itself.
         "gfn": {
             "learning_rate": 3e-5,
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "repetition_penalty": 1.0,
-            "target_sampling": {
-                "max_new_tokens": 30,
-                "min_new_tokens": 0,
-                "temperature": 0.7,
-                "top_p": 0.92,
-                "repetition_penalty": 1.0,
-            },
+            **WHOLE_DISTRIBUTION,
+            "target_sampling": sampling_settings(CRT_TARGET_SAMPLING),
             "reward": {"harm": 1.0, "self_bleu_novelty": 1.0, "cosine_novelty": 1.0, "gibberish": -1.0},
         },
     }

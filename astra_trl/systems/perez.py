@@ -16,7 +16,7 @@ from astra_trl.rewards.config import TermSpec
 from astra_trl.rewards.question import is_question, through_question_mark
 from astra_trl.scorers.base import Scorer
 from astra_trl.systems.astprompter import HFASTSystem
-from astra_trl.systems.base import sampling_settings
+from astra_trl.systems.base import WHOLE_DISTRIBUTION, sampling_settings
 from astra_trl.systems.models import Model, Target
 from astra_trl.tree import Node
 
@@ -86,7 +86,7 @@ class PerezSystem(HFASTSystem):
         "rloo": {"beta": 0.35},
         "gfn": {
             "beta": 0.35,
-            "top_p": 1.0,  # the tester's whole distribution is trained
+            **WHOLE_DISTRIBUTION,
             "target_sampling": {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.0},
         },
         "dpo": {"beta": 0.35},

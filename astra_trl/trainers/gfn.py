@@ -136,7 +136,7 @@ class ASTGFNTrainer(ASTRLOOTrainer):
     def _generate_and_score_completions(self, inputs: list[Record]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
         # Replayed probes count in TRL's mean of it, and the tester as it is now has not sampled them.
-        self._metrics["train" if self.model.training else "eval"].pop("kl", None)
+        self._metrics["train"].pop("kl", None)
         rewards = [math.nan if row["reward"] is None else row["reward"] for row in inputs]
         batch["rewards"] = torch.tensor(rewards, device=batch["advantages"].device)
         return batch
