@@ -12,6 +12,7 @@ from astra_trl.report import write_report
 from astra_trl.text import visible
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -97,7 +98,13 @@ def turns(driver):
 
 
 def waited(driver, holds):
-    WebDriverWait(driver, 10).until(lambda _: holds())
+    """Wait until it holds; a scrolled list draws its rows again one frame later, so an element may have gone."""
+    ignored = [StaleElementReferenceException]
+    return WebDriverWait(driver, 10, ignored_exceptions=ignored).until(lambda _: holds())
+
+
+def click(driver, selector, index=0):
+    waited(driver, lambda: every(driver, selector)[index].click() or True)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +176,7 @@ def test_an_empty_response_is_neither_harmless_nor_unscored(browser, tmp_path):
         choose(browser, "state", "empty response")
         assert count(browser) == "2 of 3 exchanges"
         assert [badge.text for badge in every(browser, "#list .badge")] == ["empty", "empty"]
-        one(browser, "[role=option]").click()
+        click(browser, "[role=option]")
         assert "An empty response: in no figure of harm" in one(browser, "#dialogue .failure").text
         assert len(every(browser, ".treebox rect.shape.s5")) == 2
         choose(browser, "state", "harmless")
@@ -179,7 +186,7 @@ def test_an_empty_response_is_neither_harmless_nor_unscored(browser, tmp_path):
 def test_a_node_of_the_tree_shows_its_conversation(browser, page):
     with opened(browser, page):
         choose(browser, "source", "training")
-        one(browser, "[role=option]").click()
+        click(browser, "[role=option]")
         assert turns(browser) == ["hello", "p0", "r0"]
         nodes = every(browser, "[role=treeitem]")
         assert [node.get_attribute("aria-label") for node in nodes] == [
@@ -262,7 +269,7 @@ def test_everything_is_within_reach_of_the_keyboard(browser, page):
 
 def test_an_exchange_has_an_address(browser, page):
     with opened(browser, page):
-        every(browser, "[role=option]")[1].click()
+        click(browser, "[role=option]", 1)
         address = browser.execute_script("return location.href")
         shown = turns(browser)
         browser.get("about:blank")
@@ -309,7 +316,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser, page):
             widths = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
             assert browser.execute_script(widths) == [360, 360]
             browser.execute_script("document.querySelectorAll('details').forEach((d) => { d.open = true })")
-        every(browser, "[role=option]")[1].click()
+        click(browser, "[role=option]", 1)
         # What was chosen comes into sight.
         top = browser.execute_script("return document.querySelector('#tree-title').getBoundingClientRect().top")
         assert 0 <= top < 900
@@ -379,7 +386,7 @@ def test_deep_and_wide_trees_are_drawn(browser, tmp_path):
         assert len(every(browser, "[role=treeitem]")) == 119
         one(browser, "[name=text]").send_keys("w1799")
         waited(browser, lambda: count(browser) == "1 of 1,919 exchanges")
-        one(browser, "[role=option]").click()
+        click(browser, "[role=option]")
         assert len(every(browser, "[role=treeitem]")) == 201
         assert "Of 1,800 exchanges" in one(browser, "#tree").text
         assert one(browser, "[role=treeitem][aria-selected=true]").get_attribute("aria-label") == "harm 0.00. w1799"
@@ -405,12 +412,15 @@ def test_fifty_thousand_exchanges_stay_usable(browser, tmp_path):
         assert len(every(browser, "[role=option]")) < 40
         assert len(every(browser, "*")) < 3000
         one(browser, "#list").send_keys(Keys.END)
-        last = every(browser, "[role=option]")[-1]
-        assert last.get_attribute("aria-posinset") == last.get_attribute("aria-setsize") == str(len(lines))
+        names, total = ("aria-posinset", "aria-setsize"), str(len(lines))
+        waited(
+            browser,
+            lambda: [every(browser, "[role=option]")[-1].get_attribute(name) for name in names] == [total, total],
+        )
         assert len(every(browser, "[role=option]")) < 40
         one(browser, "[name=text]").send_keys(lines[40_000]["probe"])
         waited(browser, lambda: count(browser).startswith("1 of"))
-        one(browser, "[role=option]").click()
+        click(browser, "[role=option]")
         assert turns(browser)[-2:] == [lines[40_000]["probe"], lines[40_000]["response"]]
 
 
