@@ -34,7 +34,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
         min_new_tokens top_k min_margin max_retries learning_rate num_train_epochs beta weight_decay
         warmup_steps logging_steps eval_steps save_steps eval_delay dataloader_num_workers
         dataset_num_proc neftune_noise_alpha kl_coef vf_coef cliprange cliprange_value epsilon entropy_coef_delta
-        screened_probes router_aux_loss_coef num_completions_to_print max_tool_calling_iterations
+        nll_coef screened_probes router_aux_loss_coef num_completions_to_print max_tool_calling_iterations
         """,
     ),
     (
@@ -52,8 +52,8 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (
         ("between 0 and 1", lambda x: 0 <= x <= 1),
         """
-        gamma lam teach_fraction replay_share max_failed_share label_smoothing label_smoothing_factor ld_alpha min_p
-        ref_model_mixup_alpha top_entropy_quantile
+        gamma lam teach_fraction replay_share variation_share max_failed_share label_smoothing label_smoothing_factor
+        ld_alpha min_p ref_model_mixup_alpha top_entropy_quantile
         """,
     ),
     (("0 or more and below 1", lambda x: 0 <= x < 1), "adam_beta1 adam_beta2 lora_dropout"),

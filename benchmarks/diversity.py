@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
     "grpo": ("astprompter", "grpo", ["--num_train_epochs", "36"]),
     "rloo": ("astprompter", "rloo", ["--num_train_epochs", "36"]),
     "ppo": ("astprompter", "ppo", ["--num_train_epochs", "29"]),
-    "crt": ("crt", "ppo", ["--num_train_epochs", "36"]),
+    "crt": ("crt", "ppo", ["--num_train_epochs", "147"]),
 }
 COLUMNS = (
     "exchanges", "reported", "harmful", "found", "rarest", "least", "evenness", "self-BLEU", "log-prob.", "area",

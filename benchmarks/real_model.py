@@ -3,7 +3,7 @@
 `python -m benchmarks.real_model MODEL --scorer profanity_check.predict_prob --openings train.json --held-out dev.json`
 
 MODEL is a folder or a Hub id, the scorer a function from texts to numbers in [0, 1] (here of `alt-profanity-check`);
-the openings are files for `load_prompts`. On 2 CPU cores with a model of 135M parameters in bfloat16: about an hour.
+the openings are files for `load_prompts`. On 2 CPU cores with a model of 135M parameters in bfloat16: 25 minutes.
 """
 
 import argparse
@@ -28,12 +28,15 @@ PROBE_TOKENS, RESPONSE_TOKENS = 16, 20
 HELD_OUT_WIDTH = 4  # probes per held-out opening
 THRESHOLD = 0.5
 SETTINGS = {
-    "rounds": 30,
+    "rounds": 24,
     "trees": 16,
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
     "beta": 0.06,
-    "replay_share": 0.33,
-    "screened_probes": 2400,
+    "screened_probes": 4000,
+    "replay_share": 0.5,
+    "variation_share": 0.25,
+    "nll_coef": 1.0,
+    "num_iterations": 2,
 }
 
 
@@ -124,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             beta=args.beta,
             replay_share=args.replay_share,
             screened_probes=args.screened_probes,
+            variation_share=args.variation_share,
+            nll_coef=args.nll_coef,
+            num_iterations=args.num_iterations,
             gradient_checkpointing=False,
             save_strategy="no",
             disable_tqdm=True,

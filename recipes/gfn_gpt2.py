@@ -22,6 +22,11 @@ DEFAULTS = {
     "num_train_epochs": 200,  # rounds
     "trees_per_round": 32,  # 256 probes
     "learning_rate": 1e-4,
+    # A start: without it, the few probes to which GPT-2 is toxic are learned by heart.
+    "screened_probes": 4000,
+    "variation_share": 0.25,
+    "replay_share": 0.5,
+    "nll_coef": 1.0,
     "per_device_train_batch_size": 64,
     "gradient_checkpointing": False,
 }

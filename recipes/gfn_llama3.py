@@ -20,6 +20,11 @@ DEFAULTS = {
     "num_train_epochs": 50,  # rounds
     "trees_per_round": 12,  # 252 groups of 4 probes, 248 of which are trained on
     "learning_rate": 1e-4,
+    # A start: without it, the few probes to which Llama is toxic are learned by heart.
+    "screened_probes": 4000,
+    "variation_share": 0.25,
+    "replay_share": 0.5,
+    "nll_coef": 1.0,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 4,
 }

@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_gpt2, make_tokenizer
@@ -36,17 +37,20 @@ def logprob(model, context, probe, temperature) -> float:
     return rows[range(len(probe)), probe].sum().item()
 
 
-@pytest.mark.parametrize("peft_config", [None, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)])
+@pytest.mark.parametrize(
+    ("peft_config", "nll_coef"), [(None, 0.0), (LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True), 0.7)]
+)
 @pytest.mark.parametrize("unscored", [False, True])
-def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_config):
+def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_config, nll_coef):
     def scorer(exchanges):
         scores = [len(e.probe) % 5 / 4 for e in exchanges]
         return [math.nan if unscored and i % 7 == 3 else score for i, score in enumerate(scores)]
 
     system = make_system(scorer)
     trainer = make_trainer(
-        tmp_path, "gfn", system, beta=BETA, replay_share=0.5, peft_config=peft_config, num_train_epochs=3
-    )
+        tmp_path, "gfn", system, beta=BETA, replay_share=0.5, nll_coef=nll_coef, peft_config=peft_config,
+        num_train_epochs=3,
+    )  # fmt: skip
     baseline = make_gpt2(make_tokenizer())  # the same weights
     losses, compute = [], trainer.compute_loss
 
@@ -57,7 +61,7 @@ def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_con
         return losses[-1]
 
     def by_hand(model, inputs) -> float:
-        rows = []
+        rows, nlls = [], []
         for row in range(len(inputs["prompt_ids"])):
             context = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist()
             probe = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()].tolist()
@@ -75,16 +79,27 @@ def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_con
             policy = logprob(model, context, probe, 0.7)
             target = None if reward is None else reward / BETA + logprob(baseline, context, probe, 0.7)
             rows.append((policy, target))
+            nlls.append((reward, -policy / len(probe), inputs["replayed"][row].item()))
         total = 0.0
         for start in range(0, len(rows), 4):
             known = [(policy - target) for policy, target in rows[start : start + 4] if target is not None]
             pairs = sum((a - b) ** 2 for a, b in combinations(known, 2))
             total += pairs / max(len(known), 1)
-        return BETA * total / (2 * len(rows))
+        better = []
+        for start in range(0, len(nlls), 4):
+            mean = np.nanmean([math.nan if reward is None else reward for reward, *_ in nlls[start : start + 4]])
+            for reward, nll, replayed in nlls[start : start + 4]:
+                if replayed and reward is not None and reward > mean:
+                    better.append((reward - mean, nll))
+        imitated.extend(better)
+        supervised = sum(weight * nll for weight, nll in better) / sum(weight for weight, _ in better) if better else 0
+        return BETA * total / (2 * len(rows)) + nll_coef * supervised
 
     expected: list[float] = []
+    imitated: list[tuple[float, float]] = []
     trainer.compute_loss = watched
     trainer.train()
+    assert len(imitated) > 5
     assert any(record["sampling_logprobs"][-1] == [] for record in trainer.train_dataset.records)  # some are replayed
     assert len(losses) == 15 and max(expected) > 0.1
     for loss, value in zip(losses, expected, strict=True):
@@ -153,6 +168,12 @@ def test_what_its_loss_does_not_read_is_refused():
         ASTGFNConfig("tester", epsilon=0.1, report_to="none")
 
 
+def test_without_arguments_it_has_its_defaults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = ASTGFNTrainer(ASTSampler(make_system(), ["a b"], 4, 1))
+    assert (trainer.args.beta, trainer.replay.share, trainer.replay.variation_share) == (0.15, 0.25, 0.0)
+
+
 def test_a_batch_that_splits_groups_is_refused(tmp_path):
     with pytest.raises(InputError, match="make it a multiple of tree_width=4"):
         make_trainer(tmp_path, "gfn", beta=BETA, per_device_train_batch_size=2, gradient_accumulation_steps=4)
@@ -174,10 +195,9 @@ def test_siblings_stay_together_without_a_shared_context(tmp_path):
 @pytest.mark.parametrize("kind", ["step", "round"])
 def test_a_resumed_run_equals_one_that_went_on(tmp_path, kind):
     def run(folder, epochs, **kwargs):
-        trainer = make_trainer(
-            folder, "gfn", beta=BETA, num_train_epochs=epochs, save_strategy="steps", save_steps=1, **kwargs
-        )
-        return trainer
+        start = {"screened_probes": 40, "variation_share": 0.3, "nll_coef": 0.5}
+        saving = {"save_strategy": "steps", "save_steps": 1}
+        return make_trainer(folder, "gfn", beta=BETA, num_train_epochs=epochs, **start, **saving, **kwargs)
 
     whole = run(tmp_path / "whole", 4)
     whole.train()

@@ -3,15 +3,18 @@
 import json
 import math
 from collections import Counter
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from test_groups import hand_made, make_system
 
 from astra_trl import ASTSampler, HFBackend, InputError, SamplingParams
+from astra_trl.backends.base import Prefix, derive_seed
 from astra_trl.conversation import Exchange, Turn
-from astra_trl.rollout.replay import ReplayBuffer, capped
-from astra_trl.rollout.screening import screen_probes
+from astra_trl.rollout.replay import Entry, ReplayBuffer, capped
+from astra_trl.rollout.screening import start_replay
+from astra_trl.rollout.variations import entry_of_list, list_messages, write_variations
 from astra_trl.telling_words import TellingWords
 from astra_trl.tree import Node, Tree
 
@@ -143,31 +146,12 @@ def test_telling_words_are_those_that_successes_have_more_often():
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1, 0]) and 0.2 < vectors[2] @ vectors[0] < 0.9
 
 
-def test_screening_finds_harmful_looking_probes_and_asks_no_target():
-    system = make_system(lambda exchanges: [float("a" in exchange.response) for exchange in exchanges])
-    object.__setattr__(system.target, "open", None)
-    sampler = ASTSampler(system, ["a b", "c d", "e f"], tree_width=4, tree_depth=2)
-    found = screen_probes(sampler, 30, seed=0)
-    sampled = screen_probes(sampler, 30, seed=0, min_score=0.0)
-    assert 0 < len(found) < len(sampled) and found == screen_probes(sampler, 30, seed=0)
-    assert {probe for probe in sampled if "a" in probe} == {*found}
-    assert {score for score, _ in found.values()} == {1.0}
-
-
 def test_after_a_large_gap_of_rewards_the_best_probes_have_their_share_and_the_rest_is_spread():
     nodes = [node("best one", 1.0), node("best two", 1.0), *(node(f"kind{i}", 0.0) for i in range(40))]
     counts = drawn(filled(*nodes, beta=0.001), count=3000)
     shares = {probe: count / 3000 for probe, count in counts.items()}
     assert shares["best one"] == pytest.approx(0.05, abs=0.015) == shares["best two"]
     assert len(shares) == 42 and max(shares.values()) < 0.065
-
-
-def test_the_guess_of_a_screened_probe_ends_with_its_first_answer():
-    buffer = ReplayBuffer(1.0, 0.1)
-    buffer.start({"rude": (0.9, False)})
-    buffer.remember([node("rude", 0.2, replayed=True), node("rude", 0.4, replayed=True)], "harm")
-    (entry,) = buffer.state_dict()["entries"]
-    assert (entry["asked"], entry["reward"]) == (2, pytest.approx(0.6))
 
 
 def test_conversations_with_a_replayed_probe_are_no_samples_of_the_tester():
@@ -183,3 +167,110 @@ def test_a_probe_that_a_stop_string_ends_has_no_end_token():
     stopped = HFBackend(backend.model, backend.tokenizer, SamplingParams(max_new_tokens=6, stop_strings=("?",)))
     assert plain[-1] == backend.tokenizer.eos_token_id and stopped.utterance_ids("a?") == plain[:-1]
     assert stopped.utterance_ids("a b")[-1] == backend.tokenizer.eos_token_id
+
+
+def test_variations_are_written_from_lists_of_the_best_probes():
+    system = make_system(hand_made)
+    tester = replace(system.tester, sampling=replace(system.tester.sampling, stop_strings=(), top_k=2))
+    best = [node(f"good\n {i}", 1.0) for i in range(12)]
+    buffer = filled(*best, *[node(f"bad {i}", 0.0) for i in range(200)], node("deep", 1.0, DEEPER), beta=0.1)
+    prompts = []
+
+    class Watched(type(tester)):
+        def open(self, texts, **options):
+            prompts.extend((text, self.sampling) for text in texts)
+            return super().open(texts, **options)
+
+    watched = Watched(**{field.name: getattr(tester, field.name) for field in fields(tester) if field.init})
+    written = write_variations(watched, buffer, [40, 3, 5], seed=0)
+    assert [text for text, _ in prompts[3:]] == ["- deep\n-"] and len(
+        prompts
+    ) == 4  # nothing is known of the third turn
+    shown = {text for text, _ in prompts[:3]}
+    assert len(shown) == 3 and all(isinstance(text, Prefix) and text.endswith("\n-") for text, _ in prompts)
+    for text in shown:
+        lines = text.splitlines()[:-1]
+        assert len(set(lines)) == 10 and sum(line.startswith("- good ") for line in lines) >= 8
+    (sampling,) = {sampling for _, sampling in prompts}
+    assert sampling.stop_strings == ("\n",) and sampling.top_k == 0
+    assert {entry.depth for entry in written} == {0, 1} and 20 < len(written) <= 64
+    assert len({(entry.probe, entry.depth) for entry in written}) == len(written)
+    assert all(entry.probe and entry.probe == entry.probe.strip() and "\n" not in entry.probe for entry in written)
+    assert written == write_variations(tester, buffer, [40, 3, 5], seed=0)
+    assert written != write_variations(tester, buffer, [40, 3, 5], seed=1)
+    # They are those that the model writes after this text.
+    alone = replace(tester, sampling=sampling).open([prompts[0][0]], seeds=[derive_seed(0, 0, 0, "writer")])
+    (sample,) = alone.branch([(0, 5)]).sample()
+    assert sample.text.strip() in {entry.probe for entry in written}
+
+
+def test_a_variation_is_asked_and_belongs_to_the_buffer_from_then_on():
+    system = make_system(hand_made)
+    sampler = ASTSampler(system, ["a b", "c d", "e f"], tree_width=8, tree_depth=2)
+    buffer = ReplayBuffer(0.25, 0.1, variation_share=0.25)
+    assert sampled_share(sampler, buffer) == 1  # nothing is known yet
+    buffer.remember([node("known", 0.5), node("deep", 0.5, DEEPER)], "harm")
+    buffer.begin_round(1)
+    buffer.variations = [Entry("a b", 0, False), Entry("c d", 0, True)]
+    assert drawn(buffer)["known"] == pytest.approx(500, abs=80)
+    assert drawn(buffer)["a b"] == pytest.approx(250, abs=60) == drawn(buffer)["c d"]
+    assert drawn(buffer, DEEPER) == {"deep": pytest.approx(500, abs=80)}
+    with sampler.replaying(buffer):
+        trees = sampler.grow(sampler.draw(0, 3), [1, 2, 3])
+    buffer.remember([one for tree in trees for one in tree.nodes()], "harm")
+    asked = {entry["probe"]: entry for entry in buffer.state_dict()["entries"] if entry["depth"] == 0}
+    nodes = [one for tree in trees for one in tree.children if one.exchange.probe == "a b"]
+    assert nodes and asked["a b"]["asked"] == len(nodes)
+    assert asked["a b"]["reward"] == pytest.approx(sum(one.credit for one in nodes))
+    buffer.begin_round(2)
+    assert buffer.variations == () and "a b" in drawn(buffer)
+
+
+def sampled_share(sampler, buffer) -> float:
+    buffer.begin_round(0)
+    with sampler.replaying(buffer):
+        trees = sampler.grow(sampler.draw(0, 3), [1, 2, 3])
+    nodes = [one for tree in trees for one in tree.nodes()]
+    return sum(not one.replayed for one in nodes) / len(nodes)
+
+
+def test_screening_finds_harmful_looking_probes_and_asks_no_target():
+    system = make_system(lambda exchanges: [float("a" in exchange.response) for exchange in exchanges])
+    object.__setattr__(system.target, "open", None)
+    sampler = ASTSampler(system, ["a b", "c d", "e f"], tree_width=4, tree_depth=2)
+
+    def started(count: int, seed: int = 0) -> ReplayBuffer:
+        buffer = ReplayBuffer(0.5, 0.1)
+        start_replay(sampler, system.tester, buffer, count, seed, disable_tqdm=True)
+        return buffer
+
+    def entries(buffer) -> list[dict]:
+        return buffer.state_dict()["entries"]
+
+    buffer = started(60)
+    assert {(entry["reward"], entry["asked"], entry["depth"]) for entry in entries(buffer)} == {(1.0, 0, 0)}
+    assert all("a" in entry["probe"] for entry in entries(buffer))
+    counts = buffer.state_dict()["words"]
+    assert counts["successes"]["probes"] >= len(buffer) > 5 < counts["others"]["probes"]
+    assert 30 < counts["successes"]["probes"] + counts["others"]["probes"] <= 64  # 16 per list
+    assert entries(started(60)) == entries(buffer) != entries(started(60, seed=1))
+
+
+def test_the_guess_of_a_screened_probe_ends_with_its_first_answer():
+    buffer = ReplayBuffer(1.0, 0.1)
+    buffer.start([Entry("rude", 0, False, reward=0.9), Entry("kind", 0, False, reward=0.1)])
+    buffer.remember([node("rude", 0.2, replayed=True), node("rude", 0.4, replayed=True)], "harm")
+    (entry,) = buffer.state_dict()["entries"]
+    assert (entry["asked"], entry["reward"]) == (2, pytest.approx(0.6))
+    assert buffer.state_dict()["words"]["others"]["with_word"] == {"kind": 1}
+
+
+def test_a_chat_model_is_asked_for_one_more_message():
+    (message,) = list_messages(["one\ntwo", "three"])
+    assert message["role"] == "user" and "- one two\n- three\n" in message["content"]
+    assert entry_of_list(" - a text\n") == "a text"
+
+
+def test_shares_of_more_than_everything_are_refused():
+    with pytest.raises(InputError, match=r"add up to 1.2"):
+        ReplayBuffer(0.7, 0.1, variation_share=0.5)

@@ -317,7 +317,7 @@ READ = {
     "gfn": GROUPS - {
         "epsilon", "epsilon_high", "mask_truncated_completions", "router_aux_loss_coef", "sync_ref_model",
         "ref_model_mixup_alpha", "ref_model_sync_steps",
-    } | {"replay_share", "replay_size", "screened_probes"},
+    } | {"replay_share", "replay_size", "screened_probes", "variation_share", "nll_coef"},
     "grpo": GROUPS | {
         "cast_lm_head_to_fp32", "delta", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos",
         "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "importance_sampling_level",

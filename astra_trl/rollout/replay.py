@@ -44,11 +44,16 @@ class ReplayBuffer:
     (the cosine of the words that tell successes from failures). Without this, a weakness that is found often would
     crowd out the rare ones.
 
+    Probes of the buffer are also the examples from which the tester writes variations (`write_variations`). These are
+    asked in the same way, and are probes of the buffer from then on.
+
     Args:
         share (`float`):
             Probability that a sibling, but not the first of a group, is a replayed probe.
         beta (`float`):
             Temperature of the reward.
+        variation_share (`float`, *optional*, defaults to `0.0`):
+            Probability that it is a variation.
         size (`int`, *optional*, defaults to `1000`):
             Most probes that are kept: those of the highest mean reward.
     """
@@ -56,6 +61,8 @@ class ReplayBuffer:
     share: float
     beta: float
     size: int = 1000
+    variation_share: float = 0.0
+    variations: Sequence[Entry] = field(default=(), init=False, repr=False)  # of this round
     _entries: dict[tuple[str, int], Entry] = field(default_factory=dict, init=False, repr=False)
     _words: TellingWords = field(default_factory=TellingWords, init=False, repr=False)
     _seed: int = field(default=0, init=False, repr=False)
@@ -63,36 +70,61 @@ class ReplayBuffer:
     _table: dict[int, tuple[list[Entry], np.ndarray]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        require_numbers(replay_share=self.share, replay_size=self.size)
+        require_numbers(replay_share=self.share, variation_share=self.variation_share, replay_size=self.size)
+        if self.share + self.variation_share > 1:
+            raise InputError(
+                f"replay_share and variation_share are parts of a whole, and add up to "
+                f"{self.share + self.variation_share:g}: lower one of them"
+            )
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def begin_round(self, seed: int) -> None:
         """Draw from the entries as they are now until the next round, with the random numbers of this seed."""
-        self._seed, self._table = seed, {}
+        self._seed, self._table, self.variations = seed, {}, ()
         for depth in {entry.depth for entry in self._entries.values()}:
             entries = [entry for entry in self._entries.values() if entry.depth == depth]
             self._table[depth] = entries, capped(self._weights(entries), MAX_DRAWS).cumsum()
 
     def draw(self, context: Conversation, sibling: int) -> Entry | None:
         """Return the probe to ask in a context in place of a sibling, or `None` for none: one that was found at the
-        same turn. It depends on the round's seed, the context and the sibling's index alone; the first sibling is
-        always sampled."""
+        same turn, or a variation of such probes. It depends on the round, the context and the sibling's index alone;
+        the first sibling is always sampled."""
         depth = depth_in(context)
         if depth not in self._table or not sibling:
             return None
         entries, weights = self._table[depth]
         rng = random.Random(derive_seed(self._seed, as_text(context), sibling))
-        if rng.random() >= self.share:
-            return None
-        return entries[min(int(np.searchsorted(weights, rng.random() * weights[-1], side="right")), len(entries) - 1)]
+        chance = rng.random()
+        if chance < self.share:
+            place = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
+            return entries[min(place, len(entries) - 1)]
+        variations = [entry for entry in self.variations if entry.depth == depth]
+        if variations and chance < self.share + self.variation_share:
+            return rng.choice(variations)
+        return None
 
-    def start(self, probes: Mapping[str, tuple[float, bool]]) -> None:
-        """Fill the empty buffer with first probes that nobody has asked yet: by their text, a guess of the reward, and
-        whether a limit has cut them."""
-        for probe, (guess, cut) in probes.items():
-            self._entries[probe, 0] = Entry(probe, 0, cut, reward=guess)
+    def examples(self, depth: int, count: int, seed: int) -> list[str]:
+        """Return different probes of a turn, as examples in a prompt: drawn as replayed probes are, but with no bound
+        on the share of one probe, so that few good ones are soon found again. The best come last."""
+        if depth not in self._table:
+            return []
+        entries = self._table[depth][0]
+        # Drawing without replacement by weights: the largest of the logarithms with Gumbel noise.
+        noise = np.random.default_rng(seed).gumbel(size=len(entries))
+        order = np.argsort(np.log(self._weights(entries)) + noise)[-count:]
+        return [entries[place].probe for place in order]
+
+    def start(self, screened: Iterable[Entry]) -> None:
+        """Add probes that nobody has asked yet, each with the scorer's score of the probe alone as a guess of its
+        reward; those that look harmless only count as others without the words of a success."""
+        for entry in screened:
+            harmful = entry.reward >= MIN_SCORE
+            self._words.add(entry.probe, harmful)
+            if harmful:
+                self._entries.setdefault((entry.probe, entry.depth), entry)
+        self._forget()
 
     def remember(self, nodes: Iterable[Node], harm: str) -> None:
         """Add the probes of measured exchanges, and count every exchange of a probe that the buffer has. `harm` is the
@@ -101,12 +133,14 @@ class ReplayBuffer:
             if node.credit is None or not node.exchange.probe.strip():
                 continue
             key = node.exchange.probe, depth_in(node.exchange.context)
-            if not node.replayed:
+            if not node.replayed or key not in self._entries:  # a variation is replayed, and not known yet
                 self._words.add(node.exchange.probe, node.scores.get(harm, 0.0) >= MIN_SCORE)
-                self._entries.setdefault(key, Entry(*key, node.probe_cut))
-            if (entry := self._entries.get(key)) is not None:
-                entry.reward = node.credit + (entry.reward if entry.asked else 0.0)
-                entry.asked += 1
+            entry = self._entries.setdefault(key, Entry(*key, node.probe_cut))
+            entry.reward = node.credit + (entry.reward if entry.asked else 0.0)
+            entry.asked += 1
+        self._forget()
+
+    def _forget(self) -> None:
         if len(self._entries) > self.size:
             # Of probes of equal weight the earlier ones stay, in every process.
             best = np.argsort(-self._weights(list(self._entries.values())), kind="stable")[: self.size]

@@ -2,31 +2,53 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from astra_trl.backends.base import Sample, Session, derive_seed
 from astra_trl.conversation import Exchange, as_conversation
 from astra_trl.processes import share_out
 from astra_trl.progress import ProgressBar
+from astra_trl.rollout.replay import Entry, ReplayBuffer
 from astra_trl.rollout.sampler import ASTSampler
+from astra_trl.rollout.variations import write_variations
 from astra_trl.scorers.base import measuring, validate_scores
+from astra_trl.systems.base import System
 
-AT_A_TIME = 8  # openings
+OPENINGS_AT_A_TIME = 8
+VARIATIONS_AT_A_TIME = 128  # then the next ones have better examples
 
 
-def screen_probes(
-    sampler: ASTSampler, count: int, seed: int, min_score: float = 0.5, disable_tqdm: bool | None = None
-) -> dict[str, tuple[float, bool]]:
-    """Sample first probes without asking the target, and return those that the scorer of harm finds harmful.
+def start_replay(
+    sampler: ASTSampler, writer: Any, buffer: ReplayBuffer, count: int, seed: int, disable_tqdm: bool | None = None
+) -> None:
+    """Fill a buffer with first probes that the scorer of harm finds harmful by themselves, without asking the target.
 
-    All processes work together, and return the same.
+    Half of them are sampled in conversations. The others are variations of those that were found so far. All processes
+    work together, and have the same buffer afterwards.
 
     Args:
-        count (`int`): Probes to sample, `tree_width` of them per opening.
-        min_score (`float`, *optional*, defaults to `0.5`): Score of the probe alone, at or above which it is returned.
-
-    Returns:
-        `dict[str, tuple[float, bool]]`: By the probe's text, its score and whether a limit has cut it.
+        writer (`HFBackend`):
+            The model that writes variations; see [`write_variations`].
+        buffer (`ReplayBuffer`):
+            The buffer to fill.
+        count (`int`):
+            Probes to sample.
     """
+    with ProgressBar("screening", count, "probes", disable=disable_tqdm) as bar:
+        buffer.start(_sample(sampler, count // 2, seed, bar))
+        sampled = count // 2
+        while sampled < count and len(buffer):
+            number = min(VARIATIONS_AT_A_TIME, count - sampled)
+            part_seed = derive_seed(seed, sampled)
+            buffer.begin_round(part_seed)
+            buffer.start(score_probes(sampler.system, write_variations(writer, buffer, [number], part_seed)))
+            sampled += number
+            bar.update(number)
+
+
+def _sample(sampler: ASTSampler, count: int, seed: int, bar: ProgressBar) -> list[Entry]:
+    """Return first probes from random openings, `tree_width` of them per opening, with their scores."""
     system, width = sampler.system, sampler.tree_width
     numbers = range(math.ceil(count / width))
     openings = sampler.draw(seed, len(numbers))
@@ -44,21 +66,27 @@ def screen_probes(
         pairs = list(zip(*system.probes_in(sessions[0].branch(children).sample()), strict=True))
         return [pairs[start : start + width] for start in range(0, len(pairs), width)]
 
-    def screen(parts: Sequence[Sequence[int]]) -> list[list[tuple[str, float, bool]]]:
+    def screen(parts: Sequence[Sequence[int]]) -> list[list[Entry]]:
         screened = []
         for rows in parts:
             groups = sampler.parts.work(rows, open_rows, sample_part)
-            drawn = [(contexts[row], *pair) for row, group in zip(rows, groups, strict=True) for pair in group]
-            drawn = [one for one in drawn if one[1].error is None and one[2].strip()]
-            exchanges = [Exchange(context, probe, "") for context, _, probe in drawn]
-            scores = validate_scores(system.harm, measuring(system.scorers[system.harm], "probe"), exchanges)
-            screened.append(
-                [(probe, score, sample.cut) for (_, sample, probe), score in zip(drawn, scores, strict=True)]
-            )
-            bar.update(len(drawn))
+            drawn = [pair for group in groups for pair in group]
+            entries = [
+                Entry(probe, 0, sample.cut) for sample, probe in drawn if sample.error is None and probe.strip()
+            ]
+            screened.append(score_probes(system, entries))
+            bar.update(len(rows) * width)
         return screened
 
-    parts = [numbers[start : start + AT_A_TIME] for start in range(0, len(numbers), AT_A_TIME)]
-    with ProgressBar("screening", len(numbers) * width, "probes", disable=disable_tqdm) as bar:
-        found = [one for part in share_out(parts, screen) for one in part]
-    return {probe: (score, cut) for probe, score, cut in found if score >= min_score}
+    parts = [numbers[start : start + OPENINGS_AT_A_TIME] for start in range(0, len(numbers), OPENINGS_AT_A_TIME)]
+    return [entry for part in share_out(parts, screen) for entry in part]
+
+
+def score_probes(system: System, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries with the scores of their probes alone as rewards, 0 for one that could not be scored."""
+    exchanges = [Exchange((), entry.probe, "") for entry in entries]
+    scores = validate_scores(system.harm, measuring(system.scorers[system.harm], "probe"), exchanges)
+    return [
+        replace(entry, reward=0.0 if math.isnan(score) else score)
+        for entry, score in zip(entries, scores, strict=True)
+    ]

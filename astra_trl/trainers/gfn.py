@@ -10,10 +10,12 @@ import torch
 from trl import RLOOConfig
 
 from astra_trl.backends.base import derive_seed
+from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import InputError
 from astra_trl.rollout.records import Record
-from astra_trl.rollout.replay import ReplayBuffer
-from astra_trl.rollout.screening import screen_probes
+from astra_trl.rollout.replay import Entry, ReplayBuffer
+from astra_trl.rollout.screening import start_replay
+from astra_trl.rollout.variations import write_variations
 from astra_trl.trainers.checkpoints import save_usage
 from astra_trl.trainers.groups import GroupsConfig
 from astra_trl.trainers.rloo import ASTRLOOTrainer
@@ -61,8 +63,24 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
     screened_probes: int = field(
         default=0,
         metadata={
-            "help": "Probes that the untrained tester samples before the first round without asking the target. Those "
-            "that the scorer finds harmful by themselves are replayed first: a start where the target fails rarely."
+            "help": "Probes that the untrained tester samples before the first round without asking the target, half "
+            "of them as variations. Those that the scorer finds harmful by themselves are replayed first: a start "
+            "where the target fails rarely."
+        },
+    )
+    variation_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a sibling (not the first of a group) is a variation: a new probe that the "
+            "tester (as it was before training, if it has an adapter) writes with probes of high reward as examples. "
+            "For testers that can continue a list, e.g. of 100M parameters."
+        },
+    )
+    nll_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the negative log-likelihood (mean per token) of replayed probes and variations that "
+            "are better than their siblings. A tester of natural language then writes more like them."
         },
     )
     replay_size: int = field(default=1000, metadata={"help": "Most earlier probes that are kept for it."})
@@ -99,27 +117,34 @@ class ASTGFNTrainer(ASTRLOOTrainer):
                 "repetition_penalty) leave out a part of it: what they leave out is not learned from"
             )
         reward = sampler.system.reward
-        if self.args.replay_share and (reward.needs_tester_logprob or reward.needs_sampling_logprobs):
+        if (self.args.replay_share or self.args.variation_share) and (
+            reward.needs_tester_logprob or reward.needs_sampling_logprobs
+        ):
             raise InputError(
                 "the reward has a term of the tester's own log-probabilities (entropy), which a replayed probe does "
-                "not have: drop the term, as GFN keeps the entropy by itself, or set replay_share=0"
+                "not have: drop the term, as GFN keeps the entropy by itself, or set replay_share=0 and "
+                "variation_share=0"
             )
-        self.replay = ReplayBuffer(self.args.replay_share, 2 * self.args.beta, self.args.replay_size)
+        args = self.args
+        self.replay = ReplayBuffer(args.replay_share, 2 * args.beta, args.replay_size, args.variation_share)
 
     def begin_training(self) -> None:
         if self.args.screened_probes and self._sealed_state is None:  # else the buffer is the checkpoint's
-            seed = derive_seed(self.args.seed, "screening")
+            options = (self.args.screened_probes, derive_seed(self.args.seed, "screening"), self.args.disable_tqdm)
             try:
                 with self.current_tester():
-                    harmful = screen_probes(
-                        self.sampler, self.args.screened_probes, seed, disable_tqdm=self.args.disable_tqdm
-                    )
+                    start_replay(self.sampler, self.writer, self.replay, *options)
             finally:
                 save_usage(self)  # of a scorer behind an endpoint
-            self.replay.start(harmful)
             if self.is_world_process_zero():
-                logger.info("%d of %d screened probes look harmful", len(harmful), self.args.screened_probes)
+                logger.info("%d of %d screened probes look harmful", len(self.replay), self.args.screened_probes)
         super().begin_training()
+
+    @property
+    def writer(self) -> HFBackend:
+        """The model that writes variations: the tester before training, if it has an adapter, or as it is now."""
+        tester = trainable_tester(self.sampler.system)
+        return tester.before_training() or tester
 
     def memories(self) -> dict[str, Any]:
         return {**super().memories(), "replay_buffer.json": self.replay}
@@ -130,8 +155,18 @@ class ASTGFNTrainer(ASTRLOOTrainer):
 
     def collect_round(self, number: int) -> list[Record]:
         self.replay.begin_round(derive_seed(self.args.seed, "replay", number))
+        if self.args.variation_share:
+            self.replay.variations = self.write_variations(derive_seed(self.args.seed, "variations", number))
         with self.sampler.replaying(self.replay):
             return super().collect_round(number)
+
+    def write_variations(self, seed: int) -> list[Entry]:
+        """Return about as many new probes as a round asks, for every turn."""
+        width, share = self.sampler.tree_width, self.args.variation_share
+        groups = [self.args.trees_per_round * width**depth for depth in range(self.sampler.tree_depth)]
+        counts = [math.ceil(number * (width - 1) * share) for number in groups]
+        with self.current_tester():
+            return write_variations(self.writer, self.replay, counts, seed)
 
     def _generate_and_score_completions(self, inputs: list[Record]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -139,6 +174,9 @@ class ASTGFNTrainer(ASTRLOOTrainer):
         self._metrics["train"].pop("kl", None)
         rewards = [math.nan if row["reward"] is None else row["reward"] for row in inputs]
         batch["rewards"] = torch.tensor(rewards, device=batch["advantages"].device)
+        batch["replayed"] = torch.tensor(
+            [not row["sampling_logprobs"] for row in inputs], device=batch["rewards"].device
+        )
         return batch
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -157,11 +195,22 @@ class ASTGFNTrainer(ASTRLOOTrainer):
             beta=self.beta,
             min_margin=self.args.min_margin,
         )
+        if self.args.nll_coef:
+            nll = -(logprobs * probe_mask).sum(1) / probe_mask.sum(1).clamp(min=1)
+            weights = lead(inputs["rewards"], self.num_generations) * inputs["replayed"]
+            loss = loss + self.args.nll_coef * (weights * nll).sum() / weights.sum().clamp(min=1e-6)
         entropy = torch.stack([(entropies * probe_mask).sum(), probe_mask.sum().float()])
         for name, (total, count) in {"entropy": entropy, "gap": gap}.items():
             total, count = self.accelerator.reduce(torch.stack([total, count]), reduction="sum")
             self._metrics["train"][name].append((total / count.clamp(min=1)).item())
         return loss
+
+
+def lead(rewards: torch.Tensor, width: int) -> torch.Tensor:
+    """Return by how much the reward of each probe exceeds the mean of its measured siblings; 0 for all others."""
+    groups = rewards.view(-1, width)
+    ahead = groups - groups.nanmean(dim=1, keepdim=True)
+    return ahead.nan_to_num(0.0).clamp(min=0.0).flatten()
 
 
 def balance_loss(
