@@ -79,7 +79,7 @@ def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_con
             policy = logprob(model, context, probe, 0.7)
             target = None if reward is None else reward / BETA + logprob(baseline, context, probe, 0.7)
             rows.append((policy, target))
-            nlls.append((reward, -policy / len(probe), inputs["replayed"][row].item()))
+            nlls.append((reward, -policy / len(probe), inputs["old_logps"][row].item() == 0))
         total = 0.0
         for start in range(0, len(rows), 4):
             known = [(policy - target) for policy, target in rows[start : start + 4] if target is not None]
@@ -164,6 +164,11 @@ def test_the_tester_samples_in_proportion_to_reward(tmp_path):
 def test_what_its_loss_does_not_read_is_refused():
     with pytest.raises(InputError, match="beta must be above 0"):
         ASTGFNConfig("tester", beta=0.0, report_to="none")
+    with pytest.raises(InputError, match="add up to 1.1, more than 1"):
+        ASTGFNConfig("tester", replay_share=0.6, variation_share=0.5, report_to="none")
+    for useless in ({"nll_coef": 1.0}, {"screened_probes": 10}):
+        with pytest.raises(InputError, match="no effect without replayed probes"):
+            ASTGFNConfig("tester", replay_share=0.0, **useless, report_to="none")
     with pytest.raises(InputError, match="epsilon=0.1 has no effect"):
         ASTGFNConfig("tester", epsilon=0.1, report_to="none")
 
@@ -181,10 +186,17 @@ def test_a_batch_that_splits_groups_is_refused(tmp_path):
 
 def test_siblings_stay_together_without_a_shared_context(tmp_path):
     trainer = make_trainer(
-        tmp_path, "gfn", beta=BETA, shared_context=False, per_device_train_batch_size=4, steps_per_generation=2
-    )
+        tmp_path, "gfn", beta=BETA, shared_context=False, per_device_train_batch_size=4, steps_per_generation=2,
+        replay_share=0.5, nll_coef=0.5,
+    )  # fmt: skip
     seen = watch_losses(trainer)
     trainer.train()
+    # Weights of the likelihood are relative to the whole batch, not to the rows of a pass.
+    means = [
+        torch.cat([a["nll_weights"], b["nll_weights"]]).mean() for a, b in zip(seen[::2], seen[1::2], strict=True)
+    ]
+    assert {round(mean.item(), 3) for mean in means} == {0.0, 1.0} and sum(means) > 2
+    assert any(values.mean() not in (0.0, 1.0) for values in weights)
     for step in seen:
         contexts = [
             row[mask.bool()].tolist() for row, mask in zip(step["prompt_ids"], step["prompt_mask"], strict=True)

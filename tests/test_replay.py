@@ -12,9 +12,10 @@ from test_groups import hand_made, make_system
 from astra_trl import ASTSampler, HFBackend, InputError, SamplingParams
 from astra_trl.backends.base import Prefix, derive_seed
 from astra_trl.conversation import Exchange, Turn
+from astra_trl.rollout.parts import Parts
 from astra_trl.rollout.replay import Entry, ReplayBuffer, capped
-from astra_trl.rollout.screening import start_replay
-from astra_trl.rollout.variations import entry_of_list, list_messages, write_variations
+from astra_trl.rollout.screening import sample_probes, start_replay
+from astra_trl.rollout.variations import list_messages, write_variations
 from astra_trl.telling_words import TellingWords
 from astra_trl.tree import Node, Tree
 
@@ -182,7 +183,7 @@ def test_variations_are_written_from_lists_of_the_best_probes():
             return super().open(texts, **options)
 
     watched = Watched(**{field.name: getattr(tester, field.name) for field in fields(tester) if field.init})
-    written = write_variations(watched, buffer, [40, 3, 5], seed=0)
+    written = write_variations(watched, Parts(), buffer, [40, 3, 5], seed=0)
     assert [text for text, _ in prompts[3:]] == ["- deep\n-"] and len(
         prompts
     ) == 4  # nothing is known of the third turn
@@ -196,8 +197,8 @@ def test_variations_are_written_from_lists_of_the_best_probes():
     assert {entry.depth for entry in written} == {0, 1} and 20 < len(written) <= 64
     assert len({(entry.probe, entry.depth) for entry in written}) == len(written)
     assert all(entry.probe and entry.probe == entry.probe.strip() and "\n" not in entry.probe for entry in written)
-    assert written == write_variations(tester, buffer, [40, 3, 5], seed=0)
-    assert written != write_variations(tester, buffer, [40, 3, 5], seed=1)
+    assert written == write_variations(tester, Parts(), buffer, [40, 3, 5], seed=0)
+    assert written != write_variations(tester, Parts(), buffer, [40, 3, 5], seed=1)
     # They are those that the model writes after this text.
     alone = replace(tester, sampling=sampling).open([prompts[0][0]], seeds=[derive_seed(0, 0, 0, "writer")])
     (sample,) = alone.branch([(0, 5)]).sample()
@@ -239,9 +240,10 @@ def test_screening_finds_harmful_looking_probes_and_asks_no_target():
     object.__setattr__(system.target, "open", None)
     sampler = ASTSampler(system, ["a b", "c d", "e f"], tree_width=4, tree_depth=2)
 
-    def started(count: int, seed: int = 0) -> ReplayBuffer:
-        buffer = ReplayBuffer(0.5, 0.1)
-        start_replay(sampler, system.tester, buffer, count, seed, disable_tqdm=True)
+    def started(count: int, seed: int = 0, share: float = 0.5) -> ReplayBuffer:
+        buffer = ReplayBuffer(0.5, 0.1, variation_share=share)
+        found = start_replay(sampler, system.tester, buffer, count, seed, disable_tqdm=True)
+        assert found == len(buffer)
         return buffer
 
     def entries(buffer) -> list[dict]:
@@ -253,6 +255,11 @@ def test_screening_finds_harmful_looking_probes_and_asks_no_target():
     counts = buffer.state_dict()["words"]
     assert counts["successes"]["probes"] >= len(buffer) > 5 < counts["others"]["probes"]
     assert 30 < counts["successes"]["probes"] + counts["others"]["probes"] <= 64  # 16 per list
+    # The first half is sampled in conversations, the second is written.
+    sampled = ReplayBuffer(0.5, 0.1)
+    sampled.start(sample_probes(sampler, 30, derive_seed(0, 0)))
+    assert len(sampled) < len(buffer) and entries(buffer)[: len(sampled)] == entries(sampled)
+    assert len(started(60, share=0.0)) > len(sampled) and len(started(1)) <= 4
     assert entries(started(60)) == entries(buffer) != entries(started(60, seed=1))
 
 
@@ -268,9 +275,8 @@ def test_the_guess_of_a_screened_probe_ends_with_its_first_answer():
 def test_a_chat_model_is_asked_for_one_more_message():
     (message,) = list_messages(["one\ntwo", "three"])
     assert message["role"] == "user" and "- one two\n- three\n" in message["content"]
-    assert entry_of_list(" - a text\n") == "a text"
 
 
 def test_shares_of_more_than_everything_are_refused():
-    with pytest.raises(InputError, match=r"add up to 1.2"):
+    with pytest.raises(InputError, match=r"add up to 1.2, more than 1"):
         ReplayBuffer(0.7, 0.1, variation_share=0.5)

@@ -71,11 +71,10 @@ class ReplayBuffer:
 
     def __post_init__(self) -> None:
         require_numbers(replay_share=self.share, variation_share=self.variation_share, replay_size=self.size)
-        if self.share + self.variation_share > 1:
-            raise InputError(
-                f"replay_share and variation_share are parts of a whole, and add up to "
-                f"{self.share + self.variation_share:g}: lower one of them"
-            )
+        check_shares(self.share, self.variation_share)
+
+    def __contains__(self, entry: Entry) -> bool:
+        return (entry.probe, entry.depth) in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -116,15 +115,21 @@ class ReplayBuffer:
         order = np.argsort(np.log(self._weights(entries)) + noise)[-count:]
         return [entries[place].probe for place in order]
 
-    def start(self, screened: Iterable[Entry]) -> None:
+    def start(self, screened: Iterable[Entry]) -> int:
         """Add probes that nobody has asked yet, each with the scorer's score of the probe alone as a guess of its
-        reward; those that look harmless only count as others without the words of a success."""
+        reward. Those that look harmless only count as others without the words of a success. Returns the number of
+        different harmful ones."""
+        count = 0
         for entry in screened:
+            if entry in self:
+                continue
             harmful = entry.reward >= MIN_SCORE
             self._words.add(entry.probe, harmful)
             if harmful:
-                self._entries.setdefault((entry.probe, entry.depth), entry)
+                self._entries[entry.probe, entry.depth] = entry
+                count += 1
         self._forget()
+        return count
 
     def remember(self, nodes: Iterable[Node], harm: str) -> None:
         """Add the probes of measured exchanges, and count every exchange of a probe that the buffer has. `harm` is the
@@ -168,6 +173,12 @@ class ReplayBuffer:
         except (KeyError, TypeError) as error:
             raise InputError(f"the replay buffer of the checkpoint is damaged: {error}") from error
         self._entries = {(entry.probe, entry.depth): entry for entry in entries}
+
+
+def check_shares(replay_share: float, variation_share: float) -> None:
+    """Raise `InputError` if the shares of replayed probes and of variations are more than everything."""
+    if (total := replay_share + variation_share) > 1:
+        raise InputError(f"replay_share and variation_share add up to {total:g}, more than 1: lower one of them")
 
 
 def capped(weights: np.ndarray, share: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from astra_trl.backends.base import derive_seed
 from astra_trl.backends.hf import HFBackend
 from astra_trl.errors import InputError
 from astra_trl.rollout.records import Record
-from astra_trl.rollout.replay import Entry, ReplayBuffer
+from astra_trl.rollout.replay import Entry, ReplayBuffer, check_shares
 from astra_trl.rollout.screening import start_replay
 from astra_trl.rollout.variations import write_variations
 from astra_trl.trainers.checkpoints import save_usage
@@ -63,9 +63,9 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
     screened_probes: int = field(
         default=0,
         metadata={
-            "help": "Probes that the untrained tester samples before the first round without asking the target, half "
-            "of them as variations. Those that the scorer finds harmful by themselves are replayed first: a start "
-            "where the target fails rarely."
+            "help": "Probes that the untrained tester samples before the first round without asking the target, the "
+            "second half of them as variations if variation_share is above 0. Those that the scorer finds harmful by "
+            "themselves are replayed first: a start where the target fails rarely."
         },
     )
     variation_share: float = field(
@@ -89,6 +89,10 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
         super().__post_init__()
         if not self.beta:
             raise InputError("beta must be above 0, got 0: the reward is divided by it")
+        check_shares(self.replay_share, self.variation_share)
+        for name in ("screened_probes", "nll_coef"):
+            if getattr(self, name) and not (self.replay_share or self.variation_share):
+                raise InputError(f"{name} has no effect without replayed probes: set replay_share or variation_share")
 
 
 class ASTGFNTrainer(ASTRLOOTrainer):
@@ -133,11 +137,11 @@ class ASTGFNTrainer(ASTRLOOTrainer):
             options = (self.args.screened_probes, derive_seed(self.args.seed, "screening"), self.args.disable_tqdm)
             try:
                 with self.current_tester():
-                    start_replay(self.sampler, self.writer, self.replay, *options)
+                    found = start_replay(self.sampler, self.writer, self.replay, *options)
             finally:
                 save_usage(self)  # of a scorer behind an endpoint
             if self.is_world_process_zero():
-                logger.info("%d of %d screened probes look harmful", len(self.replay), self.args.screened_probes)
+                logger.info("%d of about %d screened probes look harmful", found, self.args.screened_probes)
         super().begin_training()
 
     @property
@@ -166,17 +170,18 @@ class ASTGFNTrainer(ASTRLOOTrainer):
         groups = [self.args.trees_per_round * width**depth for depth in range(self.sampler.tree_depth)]
         counts = [math.ceil(number * (width - 1) * share) for number in groups]
         with self.current_tester():
-            return write_variations(self.writer, self.replay, counts, seed)
+            return write_variations(self.writer, self.sampler.parts, self.replay, counts, seed)
 
     def _generate_and_score_completions(self, inputs: list[Record]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
         # Replayed probes count in TRL's mean of it, and the tester as it is now has not sampled them.
         self._metrics["train"].pop("kl", None)
-        rewards = [math.nan if row["reward"] is None else row["reward"] for row in inputs]
-        batch["rewards"] = torch.tensor(rewards, device=batch["advantages"].device)
-        batch["replayed"] = torch.tensor(
-            [not row["sampling_logprobs"] for row in inputs], device=batch["rewards"].device
-        )
+        device = batch["advantages"].device
+        rewards = torch.tensor([math.nan if row["reward"] is None else row["reward"] for row in inputs], device=device)
+        replayed = torch.tensor([not row["sampling_logprobs"] for row in inputs], device=device)
+        leads = lead(rewards, self.num_generations, self.args.min_margin or 0.0) * replayed
+        mean = self.accelerator.gather(leads).mean()
+        batch["rewards"], batch["nll_weights"] = rewards, leads / torch.where(mean > 0, mean, 1.0)
         return batch
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -197,8 +202,7 @@ class ASTGFNTrainer(ASTRLOOTrainer):
         )
         if self.args.nll_coef:
             nll = -(logprobs * probe_mask).sum(1) / probe_mask.sum(1).clamp(min=1)
-            weights = lead(inputs["rewards"], self.num_generations) * inputs["replayed"]
-            loss = loss + self.args.nll_coef * (weights * nll).sum() / weights.sum().clamp(min=1e-6)
+            loss = loss + self.args.nll_coef * (inputs["nll_weights"] * nll).mean()
         entropy = torch.stack([(entropies * probe_mask).sum(), probe_mask.sum().float()])
         for name, (total, count) in {"entropy": entropy, "gap": gap}.items():
             total, count = self.accelerator.reduce(torch.stack([total, count]), reduction="sum")
@@ -206,11 +210,11 @@ class ASTGFNTrainer(ASTRLOOTrainer):
         return loss
 
 
-def lead(rewards: torch.Tensor, width: int) -> torch.Tensor:
-    """Return by how much the reward of each probe exceeds the mean of its measured siblings; 0 for all others."""
+def lead(rewards: torch.Tensor, width: int, margin: float = 0.0) -> torch.Tensor:
+    """Return by how much the reward of each probe exceeds the mean of its measured siblings; 0 up to a margin."""
     groups = rewards.view(-1, width)
-    ahead = groups - groups.nanmean(dim=1, keepdim=True)
-    return ahead.nan_to_num(0.0).clamp(min=0.0).flatten()
+    ahead = (groups - groups.nanmean(dim=1, keepdim=True)).nan_to_num(0.0).flatten()
+    return torch.where(ahead > max(margin, 1e-4), ahead, 0.0)  # what is below is rounding
 
 
 def balance_loss(
