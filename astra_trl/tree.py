@@ -47,7 +47,7 @@ class Node:
         probe_cut, response_cut (`bool`):
             Whether a limit (`max_new_tokens`) has cut the probe, or the response.
         replayed (`bool`):
-            Whether the probe was replayed from an earlier exchange instead of being sampled.
+            Whether the probe was put in place of a sample: one of an earlier exchange, or a variation of such probes.
         children (`list[Node]`):
             The exchanges that followed this one.
     """

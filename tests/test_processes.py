@@ -28,6 +28,7 @@ def lines(file: Path) -> list[dict]:
 
 
 GROUPS = ["--groups_per_round", "48"]
+START = ["--screened_probes", "64", "--variation_share", "0.25"]
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "gfn", "grpo"])
@@ -36,7 +37,7 @@ def test_two_processes_collect_the_trees_of_one(algorithm, tmp_path):
     recipe = ROOT / "recipes" / f"{algorithm}_sandbox.py"
     flags = [*SMALL, "--num_train_epochs", "2", "--learning_rate", "0", "--trees_per_round", "3"]
     flags += ["--save_strategy", "no", "--trees_together", "1"]
-    full = {"dpo": ["--pairs_per_round", "48"], "grpo": GROUPS, "gfn": GROUPS}[algorithm]
+    full = {"dpo": ["--pairs_per_round", "48"], "grpo": GROUPS, "gfn": [*GROUPS, *START]}[algorithm]
     for processes in (1, 2):
         batch = ["--per_device_train_batch_size", str(16 // processes), "--output_dir", str(tmp_path / str(processes))]
         done = launched(processes, recipe, *flags, *full, *batch)

@@ -10,12 +10,12 @@ import pytest
 from test_groups import hand_made, make_system
 
 from astra_trl import ASTSampler, HFBackend, InputError, SamplingParams
-from astra_trl.backends.base import Prefix, derive_seed
+from astra_trl.backends.base import Prefix, Sample, derive_seed
 from astra_trl.conversation import Exchange, Turn
 from astra_trl.rollout.parts import Parts
 from astra_trl.rollout.replay import Entry, ReplayBuffer, capped
 from astra_trl.rollout.screening import sample_probes, start_replay
-from astra_trl.rollout.variations import list_messages, write_variations
+from astra_trl.rollout.variations import entries_in, list_messages, write_variations
 from astra_trl.telling_words import TellingWords
 from astra_trl.tree import Node, Tree
 
@@ -270,6 +270,37 @@ def test_the_guess_of_a_screened_probe_ends_with_its_first_answer():
     (entry,) = buffer.state_dict()["entries"]
     assert (entry["asked"], entry["reward"]) == (2, pytest.approx(0.6))
     assert buffer.state_dict()["words"]["others"]["with_word"] == {"kind": 1}
+
+
+def written_as(texts, examples, tester, cut=False) -> list[str]:
+    samples = [Sample(text, [], [], cut=cut) for text in texts]
+    return [entry.probe for entry in entries_in((0, 0, examples), samples, tester)]
+
+
+def test_entries_of_a_list_begin_as_the_examples_do():
+    tester = make_system(hand_made).tester
+    assert written_as([" a b", "- c d ", "  ", ""], ["e", "f", " g"], tester) == ["a b", "c d"]
+    # After an instruction that ends in "1.", a probe begins with a space.
+    assert written_as([" a b", "c d"], [" e?", " f?", "g"], tester) == [" a b", " c d"]
+
+
+def test_entries_that_the_tester_could_not_end_yet_are_left_out():
+    tester = make_system(hand_made).tester
+    tokens = [len(tester.utterance_ids(text)) - 1 for text in ("a", "a b c")]
+    longer = replace(tester, sampling=replace(tester.sampling, min_new_tokens=tokens[1], max_new_tokens=20))
+    assert tokens[0] < tokens[1] and written_as(["a", "a b c"], ["e"], longer) == ["a b c"]
+    assert written_as(["a"], ["e"], longer, cut=True) == ["a"]  # a limit ended it, not the tester
+
+
+def test_a_copy_of_a_known_probe_is_no_variation():
+    tester = replace(make_system(hand_made).tester, max_rows=5)
+    buffer = filled(*[node(f"good {i}", 1.0) for i in range(12)])
+    written = write_variations(tester, Parts(), buffer, [30], seed=0)
+    buffer.remember([node(entry.probe, 0.0) for entry in written[:9]], "harm")
+    buffer.begin_round(0)  # the same examples are best
+    assert write_variations(tester, Parts(), buffer, [30], seed=0) == written[9:] != []
+    before = buffer.state_dict()["words"]
+    assert buffer.start([replace(written[0], reward=1.0)]) == 0 and buffer.state_dict()["words"] == before
 
 
 def test_a_chat_model_is_asked_for_one_more_message():

@@ -65,7 +65,7 @@ class Sample:
         cut (`bool`, *optional*, defaults to `False`):
             Whether `max_new_tokens`, or another limit of the length, ended the utterance and not the model itself.
         replayed (`bool`, *optional*, defaults to `False`):
-            Whether the utterance is an earlier one that was put in place of a sample.
+            Whether the utterance was put in place of a sample: an earlier one, or a variation of such.
     """
 
     text: str
