@@ -192,11 +192,10 @@ def test_siblings_stay_together_without_a_shared_context(tmp_path):
     seen = watch_losses(trainer)
     trainer.train()
     # Weights of the likelihood are relative to the whole batch, not to the rows of a pass.
-    means = [
-        torch.cat([a["nll_weights"], b["nll_weights"]]).mean() for a, b in zip(seen[::2], seen[1::2], strict=True)
-    ]
+    by_pass = [step["nll_weights"] for step in seen]
+    means = [torch.cat(passes).mean() for passes in zip(by_pass[::2], by_pass[1::2], strict=True)]
     assert {round(mean.item(), 3) for mean in means} == {0.0, 1.0} and sum(means) > 2
-    assert any(values.mean() not in (0.0, 1.0) for values in weights)
+    assert any(values.mean() not in (0.0, 1.0) for values in by_pass)
     for step in seen:
         contexts = [
             row[mask.bool()].tolist() for row, mask in zip(step["prompt_ids"], step["prompt_mask"], strict=True)

@@ -32,7 +32,7 @@ def write_variations(tester: Any, parts: Parts, buffer: ReplayBuffer, counts: Se
         parts (`Parts`):
             Splits the work, so that it fits in memory.
         buffer (`ReplayBuffer`):
-            Where the examples come from, after `begin_round`. There are no variations without an example.
+            Where the examples come from, after `begin_round`. Without an example, nothing is written.
         counts (`Sequence[int]`):
             The number of probes to sample for each turn, the first turn first. Those that are empty, too short,
             repeated or in the buffer already are left out.
