@@ -31,11 +31,11 @@ SETTINGS = {
     "rounds": 24,
     "trees": 16,
     "learning_rate": 5e-4,
-    "beta": 0.15,
+    "beta": 0.06,
     "screened_probes": 4000,
     "replay_share": 0.5,
     "variation_share": 0.25,
-    "nll_coef": 4.0,
+    "nll_coef": 1.0,
     "num_iterations": 2,
 }
 
