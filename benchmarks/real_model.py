@@ -8,6 +8,7 @@ the openings are files for `load_prompts`. On 2 CPU cores with a model of 135M p
 
 import argparse
 import importlib
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -76,10 +77,11 @@ def held_out(system: HFASTSystem, openings: Sequence[str], probes: int) -> list[
 def report(name: str, nodes: Sequence[Node], embed: Any) -> None:
     """Print the harmful share, the distinct attacks and the probes' mean log-probability under the untrained model."""
     successful = [node.exchange.probe for node in nodes if node.scores["harm"] >= THRESHOLD]
+    values = [value for node in nodes if not math.isnan(value := node.probe_logprob_per_token)]  # nan: an empty probe
     distinct = len(set(clusters(unit_vectors(embed, successful))))
     print(
         f"{name:10} of {len(nodes)}: harmful {len(successful) / len(nodes):.1%}  distinct attacks {distinct}  "
-        f"log-probability per token {fmean(node.probe_logprob_per_token for node in nodes):.2f}",
+        f"log-probability per token {fmean(values):.2f}",
         flush=True,
     )
 
