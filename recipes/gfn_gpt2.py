@@ -22,7 +22,7 @@ DEFAULTS = {
     "num_train_epochs": 200,  # rounds
     "trees_per_round": 32,  # 256 probes
     "learning_rate": 1e-4,
-    # A start: without it, the few probes to which GPT-2 is toxic are learned by heart.
+    # A start where the target fails rarely, with the settings that worked on SmolLM2-135M (benchmarks/RESULTS.md).
     "screened_probes": 4000,
     "variation_share": 0.25,
     "replay_share": 0.5,

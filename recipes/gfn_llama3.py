@@ -20,7 +20,7 @@ DEFAULTS = {
     "num_train_epochs": 50,  # rounds
     "trees_per_round": 12,  # 252 groups of 4 probes, 248 of which are trained on
     "learning_rate": 1e-4,
-    # A start: without it, the few probes to which Llama is toxic are learned by heart.
+    # A start where the target fails rarely, with the settings that worked on SmolLM2-135M (benchmarks/RESULTS.md).
     "screened_probes": 4000,
     "variation_share": 0.25,
     "replay_share": 0.5,

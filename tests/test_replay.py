@@ -184,9 +184,8 @@ def test_variations_are_written_from_lists_of_the_best_probes():
 
     watched = Watched(**{field.name: getattr(tester, field.name) for field in fields(tester) if field.init})
     written = write_variations(watched, Parts(), buffer, [40, 3, 5], seed=0)
-    assert [text for text, _ in prompts[3:]] == ["- deep\n-"] and len(
-        prompts
-    ) == 4  # nothing is known of the third turn
+    # Nothing is known of the third turn.
+    assert [text for text, _ in prompts[3:]] == ["- deep\n-"] and len(prompts) == 4
     shown = {text for text, _ in prompts[:3]}
     assert len(shown) == 3 and all(isinstance(text, Prefix) and text.endswith("\n-") for text, _ in prompts)
     for text in shown:

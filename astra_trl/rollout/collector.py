@@ -14,6 +14,7 @@ from astra_trl.conversation import Opening
 from astra_trl.errors import InputError
 from astra_trl.processes import share_out
 from astra_trl.progress import ProgressBar
+from astra_trl.rollout.parts import split
 from astra_trl.rollout.records import Record
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching, teaching_records
@@ -72,12 +73,12 @@ class Draws:
         """Yield the draws that are grown at the same time."""
         openings = sampler.draw(self.seed, self.max_trees)
         draws = [Draw(number, opening, derive_seed(self.seed, number)) for number, opening in enumerate(openings)]
-        return _split(draws, self.trees_at_a_time)
+        return iter(split(draws, self.trees_at_a_time))
 
     def share_out(self, batch: Sequence[Draw], work: Callable[[Sequence[Draw]], Sequence[T]]) -> list[T]:
         """Return the result of `work` for each draw of a batch, computed by all processes together."""
         together = self.together or math.ceil(self.trees_at_a_time / PartialState().num_processes)
-        parts = share_out(list(_split(batch, together)), lambda mine: [work(part) for part in mine])
+        parts = share_out(split(batch, together), lambda mine: [work(part) for part in mine])
         return [result for part in parts for result in part]
 
     def bar(self, total: int) -> ProgressBar:
@@ -88,10 +89,6 @@ class Draws:
         """Return the number of further draws if each of them has as many records as a tree can have."""
         batches = math.ceil(max(0, missing) / (records_per_tree * self.trees_at_a_time))
         return min(self.max_trees - drawn, batches * self.trees_at_a_time)
-
-
-def _split(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def collect_trees(

@@ -76,6 +76,11 @@ class Parts:
         self._items_that_fit = count
 
 
+def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Split items into parts of `size`, in their order; the last part may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def even_parts(count: int, limit: int) -> list[Sequence[int]]:
     """Split `count` items into the fewest parts of at most `limit`, in their order."""
     parts = math.ceil(count / limit)

@@ -31,6 +31,11 @@ class Entry:
     asked: int = 0
     reward: float = 0.0
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """The probe and the number of exchanges before it, which tell entries apart."""
+        return self.probe, self.depth
+
 
 @dataclass
 class ReplayBuffer:
@@ -66,15 +71,15 @@ class ReplayBuffer:
     _entries: dict[tuple[str, int], Entry] = field(default_factory=dict, init=False, repr=False)
     _words: TellingWords = field(default_factory=TellingWords, init=False, repr=False)
     _seed: int = field(default=0, init=False, repr=False)
-    # By depth: the entries and the cumulative weights of drawing each.
-    _table: dict[int, tuple[list[Entry], np.ndarray]] = field(default_factory=dict, init=False, repr=False)
+    # By depth: the entries, their weights, and the cumulative weights of drawing each.
+    _table: dict[int, tuple[list[Entry], np.ndarray, np.ndarray]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_numbers(replay_share=self.share, variation_share=self.variation_share, replay_size=self.size)
         check_shares(self.share, self.variation_share)
 
     def __contains__(self, entry: Entry) -> bool:
-        return (entry.probe, entry.depth) in self._entries
+        return entry.key in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -84,7 +89,8 @@ class ReplayBuffer:
         self._seed, self._table, self.variations = seed, {}, ()
         for depth in {entry.depth for entry in self._entries.values()}:
             entries = [entry for entry in self._entries.values() if entry.depth == depth]
-            self._table[depth] = entries, capped(self._weights(entries), MAX_DRAWS).cumsum()
+            weights = self._weights(entries)
+            self._table[depth] = entries, weights, capped(weights, MAX_DRAWS).cumsum()
 
     def draw(self, context: Conversation, sibling: int) -> Entry | None:
         """Return the probe to ask in a context in place of a sibling, or `None` for none: one that was found at the
@@ -93,15 +99,15 @@ class ReplayBuffer:
         depth = depth_in(context)
         if depth not in self._table or not sibling:
             return None
-        entries, weights = self._table[depth]
+        entries, _, weights = self._table[depth]
         rng = random.Random(derive_seed(self._seed, as_text(context), sibling))
         chance = rng.random()
         if chance < self.share:
             place = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
             return entries[min(place, len(entries) - 1)]
-        variations = [entry for entry in self.variations if entry.depth == depth]
-        if variations and chance < self.share + self.variation_share:
-            return rng.choice(variations)
+        if chance < self.share + self.variation_share:
+            variations = [entry for entry in self.variations if entry.depth == depth]
+            return rng.choice(variations) if variations else None
         return None
 
     def examples(self, depth: int, count: int, seed: int) -> list[str]:
@@ -109,10 +115,10 @@ class ReplayBuffer:
         on the share of one probe, so that few good ones are soon found again. The best come last."""
         if depth not in self._table:
             return []
-        entries = self._table[depth][0]
+        entries, weights, _ = self._table[depth]
         # Drawing without replacement by weights: the largest of the logarithms with Gumbel noise.
         noise = np.random.default_rng(seed).gumbel(size=len(entries))
-        order = np.argsort(np.log(self._weights(entries)) + noise)[-count:]
+        order = np.argsort(np.log(weights) + noise)[-count:]
         return [entries[place].probe for place in order]
 
     def start(self, screened: Iterable[Entry]) -> int:
@@ -126,7 +132,7 @@ class ReplayBuffer:
             harmful = entry.reward >= MIN_SCORE
             self._words.add(entry.probe, harmful)
             if harmful:
-                self._entries[entry.probe, entry.depth] = entry
+                self._entries[entry.key] = entry
                 count += 1
         self._forget()
         return count
@@ -172,7 +178,7 @@ class ReplayBuffer:
             self._words.load_state_dict(state["words"])
         except (KeyError, TypeError) as error:
             raise InputError(f"the replay buffer of the checkpoint is damaged: {error}") from error
-        self._entries = {(entry.probe, entry.depth): entry for entry in entries}
+        self._entries = {entry.key: entry for entry in entries}
 
 
 def check_shares(replay_share: float, variation_share: float) -> None:

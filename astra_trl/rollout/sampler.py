@@ -14,7 +14,7 @@ from astra_trl.numbers import require_numbers
 from astra_trl.progress import ProgressBar
 from astra_trl.prompts.base import openings_of
 from astra_trl.rewards.credit import set_credit
-from astra_trl.rollout.parts import Parts
+from astra_trl.rollout.parts import Parts, split
 from astra_trl.rollout.records import Records
 from astra_trl.rollout.replay import ReplayBuffer
 from astra_trl.systems.base import System
@@ -194,7 +194,7 @@ class ASTSampler:
             return nodes
 
         nodes = self.parts.work(children, lambda _: sessions, grow_part, row_of=lambda child: child[0])
-        return [nodes[start : start + width] for start in range(0, len(nodes), width)]
+        return [list(siblings) for siblings in split(nodes, width)]
 
     def _replay(
         self, children: Sequence[tuple[int, int]], contexts: Sequence[Conversation], samples: Sequence[Sample]

@@ -10,6 +10,7 @@ from astra_trl.backends.base import Sample, Session, derive_seed
 from astra_trl.conversation import Conversation, Exchange, as_conversation
 from astra_trl.processes import share_out
 from astra_trl.progress import ProgressBar
+from astra_trl.rollout.parts import split
 from astra_trl.rollout.replay import Entry, ReplayBuffer
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.variations import write_variations
@@ -79,7 +80,7 @@ def sample_probes(sampler: ASTSampler, count: int, seed: int) -> list[Entry]:
     def sample_part(rows: Sequence[int], sessions: Sequence[Session]) -> list[list[tuple[Sample, str]]]:
         children = [(index, sibling) for index in range(len(rows)) for sibling in range(width)]
         pairs = list(zip(*system.probes_in(sessions[0].branch(children).sample()), strict=True))
-        return [pairs[start : start + width] for start in range(0, len(pairs), width)]
+        return [list(group) for group in split(pairs, width)]
 
     def screen(parts: Sequence[Sequence[int]]) -> list[list[Entry]]:
         screened = []
@@ -94,8 +95,7 @@ def sample_probes(sampler: ASTSampler, count: int, seed: int) -> list[Entry]:
             screened.append(score_probes(system, entries))
         return screened
 
-    numbers = range(len(contexts))
-    parts = [numbers[start : start + OPENINGS_AT_A_TIME] for start in range(0, len(numbers), OPENINGS_AT_A_TIME)]
+    parts = split(range(len(contexts)), OPENINGS_AT_A_TIME)
     return [entry for part in share_out(parts, screen) for entry in part]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from astra_trl.backends.base import Message, Prefix, Sample, Session, derive_seed
 from astra_trl.processes import share_out
-from astra_trl.rollout.parts import Parts
+from astra_trl.rollout.parts import Parts, split
 from astra_trl.rollout.replay import Entry, ReplayBuffer
 
 EXAMPLES = 10  # in a prompt
@@ -55,15 +55,15 @@ def write_variations(tester: Any, parts: Parts, buffer: ReplayBuffer, counts: Se
     def write_part(prompts: Sequence[Prompt], sessions: Sequence[Session]) -> list[list[Entry]]:
         children = [(row, index) for row in range(len(prompts)) for index in range(PROBES_PER_PROMPT)]
         samples = parts.work(children, lambda _: sessions, branch, row_of=lambda child: child[0])
-        groups = [samples[start : start + PROBES_PER_PROMPT] for start in range(0, len(samples), PROBES_PER_PROMPT)]
+        groups = split(samples, PROBES_PER_PROMPT)
         return [entries_in(prompt, group, tester) for prompt, group in zip(prompts, groups, strict=True)]
 
     def write(batches: Sequence[Sequence[Prompt]]) -> list[list[list[Entry]]]:
         return [parts.work(batch, open_rows, write_part, tester.max_rows) for batch in batches]
 
-    batches = [prompts[start : start + PROMPTS_AT_A_TIME] for start in range(0, len(prompts), PROMPTS_AT_A_TIME)]
-    written = [entry for batch in share_out(batches, write) for group in batch for entry in group]
-    different = {(entry.probe, entry.depth): entry for entry in written if entry not in buffer}
+    batches = share_out(split(prompts, PROMPTS_AT_A_TIME), write)
+    written = [entry for batch in batches for group in batch for entry in group]
+    different = {entry.key: entry for entry in written if entry not in buffer}
     return list(different.values())
 
 

@@ -11,6 +11,7 @@ from trl import DPOConfig, DPOTrainer
 from astra_trl.errors import InputError
 from astra_trl.processes import share_out
 from astra_trl.progress import DELAY, ProgressBar
+from astra_trl.rollout.parts import split
 from astra_trl.rollout.records import Record, preference_records
 from astra_trl.rollout.sampler import ASTSampler
 from astra_trl.rollout.teaching import Teaching
@@ -133,10 +134,9 @@ class ASTDPOTrainer(RoundsMixin, DPOTrainer):
             return tuple(tuple(record[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
 
         pairs = sorted({ids(record): record for record in records}.items())
-        size = self.args.per_device_train_batch_size
-        batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        batches = split(pairs, self.args.per_device_train_batch_size)
 
-        def compute(share: Sequence[list[tuple[Any, Record]]]) -> list[dict[Any, Record]]:
+        def compute(share: Sequence[Sequence[tuple[Any, Record]]]) -> list[dict[Any, Record]]:
             results = []
             with ProgressBar("reference", sum(map(len, share)), "pairs", delay=DELAY) as bar:
                 for batch in share:

@@ -178,10 +178,12 @@ class ASTGFNTrainer(ASTRLOOTrainer):
         self._metrics["train"].pop("kl", None)
         device = batch["advantages"].device
         rewards = torch.tensor([math.nan if row["reward"] is None else row["reward"] for row in inputs], device=device)
-        replayed = torch.tensor([not row["sampling_logprobs"] for row in inputs], device=device)
-        leads = lead(rewards, self.num_generations, self.args.min_margin or 0.0) * replayed
-        mean = self.accelerator.gather(leads).mean()
-        batch["rewards"], batch["nll_weights"] = rewards, leads / torch.where(mean > 0, mean, 1.0)
+        batch["rewards"] = rewards
+        if self.args.nll_coef:
+            replayed = torch.tensor([not row["sampling_logprobs"] for row in inputs], device=device)
+            leads = lead(rewards, self.num_generations, self.args.min_margin or 0.0) * replayed
+            mean = self.accelerator.gather(leads).mean()
+            batch["nll_weights"] = leads / torch.where(mean > 0, mean, 1.0)
         return batch
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
