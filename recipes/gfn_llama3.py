@@ -25,7 +25,6 @@ DEFAULTS = {
     "variation_share": 0.25,
     "replay_share": 0.5,
     "nll_coef": 1.0,
-    "beta": 0.06,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 4,
 }

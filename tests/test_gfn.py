@@ -77,9 +77,11 @@ def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_con
             reward = None if math.isnan(given) else given
             assert reward in [None if one is None else pytest.approx(one) for one in rewards]
             policy = logprob(model, context, probe, 0.7)
-            target = None if reward is None else reward / BETA + logprob(baseline, context, probe, 0.7)
+            replayed = inputs["old_logps"][row].item() == 0
+            left_out = reward is None or (nll_coef and replayed)
+            target = None if left_out else reward / BETA + logprob(baseline, context, probe, 0.7)
             rows.append((policy, target))
-            nlls.append((reward, -policy / len(probe), inputs["old_logps"][row].item() == 0))
+            nlls.append((reward, -policy / len(probe), replayed))
         total = 0.0
         for start in range(0, len(rows), 4):
             known = [(policy - target) for policy, target in rows[start : start + 4] if target is not None]
@@ -176,7 +178,7 @@ def test_what_its_loss_does_not_read_is_refused():
 def test_without_arguments_it_has_its_defaults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = ASTGFNTrainer(ASTSampler(make_system(), ["a b"], 4, 1))
-    assert (trainer.args.beta, trainer.replay.share, trainer.replay.variation_share) == (0.15, 0.25, 0.0)
+    assert (trainer.args.beta, trainer.replay.share, trainer.replay.variation_share) == (0.1, 0.25, 0.0)
 
 
 def test_a_batch_that_splits_groups_is_refused(tmp_path):

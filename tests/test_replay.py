@@ -48,14 +48,22 @@ def test_probes_are_drawn_by_the_mean_of_their_rewards():
     def usual(counts) -> float:
         return sum(counts[name] for name in names) / len(names)
 
-    buffer = filled(*[node(name, 0.5) for name in names], node("better", 0.6), node("worse", 0.2), beta=0.1)
+    # All means are of one more exchange, with the mean reward of all: 0.5.
+    buffer = filled(*[node(name, 0.5) for name in names], node("better", 0.7), node("worse", 0.3), beta=0.1)
     counts = drawn(buffer, count=50000)
     assert counts["better"] / usual(counts) == pytest.approx(math.e, rel=0.1)
-    assert counts["worse"] / usual(counts) == pytest.approx(math.exp(-3), rel=0.4)
-    buffer.remember([node("better", 0.0, replayed=True)], "harm")  # the mean is 0.3 now
+    assert counts["worse"] / usual(counts) == pytest.approx(math.exp(-1), rel=0.2)
+    buffer.remember([node("better", -0.6, replayed=True)], "harm")
     buffer.begin_round(1)
     counts = drawn(buffer, count=50000)
-    assert counts["better"] / usual(counts) == pytest.approx(math.exp(-2), rel=0.4)
+    assert counts["better"] / usual(counts) == pytest.approx(math.exp((0.7 - 0.6 + 0.5) / 0.3 - 5), rel=0.4)
+
+
+def test_one_success_counts_less_than_several():
+    once, often = node("once", 1.0), [node("often", 1.0, replayed=count > 0) for count in range(4)]
+    failed = [node(f"kind{i}", 0.0) for i in range(98)]  # with one more exchange of the mean of probes, 0.02
+    counts = drawn(filled(once, *often, *failed, beta=1.0), count=100_000)
+    assert counts["often"] / counts["once"] == pytest.approx(math.exp((4 + 0.02) / 5 - (1 + 0.02) / 2), rel=0.1)
 
 
 def test_a_weakness_that_is_found_often_does_not_crowd_out_a_rare_one():
@@ -174,7 +182,7 @@ def test_variations_are_written_from_lists_of_the_best_probes():
     system = make_system(hand_made)
     tester = replace(system.tester, sampling=replace(system.tester.sampling, stop_strings=(), top_k=2))
     best = [node(f"good\n {i}", 1.0) for i in range(12)]
-    buffer = filled(*best, *[node(f"bad {i}", 0.0) for i in range(200)], node("deep", 1.0, DEEPER), beta=0.1)
+    buffer = filled(*best, *[node(f"bad {i}", 0.0) for i in range(200)], node("deep", 1.0, DEEPER), beta=0.05)
     prompts = []
 
     class Watched(type(tester)):
@@ -293,7 +301,7 @@ def test_entries_that_the_tester_could_not_end_yet_are_left_out():
 
 def test_a_copy_of_a_known_probe_is_no_variation():
     tester = replace(make_system(hand_made).tester, max_rows=5)
-    buffer = filled(*[node(f"good {i}", 1.0) for i in range(12)])
+    buffer = filled(*[node(f"good {i}", 1.0) for i in range(12)], beta=0.05)
     written = write_variations(tester, Parts(), buffer, [30], seed=0)
     buffer.remember([node(entry.probe, 0.0) for entry in written[:9]], "harm")
     buffer.begin_round(0)  # the same examples are best

@@ -47,7 +47,8 @@ class ReplayBuffer:
 
     A probe is drawn in proportion to `exp(mean reward / beta)`, divided by the number of similar probes in the buffer
     (the cosine of the words that tell successes from failures). Without this, a weakness that is found often would
-    crowd out the rare ones.
+    crowd out the rare ones. One more exchange, with the mean reward of all probes, counts in each mean: among many
+    probes that worked once, most did so by chance, and those that worked again are better.
 
     Probes of the buffer are also the examples from which the tester writes variations (`write_variations`). These are
     asked in the same way, and are probes of the buffer from then on.
@@ -162,7 +163,9 @@ class ReplayBuffer:
         # Of drawing each entry, and of keeping it.
         vectors = self._words.vectors([entry.probe for entry in entries])
         alike = count_alike(vectors, vectors)
-        means = np.array([entry.reward / max(entry.asked, 1) for entry in entries])
+        rewards, asked = (np.array([getattr(entry, name) for entry in entries]) for name in ("reward", "asked"))
+        typical = (rewards[asked > 0] / asked[asked > 0]).mean() if asked.any() else 0.0
+        means = np.where(asked > 0, (rewards + typical) / (asked + 1), rewards)
         # Not so low that nothing is left of all but the best.
         return np.exp(np.maximum((means - means.max()) / self.beta, -600)) / np.maximum(alike, 1.0)
 

@@ -31,7 +31,7 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
     """TRL's `RLOOConfig` with the settings of a round and of a replay buffer.
 
     > These parameters have default values different from [`~trl.RLOOConfig`]: those of [`ASTGRPOConfig`], and `beta`
-    > 0.15.
+    > 0.1.
 
     The trained tester samples a probe with a probability in proportion to `p_baseline(probe) * exp(reward / beta)`.
     This is also what KL-regularised reinforcement learning with the same `beta` aims at (with the KL divergence summed
@@ -41,7 +41,7 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
     unread: ClassVar[Mapping[str, str]] = {**BY_ALL, **BY_GROUPS, **BY_GFN}
 
     beta: float = field(
-        default=0.15,
+        default=0.1,
         metadata={
             "help": "Temperature of the reward: a probe whose reward is higher by beta becomes e times as likely. "
             "Lower: more harm, and fewer kinds of it; higher: likelier and more diverse probes."
@@ -80,7 +80,8 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
         default=0.0,
         metadata={
             "help": "Weight of the negative log-likelihood (mean per token) of replayed probes and variations that "
-            "are better than their siblings. A tester of natural language then writes more like them."
+            "are better than their siblings. Above 0, this takes the place of the balance for replayed probes and "
+            "variations: a tester of natural language then writes more like them, instead of learning each by heart."
         },
     )
     replay_size: int = field(default=1000, metadata={"help": "Most earlier probes that are kept for it."})
@@ -103,7 +104,8 @@ class ASTGFNTrainer(ASTRLOOTrainer):
     `log pi(probe)` between siblings are to equal those of `log R(probe) = reward / beta + log p_baseline(probe)`, with
     log-probabilities summed over tokens. With probes that were just sampled, its gradient is that of RLOO with the
     reward `reward - beta * log(pi / p_baseline)`. It also holds for probes that the tester did not sample, such as
-    those of the replay buffer.
+    those of the replay buffer. With `nll_coef` these are learned by maximum likelihood instead, as in the smoothing
+    phase of the first paper, and only fresh probes are balanced.
 
     The arguments are those of [`GroupsMixin`], with an [`ASTGFNConfig`].
     """
@@ -178,9 +180,10 @@ class ASTGFNTrainer(ASTRLOOTrainer):
         self._metrics["train"].pop("kl", None)
         device = batch["advantages"].device
         rewards = torch.tensor([math.nan if row["reward"] is None else row["reward"] for row in inputs], device=device)
-        batch["rewards"] = rewards
+        batch["rewards"], batch["balanced"] = rewards, ~rewards.isnan()
         if self.args.nll_coef:
             replayed = torch.tensor([not row["sampling_logprobs"] for row in inputs], device=device)
+            batch["balanced"] &= ~replayed
             leads = lead(rewards, self.num_generations, self.args.min_margin or 0.0) * replayed
             mean = self.accelerator.gather(leads).mean()
             batch["nll_weights"] = leads / torch.where(mean > 0, mean, 1.0)
@@ -198,6 +201,7 @@ class ASTGFNTrainer(ASTRLOOTrainer):
             log_ratios,
             inputs["advantages"],
             inputs["rewards"],
+            inputs["balanced"],
             width=self.num_generations,
             beta=self.beta,
             min_margin=self.args.min_margin,
@@ -223,6 +227,7 @@ def balance_loss(
     log_ratios: torch.Tensor,
     advantages: torch.Tensor,
     rewards: torch.Tensor,
+    balanced: torch.Tensor | None = None,
     *,
     width: int,
     beta: float,
@@ -231,27 +236,29 @@ def balance_loss(
     """Return the loss of contrastive trajectory balance; and the sum of the squared gaps between siblings, in nats,
     with the number of their pairs.
 
-    For n measured siblings, the squares of the differences of `log pi - log R` are summed over their pairs and divided
+    For n balanced siblings, the squares of the differences of `log pi - log R` are summed over their pairs and divided
     by n; the loss is the mean over rows, times beta / 2. So for fresh probes its gradient is that of RLOO.
 
     TRL's leave-one-out advantages hold the differences of `log R` between siblings already: they are those of
-    `reward - beta * (log pi_old - log p_baseline)`, times n / (n - 1). With the log-ratio `log pi - log pi_old` added,
-    the probabilities `pi_old` of sampling the probes cancel out, whatever they were.
+    `reward - beta * (log pi_old - log p_baseline)`, times m / (m - 1) for m measured siblings. With the log-ratio
+    `log pi - log pi_old` added, the probabilities `pi_old` of sampling the probes cancel out, whatever they were.
 
     Args:
         log_ratios, advantages, rewards: of shape (rows,), siblings together; the reward is nan if it is not measured.
+        balanced: of shape (rows,), `True` for the measured rows that are compared. Default: all measured ones.
         width (`int`): Siblings of a group.
         beta (`float`): Temperature of the reward.
         min_margin (`float`, *optional*): Siblings whose rewards differ by this much or less are not compared.
     """
     ratios, advantages, rewards = (values.view(-1, width) for values in (log_ratios, advantages, rewards))
-    known = ~rewards.isnan()
-    count = known.sum(1, keepdim=True).clamp(min=1)
+    measured = ~rewards.isnan()
+    balanced = measured if balanced is None else balanced.view(-1, width)
+    count = measured.sum(1, keepdim=True).clamp(min=1)
     gaps = ratios - advantages * (count - 1) / count / beta
-    compared = known[:, :, None] & known[:, None, :]
+    compared = balanced[:, :, None] & balanced[:, None, :]
     if min_margin is not None:
         compared &= (rewards[:, :, None] - rewards[:, None, :]).abs() > min_margin
     squares = torch.where(compared, gaps[:, :, None] - gaps[:, None, :], 0.0) ** 2 / 2  # of each pair, twice
-    loss = beta / 2 * (squares.sum((1, 2)) / count[:, 0]).sum() / len(log_ratios)
+    loss = beta / 2 * (squares.sum((1, 2)) / balanced.sum(1).clamp(min=1)).sum() / len(log_ratios)
     pairs = (compared.sum() - compared.diagonal(dim1=1, dim2=2).sum()) / 2
     return loss, torch.stack([squares.detach().sum(), pairs.to(squares.dtype)])
