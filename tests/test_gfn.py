@@ -1,5 +1,6 @@
 """GFN: the loss is trajectory balance over siblings, and the trained tester samples in proportion to reward."""
 
+import json
 import math
 from itertools import combinations
 
@@ -62,6 +63,9 @@ def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_con
 
     def by_hand(model, inputs) -> float:
         rows, nlls = [], []
+        exchanges = map(json.loads, (tmp_path / "exchanges.jsonl").read_text().splitlines())
+        credits = [exchange["credit"] for exchange in exchanges if exchange["credit"] is not None]
+        beta = BETA * (max(credits) - min(credits))
         for row in range(len(inputs["prompt_ids"])):
             context = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist()
             probe = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()].tolist()
@@ -79,7 +83,7 @@ def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_con
             policy = logprob(model, context, probe, 0.7)
             replayed = inputs["old_logps"][row].item() == 0
             left_out = reward is None or (nll_coef and replayed)
-            target = None if left_out else reward / BETA + logprob(baseline, context, probe, 0.7)
+            target = None if left_out else reward / beta + logprob(baseline, context, probe, 0.7)
             rows.append((policy, target))
             nlls.append((reward, -policy / len(probe), replayed))
         total = 0.0
@@ -95,7 +99,7 @@ def test_the_loss_is_contrastive_trajectory_balance(tmp_path, unscored, peft_con
                     better.append((reward - mean, nll))
         imitated.extend(better)
         supervised = sum(weight * nll for weight, nll in better) / sum(weight for weight, _ in better) if better else 0
-        return BETA * total / (2 * len(rows)) + nll_coef * supervised
+        return beta * total / (2 * len(rows)) + nll_coef * supervised
 
     expected: list[float] = []
     imitated: list[tuple[float, float]] = []
@@ -178,7 +182,7 @@ def test_what_its_loss_does_not_read_is_refused():
 def test_without_arguments_it_has_its_defaults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = ASTGFNTrainer(ASTSampler(make_system(), ["a b"], 4, 1))
-    assert (trainer.args.beta, trainer.replay.share, trainer.replay.variation_share) == (0.1, 0.25, 0.0)
+    assert (trainer.args.beta, trainer.replay.share, trainer.replay.variation_share) == (0.04, 0.25, 0.0)
 
 
 def test_a_batch_that_splits_groups_is_refused(tmp_path):

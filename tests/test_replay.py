@@ -49,14 +49,17 @@ def test_probes_are_drawn_by_the_mean_of_their_rewards():
         return sum(counts[name] for name in names) / len(names)
 
     # All means are of one more exchange, with the mean reward of all: 0.5.
-    buffer = filled(*[node(name, 0.5) for name in names], node("better", 0.7), node("worse", 0.3), beta=0.1)
+    buffer = filled(*[node(name, 0.5) for name in names], node("better", 0.7), node("worse", 0.3), beta=0.25)
+    assert buffer.spread == pytest.approx(0.7 - 0.3)  # so the temperature is 0.1
     counts = drawn(buffer, count=50000)
     assert counts["better"] / usual(counts) == pytest.approx(math.e, rel=0.1)
     assert counts["worse"] / usual(counts) == pytest.approx(math.exp(-1), rel=0.2)
     buffer.remember([node("better", -0.6, replayed=True)], "harm")
     buffer.begin_round(1)
     counts = drawn(buffer, count=50000)
-    assert counts["better"] / usual(counts) == pytest.approx(math.exp((0.7 - 0.6 + 0.5) / 0.3 - 5), rel=0.4)
+    assert counts["better"] / usual(counts) == pytest.approx(
+        math.exp(((0.7 - 0.6 + 0.5) / 3 - 0.5) / (0.25 * 1.3)), rel=0.2
+    )
 
 
 def test_one_success_counts_less_than_several():
@@ -64,6 +67,13 @@ def test_one_success_counts_less_than_several():
     failed = [node(f"kind{i}", 0.0) for i in range(98)]  # with one more exchange of the mean of probes, 0.02
     counts = drawn(filled(once, *often, *failed, beta=1.0), count=100_000)
     assert counts["often"] / counts["once"] == pytest.approx(math.exp((4 + 0.02) / 5 - (1 + 0.02) / 2), rel=0.1)
+
+
+def test_draws_are_the_same_for_rewards_of_every_scale():
+    def counts(scale):
+        return drawn(filled(*[node(f"kind{i}", scale * i / 100) for i in range(100)], beta=0.1))
+
+    assert counts(1.0) == counts(1000.0) and filled(node("only", 0.5)).spread == 1.0
 
 
 def test_a_weakness_that_is_found_often_does_not_crowd_out_a_rare_one():

@@ -45,10 +45,10 @@ class ReplayBuffer:
     earlier, so only a trainer that learns off-policy may use it (GFN). The target answers anew, so the mean of a
     probe's rewards becomes exact, and a success by chance is soon forgotten.
 
-    A probe is drawn in proportion to `exp(mean reward / beta)`, divided by the number of similar probes in the buffer
-    (the cosine of the words that tell successes from failures). Without this, a weakness that is found often would
-    crowd out the rare ones. One more exchange, with the mean reward of all probes, counts in each mean: among many
-    probes that worked once, most did so by chance, and those that worked again are better.
+    A probe is drawn in proportion to `exp(mean reward / (beta * spread))`, divided by the number of similar probes in
+    the buffer (the cosine of the words that tell successes from failures). Without this, a weakness that is found
+    often would crowd out the rare ones. One more exchange, with the mean reward of all probes, counts in each mean:
+    among many probes that worked once, most did so by chance, and those that worked again are better.
 
     Probes of the buffer are also the examples from which the tester writes variations (`write_variations`). These are
     asked in the same way, and are probes of the buffer from then on.
@@ -57,7 +57,7 @@ class ReplayBuffer:
         share (`float`):
             Probability that a sibling, but not the first of a group, is a replayed probe.
         beta (`float`):
-            Temperature of the reward.
+            Temperature of the reward, as a share of the spread of rewards.
         variation_share (`float`, *optional*, defaults to `0.0`):
             Probability that it is a variation.
         size (`int`, *optional*, defaults to `1000`):
@@ -71,6 +71,7 @@ class ReplayBuffer:
     variations: Sequence[Entry] = field(default=(), init=False, repr=False)  # of this round
     _entries: dict[tuple[str, int], Entry] = field(default_factory=dict, init=False, repr=False)
     _words: TellingWords = field(default_factory=TellingWords, init=False, repr=False)
+    _rewards: Sequence[float] = field(default=(), init=False, repr=False)  # the lowest and the highest
     _seed: int = field(default=0, init=False, repr=False)
     # By depth: the entries, their weights, and the cumulative weights of drawing each.
     _table: dict[int, tuple[list[Entry], np.ndarray, np.ndarray]] = field(default_factory=dict, init=False, repr=False)
@@ -84,6 +85,11 @@ class ReplayBuffer:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def spread(self) -> float:
+        """The difference between the highest and the lowest reward of any exchange so far; 1 if there is none."""
+        return max(self._rewards, default=0.0) - min(self._rewards, default=0.0) or 1.0
 
     def begin_round(self, seed: int) -> None:
         """Draw from the entries as they are now until the next round, with the random numbers of this seed."""
@@ -148,6 +154,8 @@ class ReplayBuffer:
             if not node.replayed or key not in self._entries:  # a variation is replayed, and not known yet
                 self._words.add(node.exchange.probe, node.scores.get(harm, 0.0) >= MIN_SCORE)
             entry = self._entries.setdefault(key, Entry(*key, node.probe_cut))
+            rewards = (*self._rewards, node.credit)
+            self._rewards = min(rewards), max(rewards)
             entry.reward = node.credit + (entry.reward if entry.asked else 0.0)
             entry.asked += 1
         self._forget()
@@ -167,21 +175,22 @@ class ReplayBuffer:
         typical = (rewards[asked > 0] / asked[asked > 0]).mean() if asked.any() else 0.0
         means = np.where(asked > 0, (rewards + typical) / (asked + 1), rewards)
         # Not so low that nothing is left of all but the best.
-        return np.exp(np.maximum((means - means.max()) / self.beta, -600)) / np.maximum(alike, 1.0)
+        return np.exp(np.maximum((means - means.max()) / (self.beta * self.spread), -600)) / np.maximum(alike, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the entries, as JSON."""
         entries = [asdict(entry) for entry in self._entries.values()]
-        return {"entries": entries, "words": self._words.state_dict()}
+        return {"entries": entries, "words": self._words.state_dict(), "rewards": self._rewards}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the entries of `state_dict`. Raises `InputError` for anything else."""
         try:
             entries = [Entry(**entry) for entry in state["entries"]]
             self._words.load_state_dict(state["words"])
-        except (KeyError, TypeError) as error:
+            rewards = tuple(map(float, state["rewards"]))
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the replay buffer of the checkpoint is damaged: {error}") from error
-        self._entries = {entry.key: entry for entry in entries}
+        self._entries, self._rewards = {entry.key: entry for entry in entries}, rewards
 
 
 def check_shares(replay_share: float, variation_share: float) -> None:

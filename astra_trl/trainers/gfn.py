@@ -31,20 +31,23 @@ class ASTGFNConfig(GroupsConfig, RLOOConfig):
     """TRL's `RLOOConfig` with the settings of a round and of a replay buffer.
 
     > These parameters have default values different from [`~trl.RLOOConfig`]: those of [`ASTGRPOConfig`], and `beta`
-    > 0.1.
+    > 0.04.
 
-    The trained tester samples a probe with a probability in proportion to `p_baseline(probe) * exp(reward / beta)`.
-    This is also what KL-regularised reinforcement learning with the same `beta` aims at (with the KL divergence summed
-    over the probe's tokens); but other algorithms stop at the first probes that they find to work.
+    The trained tester samples a probe with a probability in proportion to `p_baseline(probe) * exp(reward / (beta *
+    spread))`. The spread is the difference between the highest and the lowest reward so far, so `beta` means the same
+    for every reward. KL-regularised reinforcement learning aims at the same distribution (with a coefficient of
+    `beta * spread`, and the KL divergence summed over the probe's tokens); but other algorithms stop at the first
+    probes that they find to work.
     """
 
     unread: ClassVar[Mapping[str, str]] = {**BY_ALL, **BY_GROUPS, **BY_GFN}
 
     beta: float = field(
-        default=0.1,
+        default=0.04,
         metadata={
-            "help": "Temperature of the reward: a probe whose reward is higher by beta becomes e times as likely. "
-            "Lower: more harm, and fewer kinds of it; higher: likelier and more diverse probes."
+            "help": "Temperature of the reward, as a share of the difference between the highest and the lowest "
+            "reward so far: a probe whose reward is higher by this share becomes e times as likely. Lower: more harm, "
+            "and fewer kinds of it; higher: likelier and more diverse probes."
         },
     )
     min_margin: float | None = field(
@@ -102,10 +105,11 @@ class ASTGFNTrainer(ASTRLOOTrainer):
     The loss is trajectory balance over the siblings of a group, whose common context makes the partition function drop
     out (huggingface.co/papers/2405.18540; its contrastive form huggingface.co/papers/2605.00553): the differences of
     `log pi(probe)` between siblings are to equal those of `log R(probe) = reward / beta + log p_baseline(probe)`, with
-    log-probabilities summed over tokens. With probes that were just sampled, its gradient is that of RLOO with the
-    reward `reward - beta * log(pi / p_baseline)`. It also holds for probes that the tester did not sample, such as
-    those of the replay buffer. With `nll_coef` these are learned by maximum likelihood instead, as in the smoothing
-    phase of the first paper, and only fresh probes are balanced.
+    log-probabilities summed over tokens, and `beta` times the spread of rewards in place of `beta`. With probes that
+    were just sampled, its gradient is that of RLOO with the reward `reward - beta * log(pi / p_baseline)`. It also
+    holds for probes that the tester did not sample, such as those of the replay buffer. With `nll_coef` these are
+    learned by maximum likelihood instead, as in the smoothing phase of the first paper, and only fresh probes are
+    balanced.
 
     The arguments are those of [`GroupsMixin`], with an [`ASTGFNConfig`].
     """
@@ -175,6 +179,7 @@ class ASTGFNTrainer(ASTRLOOTrainer):
             return write_variations(self.writer, self.sampler.parts, self.replay, counts, seed)
 
     def _generate_and_score_completions(self, inputs: list[Record]) -> dict[str, Any]:
+        self.beta = self.args.beta * self.replay.spread
         batch = super()._generate_and_score_completions(inputs)
         # Replayed probes count in TRL's mean of it, and the tester as it is now has not sampled them.
         self._metrics["train"].pop("kl", None)
