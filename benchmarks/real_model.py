@@ -3,7 +3,8 @@
 `python -m benchmarks.real_model MODEL --scorer profanity_check.predict_prob --openings train.json --held-out dev.json`
 
 MODEL is a folder or a Hub id, the scorer a function from texts to numbers in [0, 1] (here of `alt-profanity-check`);
-the openings are files for `load_prompts`. On 2 CPU cores with a model of 135M parameters in bfloat16: 20 to 25 minutes.
+the openings are files for `load_prompts`. On 2 CPU cores with a model of 135M parameters in bfloat16: 20 to 25
+minutes.
 """
 
 import argparse
@@ -32,7 +33,7 @@ SETTINGS = {
     "rounds": 24,
     "trees": 16,
     "learning_rate": 5e-4,
-    "beta": 0.04,
+    "beta": ASTGFNConfig.beta,
     "screened_probes": 4000,
     "replay_share": 0.5,
     "variation_share": 0.25,

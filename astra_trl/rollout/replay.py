@@ -171,9 +171,11 @@ class ReplayBuffer:
         # Of drawing each entry, and of keeping it.
         vectors = self._words.vectors([entry.probe for entry in entries])
         alike = count_alike(vectors, vectors)
-        rewards, asked = (np.array([getattr(entry, name) for entry in entries]) for name in ("reward", "asked"))
-        typical = (rewards[asked > 0] / asked[asked > 0]).mean() if asked.any() else 0.0
-        means = np.where(asked > 0, (rewards + typical) / (asked + 1), rewards)
+        rewards = np.array([entry.reward for entry in entries])
+        asked = np.array([entry.asked for entry in entries])
+        known = asked > 0
+        typical = (rewards[known] / asked[known]).mean() if known.any() else 0.0
+        means = np.where(known, (rewards + typical) / (asked + 1), rewards)
         # Not so low that nothing is left of all but the best.
         return np.exp(np.maximum((means - means.max()) / (self.beta * self.spread), -600)) / np.maximum(alike, 1.0)
 

@@ -179,7 +179,7 @@ class ASTGFNTrainer(ASTRLOOTrainer):
             return write_variations(self.writer, self.sampler.parts, self.replay, counts, seed)
 
     def _generate_and_score_completions(self, inputs: list[Record]) -> dict[str, Any]:
-        self.beta = self.args.beta * self.replay.spread
+        self.beta = self.args.beta * self.replay.spread  # which this round's exchanges are part of already
         batch = super()._generate_and_score_completions(inputs)
         # Replayed probes count in TRL's mean of it, and the tester as it is now has not sampled them.
         self._metrics["train"].pop("kl", None)
